@@ -1,0 +1,30 @@
+"""The test command, `python -m tests`: exported code in step, notebooks clean, notebooks run, pytest. Stops at the first failure."""
+import os, subprocess, sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def contents(*patterns): return {p: p.read_bytes() for pattern in patterns for p in sorted(ROOT.glob(pattern))}
+
+
+def unchanged(what, command, *patterns):
+    "Run `command`; stop if it changes a file: what is committed is then out of step. The working tree keeps the change."
+    before = contents(*patterns)
+    subprocess.run(command, cwd=ROOT, check=True)
+    if changed := [p.relative_to(ROOT) for p, b in contents(*patterns).items() if before.get(p) != b]:
+        sys.exit(f"{what}: `{' '.join(command)}` changes {', '.join(map(str, changed))}; look at it and commit")
+    print(f"{what}: in step", flush=True)
+
+
+def main():
+    os.environ |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore")
+    unchanged("exported code", ["nbdev_export"], "higgs_vi/*.py")
+    unchanged("notebooks", ["nbdev_clean"], "nbs/*.ipynb")
+    one = dict(OMP_NUM_THREADS="1")       # notebooks run side by side
+    subprocess.run(["nbdev_test", "--n_workers", "2"], cwd=ROOT, check=True, env=os.environ | one)
+    print("notebooks: they run", flush=True)
+    sys.exit(subprocess.run([sys.executable, "-m", "pytest", "--durations=8"], cwd=ROOT).returncode)
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,42 @@
+"""What several tests share: an untrained nano, and one that has learnt four clips by heart."""
+import os
+from types import SimpleNamespace
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest, torch
+from transformers.utils import logging
+
+from higgs_vi.audio import read_audio
+from higgs_vi.batch import build_example, collate
+from higgs_vi.codec import DEMO, encode
+from higgs_vi.model import nano, train_step
+from higgs_vi.prompt import Prompt
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def parts():
+    "An untrained nano; tests that change its model take a copy."
+    return nano()
+
+
+@pytest.fixture(scope="session")
+def clips(parts):
+    "Four demo clips of different lengths: (prompt, codes)."
+    rows = {"bac_nam_000": "Xin chào các bạn.", "bac_nu_001": "Hôm nay trời đẹp quá!",
+            "trung_nu_002": "Bạn ăn cơm chưa?", "nam_nam_003": "Tôi tên là Lan."}
+    codes = encode(parts.codec, [read_audio(DEMO/f"clips/{name}.ogg") for name in rows])
+    return [(Prompt(text), c) for text, c in zip(rows.values(), codes)]
+
+
+@pytest.fixture(scope="session")
+def overfitted(clips):
+    "A nano trained in full on four clips until it knows them by heart."
+    own = nano(seed=1)
+    batch = collate([build_example(own.tokenizer, p, c, p.text) for p, c in clips], own.tokenizer)
+    optimizer = torch.optim.AdamW(own.model.train().parameters(), lr=3e-3)
+    losses = [train_step(own.model, optimizer, [batch])["loss"] for _ in range(150)]
+    own.model.eval()
+    return SimpleNamespace(**vars(own), batch=batch, losses=losses)

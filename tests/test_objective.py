@@ -1,0 +1,250 @@
+"""The training loss is the objective of generation. Each of these fails when the thing it names is broken."""
+import copy, math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import HiggsAudioV2ForConditionalGeneration
+
+from higgs_vi.batch import IGNORE, Example, build_example, collate
+from higgs_vi.codec import delay, undelay
+from higgs_vi.model import add_lora, audio_loss, lora_config, nano_config, target_counts, target_logits, train_step
+from higgs_vi.prompt import TASKS, Prompt, Reference, column_ids, encode_prompt, tiny_tokenizer
+
+
+def sound(seed, frames): return np.random.default_rng(seed).integers(0, 1024, (8, frames))
+
+
+def prompts():
+    "One prompt of each task, and both places of a reference."
+    refs = tuple(Reference(t, sound(i, 9 + 4*i)) for i, t in enumerate(["Cảm ơn chị.", "Chào bác ạ."]))
+    talk = "[SPEAKER0] Chào chị. [SPEAKER1] Chào em."
+    return [Prompt("Xin chào."), Prompt("Mời anh ngồi.", task="zero_shot_voice_cloning", references=refs[:1]),
+            Prompt("Mời anh ngồi.", task="zero_shot_voice_cloning", references=refs[:1], place="scene"),
+            Prompt(talk, task="multi_speaker_smart_voice"), Prompt(talk, task="multi_speaker_voice_cloning", references=refs),
+            Prompt(talk, task="multi_speaker_voice_cloning", references=refs, place="scene")]
+
+
+def mixed_examples(tokenizer):
+    "Examples of unlike lengths, with and without references."
+    return [build_example(tokenizer, p, sound(10 + i, 3 + 7*i), str(i)) for i, p in enumerate(prompts())]
+
+
+# --- 1: no copy task -------------------------------------------------------------------------------------------------
+
+def noise_batch(tokenizer, rng, clips=4, frames=50):
+    return collate([build_example(tokenizer, Prompt("Xin chào.", scene=None), rng.integers(0, 1024, (8, frames)))
+                    for _ in range(clips)], tokenizer)
+
+
+def unshifted(batch): return batch | dict(predict_at=batch["predict_at"] + 1)
+
+
+def code_cross_entropy(model, batch):
+    "Mean cross-entropy over targets that are codes."
+    with torch.no_grad(): logits = target_logits(model, batch)
+    codes = (batch["targets"] >= 0) & (batch["targets"] < 1024)
+    return F.cross_entropy(logits[codes], batch["targets"][codes]).item()
+
+
+def train_on_noise(spoil):
+    """Held-out cross-entropy after 200 steps on codes that are fresh noise at every step; `spoil` may damage the batch.
+
+    Head and embedding begin equal, the best start for a copying model, so that 200 steps suffice to see one.
+    """
+    tokenizer, rng = tiny_tokenizer(["Xin chào. Generate audio following instruction."]), np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden=256, layers=1)).train()
+    with torch.no_grad(): model.audio_lm_head.weight.copy_(model.model.embed_audio_tokens.embed_audio_tokens.weight.normal_(0, 1/16))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(200): train_step(model, optimizer, [spoil(noise_batch(tokenizer, rng))])
+    return code_cross_entropy(model.eval(), spoil(noise_batch(tokenizer, rng, clips=16)))
+
+
+def test_noise_cannot_be_learnt():
+    assert math.log(1024) - 0.02 <= train_on_noise(lambda b: b) < math.log(1024) + 0.3
+
+
+def test_an_unshifted_label_would_be_a_copy_task():
+    assert train_on_noise(unshifted) < 1
+
+
+# --- 2: targets ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 40])
+def test_targets_are_the_codes_and_the_first_eos(parts, frames):
+    codes = sound(0, frames)
+    e = build_example(parts.tokenizer, Prompt("Xin chào."), codes)
+    for k in range(8):
+        asked = e.labels[:, k][e.labels[:, k] != IGNORE]
+        assert asked.tolist() == codes[k].tolist() + [1025]
+    assert (undelay(delay(codes)) == codes).all() and len(e.columns) == frames + 9
+
+
+# --- 3: a batch is the weighted mean of its clips ----------------------------------------------------------------------
+
+def plain_loss(model, e):
+    "Independent of ours: stock HF forward on one clip, and a loop over columns and codebooks. Loss summed over codebooks, as HF's."
+    ids, columns = torch.from_numpy(e.input_ids)[None], torch.from_numpy(e.columns)[None]
+    out = model(input_ids=ids, audio_input_ids=columns, audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
+                use_cache=False)
+    logp = out.logits[0].unflatten(-1, (8, 1026)).log_softmax(-1)
+    audio = [i for i, t in enumerate(e.input_ids) if t in (model.config.audio_token_id, model.config.audio_delay_token_id)]
+    per_codebook = []
+    for k in range(8):
+        terms = [-logp[audio[c] - 1, k, label] for c, label in enumerate(e.labels[:, k]) if label != IGNORE]
+        per_codebook.append(sum(terms)/len(terms))
+    return sum(per_codebook)
+
+
+def gradients(model): return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal_gradients(a, b, tol=1e-5):
+    assert a.keys() == b.keys()
+    for n in a: assert (a[n] - b[n]).abs().max() <= tol, n
+
+
+@pytest.fixture(scope="module")
+def reference_step(parts):
+    "Loss and gradients of the weighted mean of single clips by `plain_loss` on the stock model."
+    model, examples = copy.deepcopy(parts.model), mixed_examples(parts.tokenizer)
+    targets = [(e.labels != IGNORE).sum() for e in examples]
+    loss = sum(plain_loss(model, e)*n for e, n in zip(examples, targets))/sum(targets)
+    loss.backward()
+    return examples, loss.item(), gradients(model)
+
+
+@pytest.mark.parametrize("split", [[6], [1, 1, 1, 1, 1, 1], [2, 4], [5, 1]])
+def test_loss_and_gradients_of_a_step_do_not_depend_on_its_split(parts, reference_step, split):
+    examples, want, grads = reference_step
+    model, cuts = copy.deepcopy(parts.model), np.cumsum([0, *split])
+    batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:])]
+    counts, total = target_counts(batches), 0.0
+    for batch in batches:
+        loss = audio_loss(model, batch, counts)
+        loss.total.backward()
+        total += loss.total.item()
+    assert abs(total - want) <= 1e-6*want
+    assert_equal_gradients(gradients(model), grads)
+
+
+def test_equal_weights_give_hf_s_own_number(parts, reference_step):
+    batch = collate(reference_step[0], parts.tokenizer)
+    with torch.no_grad():
+        stock = parts.model(**{k: batch[k] for k in ("input_ids", "attention_mask", "audio_input_ids", "audio_input_ids_mask",
+                                                     "audio_labels")}, use_cache=False).loss
+        assert abs(stock.item() - audio_loss(parts.model, batch).total.item()) < 1e-5
+
+
+def test_codebook_weights_are_scaled_to_sum_to_eight(parts, reference_step):
+    batch = collate(reference_step[0], parts.tokenizer)
+    with torch.no_grad():
+        loss = audio_loss(parts.model, batch, weights=[8, 8, 6, 6, 4, 4, 2, 2])
+        assert torch.allclose(loss.total.double(), (loss.tally[0]/loss.tally[1]*torch.tensor([8, 8, 6, 6, 4, 4, 2, 2])/40*8).sum())
+
+
+def test_padding_and_company_change_nothing(parts, reference_step):
+    "Through LoRA with whole-trained audio embeddings too: the adapter path is the plain path."
+    model = add_lora(copy.deepcopy(parts.model), lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True))
+    with torch.no_grad():
+        got = audio_loss(model.eval(), collate(reference_step[0], parts.tokenizer)).total.item()
+    assert abs(got - reference_step[1]) <= 1e-6*reference_step[1]
+
+
+def test_a_wrong_shift_is_seen(parts, reference_step):
+    "The comparison above can fail: labels one column late give another loss and other gradients."
+    batch = unshifted(collate(reference_step[0], parts.tokenizer))
+    model = copy.deepcopy(parts.model)
+    loss = audio_loss(model, batch)
+    loss.total.backward()
+    assert abs(loss.total.item() - reference_step[1]) > 1e-4
+    with pytest.raises(AssertionError): assert_equal_gradients(gradients(model), reference_step[2])
+
+
+# --- 4 to 6: what was trained is what is spoken ------------------------------------------------------------------------
+
+def greedy(own, prompt, limit=120):
+    "Columns `(L, K)` that HF's `generate` speaks after a prompt, greedily and without RAS."
+    ids, columns = encode_prompt(own.tokenizer, prompt)
+    inputs = dict(input_ids=torch.from_numpy(ids)[None], attention_mask=torch.ones(1, len(ids), dtype=torch.long))
+    if len(columns):
+        inputs |= dict(audio_input_ids=torch.from_numpy(columns)[None],
+                       audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool))
+    out = own.model.generate(**inputs, do_sample=False, max_new_tokens=limit, ras_win_len=None)
+    return out[0, len(columns):].numpy()
+
+
+def test_it_learnt_the_clips(overfitted): assert overfitted.losses[-1] < 0.05 < 6 < overfitted.losses[0]
+
+
+def test_offset_audit(overfitted):
+    "Cross-entropy of what column j says against the ids at columns j-1, j, j+1, j+2 (codes only): least at j+1, which generation uses."
+    batch = overfitted.batch
+    with torch.no_grad():
+        logits = overfitted.model(**{k: batch[k] for k in ("input_ids", "attention_mask", "audio_input_ids", "audio_input_ids_mask")},
+                                  use_cache=False).logits
+    logits, ce = logits.unflatten(-1, (8, 1026)), {}
+    audio = [((ids == overfitted.model.config.audio_token_id) | (ids == overfitted.model.config.audio_delay_token_id))
+             .nonzero()[:, 0] for ids in batch["input_ids"]]
+    for offset in (-1, 0, 1, 2):
+        terms = []
+        for b, places in enumerate(audio):
+            columns = batch["audio_input_ids"][b, :len(places)]
+            for j in range(max(0, -offset), len(places) - max(0, offset)):
+                codes = columns[j + offset] < 1024
+                if codes.any(): terms.append(F.cross_entropy(logits[b, places[j]][codes], columns[j + offset][codes], reduction="none"))
+        ce[offset] = torch.cat(terms).mean().item()
+    assert min(ce, key=ce.get) == 1 and ce[1] < 0.1 and all(v > 3 for o, v in ce.items() if o != 1), ce
+
+
+def test_greedy_generation_gives_the_clips_back_and_stops(overfitted, clips):
+    for prompt, codes in clips:
+        spoken = undelay(greedy(overfitted, prompt))
+        assert abs(spoken.shape[1] - codes.shape[1]) <= 1
+        n = min(spoken.shape[1], codes.shape[1])
+        assert np.mean(spoken[:, :n] == codes[:, :n]) >= 0.99
+
+
+def teacher_forced(own, prompt, columns):
+    "Argmax of the training forward at every column of `columns` `(L, K)` but the first, `(L - 1, K)`: what it says for columns 1 to L-1."
+    ids, refs = encode_prompt(own.tokenizer, prompt)
+    labels = np.concatenate([np.full_like(refs, IGNORE), np.full_like(columns[:1], IGNORE), columns[1:]])
+    e = Example(np.concatenate([ids, column_ids(own.tokenizer, *columns.shape)]), np.concatenate([refs, columns]), labels)
+    with torch.no_grad(): return target_logits(own.model, collate([e], own.tokenizer)).argmax(-1).numpy()
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_teacher_forcing_says_what_greedy_generation_says(parts, which):
+    "At every (column, codebook) that generation does not force: an untrained model, all tasks."
+    prompt = prompts()[which]
+    columns = greedy(parts, prompt, limit=30)
+    said = teacher_forced(parts, prompt, columns)
+    free = np.arange(1, len(columns))[:, None] > np.arange(8)      # codebook k is forced to BOS up to column k
+    ended = np.cumsum((columns == 1025).any(1))[:-1] > 0             # from the column after the first EOS the ramp is forced
+    assert (said == columns[1:])[free & ~ended[:, None]].all() and (free & ~ended[:, None]).sum() > 30
+
+
+def test_teacher_forcing_says_the_clip_and_every_first_eos(overfitted, clips):
+    for prompt, codes in clips:
+        e = build_example(overfitted.tokenizer, prompt, codes)
+        spoken = greedy(overfitted, prompt)
+        said = teacher_forced(overfitted, prompt, delay(codes))
+        asked = e.labels[1:] != IGNORE
+        assert (said[asked] == e.labels[1:][asked]).mean() >= 0.99
+        rows = min(len(spoken), len(e.columns)) - 1
+        assert (spoken[1:rows + 1] == said[:rows])[asked[:rows]].all()
+
+
+# --- 7: references ------------------------------------------------------------------------------------------------------
+
+def test_reference_codes_are_the_reference_s_own_and_never_asked(parts):
+    target = sound(99, 20)
+    for p in prompts():
+        e = build_example(parts.tokenizer, p, target)
+        own = [delay(r.codes) for r in p.references]
+        n = sum(map(len, own))
+        assert (e.columns[:n] == np.concatenate([np.zeros((0, 8), int), *own])).all() and (e.columns[n:] == delay(target)).all()
+        assert (e.labels[:n] == IGNORE).all() and (e.labels[n:] != IGNORE).sum() == 8*21
+    assert {p.task for p in prompts()} == set(TASKS)

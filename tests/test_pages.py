@@ -1,0 +1,62 @@
+"""Pages in a real browser: the gallery plays, and JupyterLab opens an executed notebook. Skipped where there is no Chromium."""
+import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from higgs_vi.audio import read_audio
+from higgs_vi.codec import DEMO
+from higgs_vi.show import Clip, gallery
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+ROOT = Path(__file__).parents[1]
+
+WATCH = """<script>
+Promise.all([...document.querySelectorAll('audio')].map(a => new Promise((ok, bad) => {
+  a.onerror = () => bad('cannot play'); a.onloadedmetadata = () => ok(a.duration); a.load() })))
+.then(d => document.title = 'durations ' + JSON.stringify(d), e => document.title = 'failed ' + e)
+</script></body>"""
+
+
+def dom(url, folder, wait=8000):
+    "The page at `url` after its scripts have run, as HTML."
+    return subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                           "--disable-sync", "--mute-audio", f"--user-data-dir={folder}", f"--virtual-time-budget={wait}", "--dump-dom", url],
+                          capture_output=True, text=True, timeout=120).stdout
+
+
+def test_the_gallery_plays_offline(tmp_path):
+    waves = [read_audio(p) for p in sorted(DEMO.glob("clips/*_00*.ogg"))[:4]]
+    page = gallery(tmp_path/"index.html", [dict(text="Một.", real=Clip(waves[0]), after=Clip(waves[1])), dict(text="Hai.", real=Clip(waves[2]), after=Clip(waves[3]))], "Pairs")
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=.(?!data:)", text) and text.count("<img") == 4
+    page.write_text(text.replace("</body>", WATCH), encoding="utf-8")
+    title = re.search(r"<title>(.*?)</title>", dom(page.as_uri(), tmp_path/"profile"))[1]
+    assert title.startswith("durations "), title
+    assert np.allclose(json.loads(title.removeprefix("durations ")), [len(w)/24_000 for w in waves], atol=0.1)
+
+
+@pytest.mark.slow
+def test_jupyterlab_opens_the_executed_notebook(tmp_path):
+    "The lab's own page, served on loopback, shows the notebook's cells and the browser logs no error of it."
+    playwright = pytest.importorskip("playwright.sync_api")
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    env = os.environ | {f"JUPYTER_{k}_DIR": str(tmp_path/k) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(JUPYTERLAB_SETTINGS_DIR=str(tmp_path/"lab"))
+    lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=",
+                            f"--ServerApp.root_dir={ROOT}", "--LabApp.collaborative=False"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(60):
+            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/lab", timeout=1); break
+            except OSError: time.sleep(1)
+        with playwright.sync_playwright() as p:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+            page, errors = browser.new_page(), []
+            page.on("pageerror", lambda e: errors.append(str(e)))
+            page.goto(f"http://127.0.0.1:{port}/lab/tree/nbs/04_train.ipynb")
+            page.wait_for_selector(".jp-Notebook .jp-MarkdownCell h1", timeout=90_000)
+            assert "Training" in page.inner_text(".jp-Notebook .jp-MarkdownCell h1") and page.locator(".jp-Notebook .jp-Cell").count() > 5
+            assert not errors and not page.locator(".jp-Dialog").count()
+            browser.close()
+    finally: lab.terminate(); lab.wait(20)

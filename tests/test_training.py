@@ -1,0 +1,262 @@
+"""Training through the exported step: resume to the last bit, the best checkpoint, early stopping, merge, saying it again."""
+import json, os, random, re, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from higgs_vi.audio import read_audio, write_text, write_wav
+from higgs_vi.codec import DEMO, decode, encode
+from higgs_vi.data import DataSettings, prepare
+from higgs_vi.merge import MergeSettings, merge
+from higgs_vi.model import load_checkpoint, write_nano
+from higgs_vi.run import checkpoints, load_adapter, read_metrics
+from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
+from higgs_vi.train import TrainSettings, execute, main as train_main, plan_from, rate_at, start, total_steps, with_preset
+
+ROOT = Path(__file__).parents[1]
+FOUR = {"bac_nam_000": "Xin chào các bạn.", "bac_nu_001": "Hôm nay trời đẹp quá!", "trung_nu_002": "Bạn ăn cơm chưa?", "nam_nam_003": "Tôi tên là Lan."}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder with a nano, the demo clips and four of them alone."
+    folder = tmp_path_factory.mktemp("train")
+    write_nano(folder/"nano")
+    prepare(DataSettings(out=str(folder/"data")))
+    rows = "".join(f"clips/{name}.ogg,{text},{name[:-4]}\n" for name, text in FOUR.items())
+    write_text(folder/"four.csv", "wav_filename,text,speaker\n" + rows)
+    prepare(DataSettings(table=str(folder/"four.csv"), audio=str(DEMO), out=str(folder/"four")))
+    return folder
+
+
+def settings(place, out, **change):
+    "Small settings: twelve steps of LoRA with dropout, a validation every four."
+    given = dict(model=str(place/"nano"), data=str(place/"data"), out=str(out), cache=str(place/"codes"), preset="demo", budget=1024, steps=12, log=1,
+                 evaluate=4, save=3, sentences=0, device="cpu") | change
+    cfg = TrainSettings.of(given)
+    cfg.given = frozenset(given)
+    return with_preset(cfg)
+
+
+def steps_of(run): return [{k: r[k] for k in ("step", "epoch", "loss", "by_codebook", "grad_norm", "rate")} for r in read_metrics(run) if r["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(place):
+    "A whole run, begun and ended in this process."
+    return execute(settings(place, place/"unbroken"))
+
+
+def command(cfg):
+    "The command line of `cfg`."
+    names = "model data out cache preset budget steps log evaluate save sentences device resume".split()
+    return [sys.executable, "-m", "higgs_vi.train", *(x for n in names for x in (f"--{n}", str(getattr(cfg, n))))]
+
+
+def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
+    "kill -9 at a random step, then a fresh process: every step equals the unbroken run's, and stands in metrics.jsonl once."
+    out, at = place/"killed", random.Random(os.getpid()).randint(4, 10)
+    own = subprocess.Popen(command(settings(place, out)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in own.stdout:
+        if line.startswith(f"step {at}/"): own.send_signal(signal.SIGKILL); break
+    own.wait()
+    assert own.returncode == -signal.SIGKILL and checkpoints(out) and not (out/"adapter").exists()
+    before = len(steps_of(out))
+    subprocess.run(command(settings(place, out, resume=True)), cwd=ROOT, check=True, capture_output=True)
+    assert steps_of(out) == steps_of(unbroken.folder) and before < 12
+    assert (out/"adapter/adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_sigterm_saves_and_stops(place, unbroken):
+    out = place/"term"
+    own = subprocess.Popen(command(settings(place, out, save=100)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in own.stdout:
+        if line.startswith("step 5/"): own.send_signal(signal.SIGTERM); break
+    rest = own.stdout.read()
+    assert own.wait() == 143 and (said := re.search(r"stopped by SIGTERM after step (\d+), and saved", rest))
+    assert checkpoints(out)[-1].name == f"step-{int(said[1]):06d}" and steps_of(out) == steps_of(unbroken.folder)[:int(said[1])]
+
+
+def test_one_seed_gives_the_same_losses_and_another_does_not(place, unbroken):
+    again, other = execute(settings(place, place/"again")), execute(settings(place, place/"other", seed=1, steps=3))
+    assert steps_of(again.folder) == steps_of(unbroken.folder)
+    assert steps_of(other.folder)[0]["loss"] != steps_of(unbroken.folder)[0]["loss"]
+
+
+def test_validation_finds_the_best_checkpoint(place, unbroken):
+    rows = [r for r in read_metrics(unbroken.folder) if r["kind"] == "valid"]
+    assert [r["step"] for r in rows] == [4, 8, 12] and all(len(r["by_codebook"]) == 8 and r["eos_loss"] > 0 for r in rows)
+    best = min(rows, key=lambda r: r["loss"])
+    assert (unbroken.best_step, unbroken.best) == (best["step"], best["loss"])
+    kept = unbroken.folder/"checkpoints"/f"step-{best['step']:06d}"
+    assert (kept/"adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
+    names = {p.name for p in unbroken.folder.iterdir()}
+    assert {"settings.json", "metrics.jsonl", "checkpoints", "adapter", "tensorboard"} <= names and len(checkpoints(unbroken.folder)) <= 4
+    train = {e.name for e in unbroken.data.train}
+    assert train.isdisjoint(e.name for e in unbroken.data.valid) and len(unbroken.data.valid) == 8
+
+
+def test_early_stopping_stops_and_keeps_the_best(place, capsys):
+    "A rate that spoils the model: validation gets worse, patience ends, the adapter is the best one."
+    run = execute(settings(place, place/"worse", rate=0.5, evaluate=1, patience=2, steps=40, warmup=0.0))
+    assert run.step < run.total == 40 and "no better for 2 validation(s): stopping" in capsys.readouterr().out
+    rows = [r for r in read_metrics(run.folder) if r["kind"] == "valid"]
+    assert run.best_step == min(rows, key=lambda r: r["loss"])["step"] == run.step - 2
+
+
+def test_the_rate_rises_and_falls():
+    cfg = replace(TrainSettings(), rate=1.0, warmup=0.1)
+    rates = [rate_at(cfg, s, 100) for s in range(1, 101)]
+    assert rates[0] == 0.1 and max(rates) == rates[9] == 1.0 and rates[-1] < 1e-9 and rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_the_plan_resumes_at_the_very_batch(place):
+    run = start(settings(place, place/"plan", epochs=3, steps=0))
+    whole = list(plan_from(run.cfg, run.data, 0, 1))
+    assert len(whole) == total_steps(run.cfg, run.data, 1) == run.total
+    for done in (1, len(whole)//3, len(whole) - 1): assert list(plan_from(run.cfg, run.data, done, 1)) == whole[done:]
+    for world in (2, 3): assert sum(len(b) for _, s in plan_from(run.cfg, run.data, 0, world) for b in s) == 3*len(run.data.train)
+
+
+# --- merge, and plain transformers and peft ------------------------------------------------------------------------------
+
+PLAIN = """
+import sys, torch
+from peft import PeftModel
+from transformers import HiggsAudioV2ForConditionalGeneration as Model
+from transformers.utils import logging; logging.disable_progress_bar()
+merged, base, adapter = sys.argv[1:4]
+x = dict(input_ids=torch.arange(100, 140)[None], use_cache=False)
+x["input_ids"][0, 20:] = Model.from_pretrained(base).config.audio_token_id
+x |= dict(audio_input_ids=torch.arange(20*8).view(1, 20, 8) % 1024, audio_input_ids_mask=torch.ones(1, 20, dtype=torch.bool))
+with torch.no_grad():
+    a = Model.from_pretrained(merged).eval()(**x).logits
+    b = PeftModel.from_pretrained(Model.from_pretrained(base), adapter).eval()(**x).logits
+    c = Model.from_pretrained(base).eval()(**x).logits
+print((a - b).abs().max().item(), (a - c).abs().max().item())
+"""
+
+
+def test_merged_is_the_adapter_and_plain_libraries_load_both(place, unbroken):
+    "Audio embedding and head were trained too. A fresh process with transformers and peft alone sees the same."
+    assert unbroken.cfg.audio_embeddings
+    d = merge(MergeSettings(adapter=str(unbroken.folder), out=str(place/"merged")))
+    assert d["adapter_merged"]["largest"] < 1e-4 and d["adapter_merged"]["likeliest_equal"] > 0.999 and d["adapter_merged"]["greedy_equal"] > 0.99
+    assert d["merged_base"]["largest"] > 1e-2 and d["merged_base"]["likeliest_equal"] < 0.9
+    out = subprocess.run([sys.executable, "-c", PLAIN, place/"merged", place/"nano", unbroken.folder/"adapter"], check=True, capture_output=True, text=True, cwd=place)
+    same, other = map(float, out.stdout.split()[-2:])
+    assert same < 1e-4 and other > 1e-2
+    with pytest.raises(ValueError, match="exists already"): merge(MergeSettings(adapter=str(unbroken.folder), out=str(place/"merged")))
+
+
+def test_bf16_base_trains_and_merges(place):
+    run = execute(settings(place, place/"bf16", precision="bf16", steps=6))
+    losses = [r["loss"] for r in steps_of(run.folder)]
+    assert losses[-1] < losses[0] and {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
+    d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged16"), precision="bf16"))
+    assert d["adapter_merged"]["mean"] < 0.02 < d["merged_base"]["mean"]
+
+
+def test_full_training_trains_everything_and_resumes(place):
+    run = execute(settings(place, place/"full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"]))
+    model, base = load_checkpoint(run.folder/"model").model, load_checkpoint(place/"nano").model
+    changed = [n for n, w in model.named_parameters() if not torch.equal(w, base.state_dict()[n])]
+    assert len(changed) > 0.9*len(list(model.named_parameters())) and steps_of(run.folder)[-1]["loss"] < steps_of(run.folder)[0]["loss"]
+    again = start(settings(place, place/"full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"], resume=True))
+    assert again.step == 4 and all(torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters()))
+
+
+# --- saying it again ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def by_heart(place):
+    "An adapter that knows four clips by heart."
+    return execute(settings(place, place/"heart", data=str(place/"four"), steps=160, epochs=400, rate=4e-3, dropout=0.0, validation=0.0, evaluate=1000, save=1000,
+                            targets=["attention", "text_ffn", "audio_ffn"], budget=2048, log=40))
+
+
+def test_higgs_vi_say_gives_the_clips_back(place, by_heart, parts):
+    assert read_metrics(by_heart.folder)[-1]["loss"] < 0.1
+    for name, text in FOUR.items():
+        say_main(["--adapter", str(by_heart.folder), "--text", text, "--temperature", "0", "--ras", "0", "--out", str(place/"say.wav"), "--device", "cpu"])
+        wanted = decode(parts.codec, encode(parts.codec, [read_audio(DEMO/f"clips/{name}.ogg")])[0])
+        spoken = read_audio(place/"say.wav")
+        assert abs(len(spoken) - len(wanted)) <= 960
+        n = min(len(spoken), len(wanted))
+        assert np.mean(np.abs(spoken[:n] - np.clip(wanted[:n], -1, 1)) < 1e-3) > 0.9
+
+
+def test_every_kind_of_voice_speaks(place, by_heart):
+    "Described, cloned in both places, a dialogue: a wave file each, from the unmerged adapter."
+    (place/"voices").mkdir()
+    for name in ("bac_nam_000", "bac_nu_001"):
+        write_wav(place/f"voices/{name}.wav", read_audio(DEMO/f"clips/{name}.ogg")); write_text(place/f"voices/{name}.txt", FOUR[name])
+    base = SaySettings(adapter=str(by_heart.folder), voices=str(place/"voices"), out=str(place/"v.wav"), seconds=1.0, device="cpu")
+    parts = load_speaker(base)
+    for change in (dict(profile=["feminine"]), dict(scene="outdoor"), dict(scene="none"), dict(voice=["bac_nu_001"]), dict(voice=["bac_nu_001"], place="scene"),
+                   dict(text="[SPEAKER0] Chào chị. [SPEAKER1] Chào em.", voice=["bac_nu_001", "bac_nam_000"]), dict(text="[SPEAKER0] Chào. [SPEAKER1] Vâng.")):
+        (place/"v.wav").unlink(missing_ok=True)
+        speech = speak(replace(base, **change), parts)
+        assert len(read_audio(place/"v.wav")) == len(speech.wave) > 0
+    for change, message in ((dict(voice=["ai"]), "unknown voice 'ai'"), (dict(text="[SPEAKER1] Chào.", voice=["bac_nu_001"]), "has no voice"), (dict(place="head"), "unknown place"),
+                            (dict(topp=2.0), "top_p"), (dict(text=" "), "no letter or digit")):
+        with pytest.raises(ValueError, match=message): speak(replace(base, **change), parts)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change, message", [
+    (dict(preset="quick"), "unknown preset 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, full"),
+    (dict(targets=["ffn"]), "unknown LoRA targets"), (dict(model="/nowhere/model"), "cannot be loaded"), (dict(data="/nowhere/data"), "no metadata.json"),
+    (dict(rate=0.0), "rate must be above 0"), (dict(budget=0), "budget is 0: it must be 1 or more"), (dict(budget=20), "left_out.csv for the reasons"),
+    (dict(codebook_weights=[1, 2]), "codebook weights"), (dict(precision="fp16"), "fp16 needs a GPU"),
+])
+def test_bad_settings_are_refused(place, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message): execute(settings(place, tmp_path/"run", **change))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_named(place, tmp_path):
+    with pytest.raises(ValueError, match="device is cuda but torch sees no GPU"): execute(settings(place, tmp_path/"run", device="cuda"))
+    with pytest.raises(ValueError, match="device is cuda but torch sees no GPU"): load_speaker(SaySettings(model=str(place/"nano"), device="cuda"))
+
+
+def test_an_existing_run_is_not_overwritten(place, unbroken):
+    before = {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
+    with pytest.raises(SystemExit, match="run folder .* exists already: set resume true"): train_main(command(settings(place, unbroken.folder))[3:])
+    with pytest.raises(ValueError, match="was begun with seed = 0, not 5"): execute(settings(place, unbroken.folder, resume=True, seed=5))
+    with pytest.raises(ValueError, match="no run to resume"): execute(settings(place, place/"none", resume=True))
+    assert before == {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
+
+
+def test_an_adapter_for_another_base_is_refused(place, unbroken):
+    write_nano(place/"nano2", seed=2)
+    with pytest.raises(ValueError, match="was trained on another base"): load_adapter(load_checkpoint(place/"nano2").model, unbroken.folder/"adapter")
+
+
+def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monkeypatch):
+    import errno
+    import higgs_vi.run as runs
+    real, calls = torch.save, []
+
+    def full(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 1: raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **kwargs)
+    monkeypatch.setattr(runs.torch, "save", full)
+    with pytest.raises(OSError, match="no space left .* finished files stay"): execute(settings(place, tmp_path/"run", validation=0.0))
+    assert [p.name for p in checkpoints(tmp_path/"run")] == ["step-000003"] and not list((tmp_path/"run/checkpoints").glob(".*"))
+
+
+def test_yaml_files_name_real_parameters():
+    "Each file in exps/ is headed by the command that runs it, and its parameters pass the settings of its notebook."
+    files = sorted((ROOT/"exps").glob("*.yaml"))
+    assert files
+    for path in files:
+        head = path.read_text(encoding="utf-8").splitlines()[0]
+        assert re.match(r"# papermill nbs/04_train\.ipynb \S+ -f exps/" + path.name, head), path
+        with_preset(TrainSettings.of(yaml.safe_load(path.read_text(encoding="utf-8"))))
