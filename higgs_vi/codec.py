@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['DEMO', 'tiny_codec_config', 'pad_to_frames', 'fill_codebooks', 'tiny_codec', 'encode', 'decode', 'delay', 'undelay',
            'codec_key', 'clip_key', 'CodeCache', 'encode_files', 'codec_weights_from_boson', 'codec_config_from_boson',
-           'load_codec']
+           'no_bars', 'load_codec']
 
 # %% ../nbs/12_codec.ipynb #44724f9d
 import hashlib, json, pickle, re, sys
 from collections import defaultdict
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
@@ -17,6 +18,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 from transformers import DacConfig, HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel, HubertConfig
+from transformers.utils import logging as hf_logging
 from .audio import atomic, read_audio
 
 DEMO = Path(str(files("higgs_vi")))/"assets"/"demo"  # the clips that travel with the package
@@ -252,6 +254,16 @@ def _codec_from_boson(folder: Path) -> HiggsAudioV2TokenizerModel:
     return codec
 
 # %% ../nbs/12_codec.ipynb #62bc758f
+@contextmanager
+def no_bars():
+    "transformers' progress bars off within: in a notebook they are widgets, whose state stays in the file."
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: hf_logging.enable_progress_bar()
+
+@no_bars()
 def load_codec(source: str | Path, device: str | torch.device = "cpu") -> HiggsAudioV2TokenizerModel:
     """The codec of a hub id or folder (HF's layout, or Boson's first), fp32, in evaluation mode.
 

@@ -23,7 +23,7 @@ from transformers import (AutoTokenizer, DacFeatureExtractor, GenerationConfig, 
                           HiggsAudioV2Processor, PreTrainedConfig)
 from .audio import atomic_folder, read_audio
 from .batch import IGNORE
-from .codec import DEMO, load_codec, tiny_codec
+from .codec import DEMO, load_codec, no_bars, tiny_codec
 from .prompt import AUDIO_BOS, AUDIO_TOKEN, CHAT_TEMPLATE, DELAY_TOKEN, DIALOGUE_INSTRUCTION, INSTRUCTION, tiny_tokenizer, token_id
 
 # %% ../nbs/15_model.ipynb #36951d53
@@ -94,6 +94,7 @@ def generation_settings(config: HiggsAudioV2Config) -> GenerationConfig:
                             ras_win_len=7, ras_win_max_num_repeat=2)
 
 # %% ../nbs/15_model.ipynb #9da32514
+@no_bars()
 def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", text_head: bool = False):
     """`HiggsAudioV2ForConditionalGeneration` of a hub id or folder, in HF's layout or Boson's first one, in evaluation mode.
 
@@ -185,6 +186,7 @@ def load_processor(source: str | Path, codec: str | Path | None = None) -> Higgs
     return build_processor(load_tokenizer(source), load_codec(find_codec(source, codec)))
 
 # %% ../nbs/15_model.ipynb #5912c839
+@no_bars()
 def save_checkpoint(folder: str | Path, parts: Checkpoint):
     """Write a checkpoint in HF's layout with its codec in `codec/`, whole or not at all.
 

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from .audio import atomic_folder, write_text
+from .codec import no_bars
 from .model import add_lora, base_of
 
 # %% ../nbs/20_run.ipynb #994c2f4b
@@ -60,6 +61,7 @@ def load_adapter(model, folder: str | Path):
     return peft.eval()
 
 # %% ../nbs/20_run.ipynb #1d5ebc83
+@no_bars()
 def save_state(run: Path, step: int, model, optimizer, base: str, **state):
     "Write `checkpoints/step-<step>` of a run: adapter (or all weights), optimiser, random state and `state` (plain numbers)."
     folder = run/"checkpoints"/f"step-{step:06d}"
