@@ -1,5 +1,5 @@
 """The rules of the house that can be checked."""
-import ast, configparser, json, re, tomllib
+import ast, configparser, json, re, shutil, tomllib
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -77,6 +77,16 @@ def test_exported_code_keeps_the_style(path):
             assert ast.get_docstring(node), node.name
         if isinstance(node, ast.FunctionDef): assert node.end_lineno - node.lineno < (60 if node.name == "train" else 25), node.name
     assert len(text.splitlines()) <= 450
+
+
+def test_every_step_is_a_command():
+    "higgs-vi-<module> for each step; each answers --help with every parameter."
+    scripts = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {f"higgs-vi-{m}": f"higgs_vi.{m}:main" for m in map(module_of, STEPS)}
+    for name, target in scripts.items():
+        module = import_module(target.split(":")[0])
+        with pytest.raises(SystemExit) as end: module.main(["--help"])
+        assert end.value.code == 0 and shutil.which(name), f"{name} is not installed: pip install -e ."
 
 
 def test_the_library_does_not_need_nbdev():

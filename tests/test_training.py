@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from higgs_vi.audio import read_audio, write_text, write_wav
 from higgs_vi.codec import DEMO, decode, encode
@@ -35,7 +36,7 @@ def place(tmp_path_factory):
 
 def settings(place, out, **change):
     "Small settings: twelve steps of LoRA with dropout, a validation every four."
-    given = dict(model=str(place/"nano"), data=str(place/"data"), out=str(out), cache=str(place/"codes"), preset="demo", budget=1024, steps=12, log=1,
+    given = dict(model=str(place/"nano"), data=str(place/"data"), out=str(out), cache=str(place/"codes"), preset="demo", budget=1024, steps=12, report=1,
                  evaluate=4, save=3, sentences=0, device="cpu") | change
     cfg = TrainSettings.of(given)
     cfg.given = frozenset(given)
@@ -53,7 +54,7 @@ def unbroken(place):
 
 def command(cfg):
     "The command line of `cfg`."
-    names = "model data out cache preset budget steps log evaluate save sentences device resume".split()
+    names = "model data out cache preset budget steps report evaluate save sentences device resume".split()
     return [sys.executable, "-m", "higgs_vi.train", *(x for n in names for x in (f"--{n}", str(getattr(cfg, n))))]
 
 
@@ -122,6 +123,21 @@ def test_the_plan_resumes_at_the_very_batch(place):
     for world in (2, 3): assert sum(len(b) for _, s in plan_from(run.cfg, run.data, 0, world) for b in s) == 3*len(run.data.train)
 
 
+def test_two_processes_train_as_one(place):
+    "The same batches of a step, in two processes or accumulated in one: the same losses and the same weights, up to rounding."
+    own = dict(budget=512, steps=6, dropout=0.0, evaluate=3)
+    one = execute(settings(place, place/"one", accumulation=2, **own))
+    run = command(settings(place, place/"two", **own)) + ["--dropout", "0.0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", *run[1:]]
+    out = subprocess.run(launch, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    assert out.stdout.count("written to") == 1      # one process speaks
+    a, b = steps_of(one.folder), steps_of(place/"two")
+    assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, 7))
+    for x, y in zip(a, b): assert abs(x["loss"] - y["loss"]) < 1e-4 and abs(x["grad_norm"] - y["grad_norm"]) < 1e-3
+    x, y = (load_file(f/"adapter/adapter_model.safetensors") for f in (one.folder, place/"two"))
+    assert max((x[n] - y[n]).abs().max() for n in x) < 1e-3
+
+
 # --- merge, and plain transformers and peft ------------------------------------------------------------------------------
 
 PLAIN = """
@@ -176,7 +192,7 @@ def test_full_training_trains_everything_and_resumes(place):
 def by_heart(place):
     "An adapter that knows four clips by heart."
     return execute(settings(place, place/"heart", data=str(place/"four"), steps=160, epochs=400, rate=4e-3, dropout=0.0, validation=0.0, evaluate=1000, save=1000,
-                            targets=["attention", "text_ffn", "audio_ffn"], budget=2048, log=40))
+                            targets=["attention", "text_ffn", "audio_ffn"], budget=2048, report=40))
 
 
 def test_higgs_vi_say_gives_the_clips_back(place, by_heart, parts):
