@@ -72,7 +72,9 @@ def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
     Raises `FileNotFoundError` or a `ValueError` that names the file for what cannot be decoded, is empty or holds NaN.
     """
-    if not Path(path).is_file(): raise FileNotFoundError(f"no such audio file: {path}")
+    try: found = Path(path).is_file()
+    except OSError: found = False       # a name too long to be one
+    if not found: raise FileNotFoundError(f"no such audio file: {path}")
     try: x, rate = sf.read(path, dtype="float32", always_2d=True)
     except (sf.LibsndfileError, RuntimeError) as e:
         raise ValueError(f"{path} cannot be decoded ({e}): convert it, for example with ffmpeg, or drop it") from e

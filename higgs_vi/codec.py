@@ -248,9 +248,12 @@ def _codec_from_boson(folder: Path) -> HiggsAudioV2TokenizerModel:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
         raise ValueError(f"{folder/'model.pth'} is refused: it is damaged or holds more than tensors, and such a pickle can run "
                          f"any program. Take HF's layout of the codec (safetensors) instead. ({str(e).splitlines()[0]})") from e
-    weights = codec_weights_from_boson(old)
-    codec = HiggsAudioV2TokenizerModel(codec_config_from_boson(json.loads((folder/"config.json").read_text()), weights))
-    codec.load_state_dict(weights, strict=True)
+    try:
+        weights = codec_weights_from_boson(old)
+        codec = HiggsAudioV2TokenizerModel(codec_config_from_boson(json.loads((folder/"config.json").read_text()), weights))
+        codec.load_state_dict(weights, strict=True)
+    except (KeyError, ValueError, RuntimeError, AttributeError) as e:
+        raise ValueError(f"{folder} holds no complete Higgs codec in Boson's layout ({str(e).splitlines()[0]}): fetch it again") from e
     return codec
 
 # %% ../nbs/12_codec.ipynb #62bc758f

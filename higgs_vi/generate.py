@@ -52,7 +52,8 @@ def generate_columns(parts: Checkpoint, prompt: Prompt, how: Sampling = Sampling
     training = model.training
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(how.seed)
-        out = model.eval().generate(**inputs, **how.options(parts.codec.config.frame_rate, K))
+        ends = dict(eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id)   # a stale generation_config never ends
+        out = model.eval().generate(**inputs, **ends, **how.options(parts.codec.config.frame_rate, K))
     model.train(training)
     return out[0, len(columns):].cpu().numpy()
 
@@ -79,8 +80,8 @@ def voice_names(folder: str | Path) -> list[str]:
 
 def _sound_of(folder: str | Path, name: str) -> Path | None:
     "The sound file of a voice, or nothing."
-    found = [p for p in Path(folder).glob(f"{name}.*") if p.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3")]
-    return found[0] if found else None
+    found = [p for p in Path(folder).iterdir() if p.stem == name and p.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3")]
+    return min(found, default=None)
 
 def load_voice(codec, folder: str | Path, name: str) -> Reference:
     "The reference of a named voice; `ValueError` for an unknown name or a clip without transcript."

@@ -30,6 +30,7 @@ def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
     if not (folder/"samples.json").is_file():
         raise ValueError(f"there is nothing to hear in {run}: train first (04_train), with sentences above 0")
     rows = json.loads((folder/"samples.json").read_text(encoding="utf-8"))
+    if not rows: raise ValueError(f"no sentence was spoken in {run}: train with sentences and validation above 0")
     hear = lambda r, when: Clip(read_audio(inside(folder, r[when])), when, lufs) if r.get(when) else r.get(f"{when}_reason", "not spoken")
     return [dict(text=r["text"]) | {when: hear(r, when) for when in ("real", "before", "after")} for r in rows]
 

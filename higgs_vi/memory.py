@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'CARDS', 'MemorySettings', 'skeleton', 'parameter_groups', 
 # %% ../nbs/03_memory.ipynb #6926aaaa
 from dataclasses import dataclass
 import pandas as pd, torch
-from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
 from .model import add_lora, lora_config
 from .settings import Settings, from_cli, from_notebook, project_root
 
@@ -32,7 +32,10 @@ GROUPS = {"text FFN": ".mlp.", "audio FFN": ".audio_mlp.", "attention": ".self_a
 def skeleton(cfg: MemorySettings) -> HiggsAudioV2ForConditionalGeneration:
     "The model of `cfg` without memory behind its weights; `ValueError` for a configuration that cannot be read."
     local = project_root()/cfg.model if cfg.model and (project_root()/cfg.model).is_dir() else cfg.model
-    try: config = HiggsAudioV2Config.from_pretrained(local) if cfg.model else HiggsAudioV2Config(codebook_size=1026)
+    try:
+        kind = PreTrainedConfig.get_config_dict(local)[0].get("model_type") if cfg.model else "higgs_audio_v2"
+        if kind != "higgs_audio_v2": raise ValueError(f"its type is {kind!r}; load a Boson checkpoint and save it first")
+        config = HiggsAudioV2Config.from_pretrained(local) if cfg.model else HiggsAudioV2Config(codebook_size=1026)
     except (OSError, ValueError) as e:
         raise ValueError(f"the configuration of {cfg.model!r} cannot be read: give a checkpoint folder or hub id "
                          f"({str(e).splitlines()[0]})") from e

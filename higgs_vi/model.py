@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import (AutoTokenizer, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration,
                           HiggsAudioV2Processor, PreTrainedConfig)
+from transformers.utils import cached_file
 from .audio import atomic_folder, read_audio
 from .batch import IGNORE
 from .codec import DEMO, load_codec, no_bars, tiny_codec
@@ -111,7 +112,7 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
         else:
             raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
                              "(higgs_audio_v2, or Boson's higgs_audio)")
-    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as e:
+    except (SafetensorError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(f"the model {str(source)!r} cannot be loaded: give a complete checkpoint folder, or a hub id "
                          f"that can be reached ({str(e).strip().splitlines()[0]})") from e
     lost = (sorted(info["missing_keys"]) + sorted(str(m[0]) for m in info["mismatched_keys"])
@@ -134,12 +135,18 @@ def load_tokenizer(source: str | Path):
 
 # %% ../nbs/15_model.ipynb #add23985
 def find_codec(source: str | Path, codec: str | Path | None = None) -> str | Path:
-    "Where the codec of a checkpoint is: `codec` if given, else `<source>/codec`, else the id that the saved processor names."
+    """Where the codec of a checkpoint is: `codec` if given, else `<source>/codec`, else the id that the saved processor names.
+
+    A checkpoint without processor (Boson's layout) means Boson's own codec on the hub.
+    """
     if codec is not None: return codec
     if (Path(source)/"codec").is_dir(): return Path(source)/"codec"
-    if (saved := Path(source)/"processor_config.json").is_file():
-        if stored := json.loads(saved.read_text()).get("audio_tokenizer", {}).get("audio_tokenizer_name_or_path"): return stored
-    return "bosonai/higgs-audio-v2-tokenizer"
+    saved = cached_file(source, "processor_config.json", _raise_exceptions_for_missing_entries=False,
+                        _raise_exceptions_for_connection_errors=False)
+    stored = json.loads(Path(saved).read_text()).get("audio_tokenizer", {}).get("audio_tokenizer_name_or_path") if saved else ""
+    if stored == "codec":
+        raise ValueError(f"the checkpoint {source} says that its codec lies in {source}/codec, and it does not: fetch it again")
+    return stored or "bosonai/higgs-audio-v2-tokenizer"
 
 # %% ../nbs/15_model.ipynb #047cc63d
 def build_processor(tokenizer, codec) -> HiggsAudioV2Processor:
@@ -330,7 +337,7 @@ def _backward(model, batch, counts, weights, autocast, scaler) -> Loss:
         scaler.scale(loss.total).backward()
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(f"out of memory on a batch of {shape[0]} clips x {shape[1]} positions ({clips}): lower the token budget, "
-                          f"switch checkpointing on, or load the base in 4 bit ({str(e).splitlines()[0]})") from e
+                          f"or switch checkpointing on ({str(e).splitlines()[0]})") from e
     return loss
 
 def _share(trained: list[torch.Tensor], everyone: Callable):
@@ -365,5 +372,8 @@ def train_step(model, optimizer, batches: list[dict], weights: list[float] | Non
         norm = _clip(optimizer, trained, max_norm, scaler)
         scaler.step(optimizer)
         scaler.update()
+    except torch.OutOfMemoryError as e:
+        raise OutOfMemory("out of memory in the update: the optimiser's state does not fit beside the model; train fewer weights "
+                          f"or lower the token budget ({str(e).splitlines()[0]})") from e
     finally: optimizer.zero_grad(set_to_none=True)
-    return per_target(tally, weights) | dict(grad_norm=norm, targets=int(counts.sum()))
+    return per_target(tally, weights) | dict(grad_norm=norm if math.isfinite(norm) else None, targets=int(counts.sum()))

@@ -72,6 +72,7 @@ class Clip:
 # %% ../nbs/19_show.ipynb #8a200554
 def table(rows: list[dict]) -> str:
     "An HTML table of `rows`: the same keys in each, strings or clips as cells."
+    if not rows: return "<p>There is nothing to hear.</p>"
     head = "".join(f'<th style="text-align:left">{html.escape(k)}</th>' for k in rows[0])
     cell = lambda v: v.html() if isinstance(v, Clip) else html.escape(str(v))
     body = "".join("<tr>" + "".join(f'<td style="text-align:left">{cell(v)}</td>' for v in row.values()) + "</tr>" for row in rows)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PRESETS', 'FREE', 'TrainSettings', 'with_preset', 'open_folder', 'embedded_nano', 'load_parts', 'Dataset',
            'load_rows', 'build_examples', 'split', 'plan_epoch', 'total_steps', 'plan_from', 'rate_at', 'Run',
-           'Stopped', 'build_model', 'find_device', 'start', 'take_up', 'open_logs', 'validate', 'autocast', 'speak',
-           'keep_samples', 'one_step', 'train', 'catch_sigterm', 'agree', 'log_step', 'keep_row', 'judge', 'save_run',
-           'finish', 'samples_once', 'execute', 'tiny_run', 'main']
+           'Stopped', 'build_model', 'find_device', 'start', 'take_up', 'plan_key', 'open_logs', 'validate', 'autocast',
+           'speak', 'keep_samples', 'one_step', 'train', 'catch_sigterm', 'agree', 'log_step', 'keep_row', 'judge',
+           'save_run', 'finish', 'samples_once', 'execute', 'tiny_run', 'main']
 
 # %% ../nbs/04_train.ipynb #ef0bdfcc
-import json, math, shutil, signal, time
+import json, math, shutil, signal, time, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
@@ -152,6 +153,8 @@ def build_examples(cfg: TrainSettings, parts: Checkpoint, run: Path) -> tuple[li
     for r in rows:
         try:
             if broken := [bad[p] for p in [r["audio_path"], *r["ref_paths"]] if p in bad]: raise ValueError(broken[0])
+            if any(np.array_equal(codes[p], codes[r["audio_path"]]) for p in r["ref_paths"]):
+                raise ValueError("its reference is the clip itself: the model would be shown the answer")
             prompt = prompt_from_row(r, r["text"], [codes[p] for p in r["ref_paths"]])
             e = build_example(parts.tokenizer, prompt, codes[r["audio_path"]], str(r["id"]))
             if len(e) > cfg.budget: raise ValueError(f"it has {len(e)} positions, more than the budget of {cfg.budget} (parameter budget)")
@@ -188,9 +191,9 @@ def plan_from(cfg: TrainSettings, data: Dataset, done: int, world: int):
         done = max(0, done - len(steps))
 
 def rate_at(cfg: TrainSettings, step: int, total: int) -> float:
-    "The learning rate of step `step` (1 is the first): a linear rise, then half a cosine down to zero."
+    "The learning rate of step `step` (1 is the first): a linear rise, then half a cosine that would be zero one step after the last."
     rise = max(1, round(cfg.warmup*total))
-    return cfg.rate*(step/rise if step <= rise else 0.5*(1 + math.cos(math.pi*(step - rise)/max(1, total - rise))))
+    return cfg.rate*(step/rise if step <= rise else 0.5*(1 + math.cos(math.pi*(step - rise)/(total - rise + 1))))
 
 # %% ../nbs/04_train.ipynb #3e43dbc0
 @dataclass
@@ -210,6 +213,7 @@ class Run:
     best_step: int = 0
     stale: int = 0
     stop: str = ""
+    told: bool = False
     metrics: Metrics | None = None
     board: object = None
     figure: LiveFigure | None = None
@@ -256,7 +260,17 @@ def take_up(run: Run, checkpoint: Path):
     "Bring a run to where a checkpoint stands."
     state = load_state(checkpoint, run.model, run.optimizer)
     run.scaler.load_state_dict(state.pop("scaler"))
+    if (begun := state.pop("plan")) != plan_key(run):
+        raise ValueError(f"the run in {run.cfg.out} was begun with {begun[1]} clips on {begun[0]} process(es), now there are "
+                         f"{len(run.data.train)} on {run.accelerator.num_processes}, or the clips are others: resume it with the same, "
+                         "or start another")
     for name, value in state.items(): setattr(run, name, value)
+    if run.cfg.patience and run.stale >= run.cfg.patience: run.stop = "patience"
+
+def plan_key(run: Run) -> list[int]:
+    "What the plan of a run follows from, beside its settings: processes, clips, a checksum of their names and lengths."
+    clips = "".join(f"{e.name}:{len(e)};" for e in run.data.train)
+    return [run.accelerator.num_processes, len(run.data.train), zlib.crc32(clips.encode())]
 
 def open_logs(run: Run):
     "metrics.jsonl and TensorBoard, both without what lies after the run's step."
@@ -304,7 +318,7 @@ def keep_samples(run: Run, rows: list[dict]):
     "Join `rows` into samples.json, and give their sound to TensorBoard."
     path = run.folder/"samples/samples.json"
     old = json.loads(path.read_text()) if path.is_file() else [{} for _ in rows]
-    write_text(path, json.dumps([a | b for a, b in zip(old, rows)], ensure_ascii=False, indent=1))
+    write_text(path, json.dumps([a | b for a, b in zip_longest(old, rows, fillvalue={})], ensure_ascii=False, indent=1))
     for i, row in enumerate(rows):
         for when in ("real", "before", "after", "during"):
             if row.get(when) and (run.folder/"samples"/row[when]).is_file():
@@ -350,25 +364,25 @@ def train(run: Run) -> Run:
 # %% ../nbs/04_train.ipynb #843815a2
 def catch_sigterm(run: Run):
     "Let SIGTERM end the run after the step in hand, saved. The handler that was there; None in a thread, where Python sets none."
-    try: return signal.signal(signal.SIGTERM, lambda *_: setattr(run, "stop", "SIGTERM"))
+    try: return signal.signal(signal.SIGTERM, lambda *_: setattr(run, "told", True))
     except ValueError: return None
 
 def agree(run: Run):
-    "Processes that were told to stop at different moments stop after the same step."
-    if run.accelerator.num_processes == 1: return
-    told = run.accelerator.reduce(torch.tensor(float(run.stop == "SIGTERM"), device=run.accelerator.device), "sum")
-    if told > 0: run.stop = "SIGTERM"
+    "Once a step, turn what SIGTERM told this process, or another, into the stop of all after this very step."
+    told = torch.tensor(float(run.told), device=run.accelerator.device)
+    if (run.accelerator.reduce(told, "sum") if run.accelerator.num_processes > 1 else told) > 0: run.stop = "SIGTERM"
 
 def log_step(run: Run, epoch: int, report: dict, seen: dict):
     "A line of training for metrics, TensorBoard, the figure and the screen; `seen` counts since the last one."
     if not run.accelerator.is_main_process: return
     row = dict(step=run.step, epoch=epoch, kind="train", **report, rate=run.optimizer.param_groups[0]["lr"],
                samples_per_s=seen["samples"]/seen["seconds"], tokens_per_s=seen["tokens"]/seen["seconds"],
-               memory_gib=memory_gib(run.accelerator.device), **gpu_use(run.accelerator.device))
+               seconds_left=(run.total - run.step)*seen["seconds"]/seen["steps"], memory_gib=memory_gib(run.accelerator.device),
+               **gpu_use(run.accelerator.device))
     keep_row(run, row)
-    left = clock((run.total - run.step)*seen["seconds"]/seen["steps"])
     print(f"step {run.step}/{run.total}  epoch {epoch + 1}  loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  rate {row['rate']:.1e}  "
-          f"{row['samples_per_s']:.1f} clips/s  {row['tokens_per_s']:.0f} tokens/s  {row['memory_gib']:.1f} GiB  {left} left", flush=True)
+          f"{row['samples_per_s']:.1f} clips/s  {row['tokens_per_s']:.0f} tokens/s  {row['memory_gib']:.1f} GiB  "
+          f"{clock(row['seconds_left'])} left", flush=True)
 
 def keep_row(run: Run, row: dict):
     "Append a row to metrics.jsonl and TensorBoard, and redraw the figure."
@@ -382,6 +396,9 @@ def keep_row(run: Run, row: dict):
 def judge(run: Run, epoch: int):
     "Validate; remember the best, count what did not improve, and stop when patience ends."
     row = dict(step=run.step, epoch=epoch, kind="valid", **validate(run))
+    if not math.isfinite(row["loss"]):
+        raise FloatingPointError(f"the validation loss is {row['loss']} at step {run.step}: lower the rate, or train in bf16 or fp32; "
+                                 "go on from the last checkpoint (resume true)")
     if row["loss"] < run.best: run.best, run.best_step, run.stale = row["loss"], run.step, 0
     else: run.stale += 1
     if run.cfg.patience and run.stale >= run.cfg.patience: run.stop = run.stop or "patience"
@@ -394,8 +411,8 @@ def judge(run: Run, epoch: int):
 def save_run(run: Run):
     "A checkpoint of this step; old ones go."
     if not run.accelerator.is_main_process: return
-    state = dict(best=run.best, best_step=run.best_step, stale=run.stale, scaler=run.scaler.state_dict())
-    save_state(run.folder, run.step, run.model, run.optimizer, run.cfg.model or "nano", **state)
+    state = dict(best=run.best, best_step=run.best_step, stale=run.stale, scaler=run.scaler.state_dict(), plan=plan_key(run))
+    save_state(run.folder, run.step, run.model, run.optimizer, run.cfg.model, **state)
     prune(run.folder, run.cfg.keep_last, run.best_step)
 
 # %% ../nbs/04_train.ipynb #49e1da7c
@@ -409,7 +426,7 @@ def finish(run: Run) -> Path:
         shutil.rmtree(out, ignore_errors=True)
         if run.cfg.mode == "full": save_checkpoint(out, run.parts)
         else:
-            with atomic_folder(out) as tmp: save_adapter(run.model, tmp, run.cfg.model or "nano")
+            with atomic_folder(out) as tmp: save_adapter(run.model, tmp, run.cfg.model)
         run.board.close()
     return out
 
@@ -436,7 +453,8 @@ def main(argv: list[str] | None = None):
     "The command higgs-vi-train; also for several GPUs: accelerate launch -m higgs_vi.train --data …"
     try: run = execute(with_preset(from_cli(TrainSettings, argv, "Fine-tune Higgs Audio v2.")))
     except Stopped as e: print(e); raise SystemExit(143) from e
-    except (ValueError, OSError, OutOfMemory, FloatingPointError) as e: raise SystemExit(f"higgs-vi-train: {e}") from e
+    except (ValueError, OSError, OutOfMemory, FloatingPointError, torch.OutOfMemoryError) as e:
+        raise SystemExit(f"higgs-vi-train: {e}") from e
     if run.accelerator.is_main_process: print(f"best validation loss {run.best:.3f} at step {run.best_step}; written to {run.cfg.out}")
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -6,7 +6,7 @@
 __all__ = ['memory_gib', 'gpu_use', 'clock', 'curves', 'LiveFigure']
 
 # %% ../nbs/21_watch.ipynb #318ecdfe
-import io, resource, sys, time
+import io, math, resource, sys, time
 import torch
 
 # %% ../nbs/21_watch.ipynb #dae1a698
@@ -36,7 +36,8 @@ def curves(rows: list[dict]) -> bytes:
     for k in range(len(valid[0]["by_codebook"]) if valid else 0):
         b.plot([r["step"] for r in valid], [r["by_codebook"][k] for r in valid], "o-", ms=3, lw=1, label=str(k))
     c.plot([r["step"] for r in train], [r["rate"] for r in train], color="tab:green", label="learning rate")
-    c.twinx().plot([r["step"] for r in train], [r["grad_norm"] for r in train], color="tab:gray", lw=0.8)
+    norms = [math.nan if r["grad_norm"] is None else r["grad_norm"] for r in train]
+    c.twinx().plot([r["step"] for r in train], norms, color="tab:gray", lw=0.8)
     a.set(title="cross-entropy per target", xlabel="step"); b.set(title="validation by codebook", xlabel="step")
     c.set(title="learning rate (green), gradient norm (gray)", xlabel="step")
     for ax in (a, b): ax.legend(fontsize=6, ncols=2) if ax.lines else None

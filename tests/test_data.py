@@ -104,6 +104,34 @@ def test_a_folder_of_pairs_and_a_higgs_folder_with_references(tmp_path):
     assert again["ref_transcript"][0] == ["Câu số 1."]
 
 
+def test_sources_are_never_overwritten(tmp_path):
+    "A folder prepared into itself is refused; a second run whose clips are gone keeps the first one's."
+    for i in range(3):
+        tone(tmp_path/f"lan/lan_{i:06d}.wav", hz=200 + 50*i); (tmp_path/f"lan/lan_{i:06d}.txt").write_text(f"Câu số {i}.")
+    before = {p: p.read_bytes() for p in (tmp_path/"lan").iterdir()}
+    with pytest.raises(ValueError, match="where clips of the table lie"): run(tmp_path/"lan", tmp_path/"lan")
+    assert before == {p: p.read_bytes() for p in (tmp_path/"lan").iterdir()}
+    run(tmp_path/"lan", tmp_path/"out")
+    done = {p.name: p.read_bytes() for p in (tmp_path/"out").glob("*.wav")}
+    with pytest.raises(ValueError, match="none of the 3 rows"): run(tmp_path/"lan", tmp_path/"out", longest=0.5)
+    assert done == {p.name: p.read_bytes() for p in (tmp_path/"out").glob("*.wav")} and (tmp_path/"out/metadata.json").is_file()
+
+
+def test_ragged_samples_of_others(tmp_path):
+    "Some samples lack a scene, a speaker's name, a transcript; one names its own clip as reference, one a very long file name."
+    for i in range(5): tone(tmp_path/f"in/{i}.wav", hz=200 + 50*i); (tmp_path/f"in/{i}.txt").write_text(f"Câu số {i}.")
+    (tmp_path/"in/3.txt").unlink()
+    samples = [dict(id=str(i), audio_file=f"{i}.wav", transcript_file=f"{i}.txt", speaker_id="lan") for i in range(5)]
+    samples[0] |= dict(scene="studio", speaker_name="Lan"); samples[1] |= dict(ref_audio_file="1.wav", ref_transcript="Câu số 1.")
+    samples.append(dict(id="5", audio_file="x"*300 + ".wav", transcript_file="0.txt", speaker_id="lan"))
+    (tmp_path/"in/metadata.json").write_text(json.dumps(dict(dataset_info={}, samples=samples)))
+    kept, rejected = run(tmp_path/"in", tmp_path/"out")
+    assert [s["scene"] for s in kept] == ["studio", "unknown", "unknown"] and {s["speaker_name"] for s in kept} == {"Lan", "lan"}
+    reasons = dict(zip(rejected["row"], rejected["reason"]))
+    assert len(kept) + len(rejected) == 6 and "reference is the clip itself" in reasons[2] and "text is empty" in reasons[4] and "no such audio file" in reasons[6]
+    for r in read_higgs(tmp_path/"out").to_dict("records"): prompt_from_row(r, r["text"])
+
+
 def test_a_higgs_folder_may_not_name_files_outside(tmp_path):
     tone(tmp_path/"secret.wav"); tone(tmp_path/"d/a.wav"); (tmp_path/"d/a.txt").write_text("Một.")
     sample = dict(id="a", audio_file="a.wav", transcript_file="a.txt", speaker_id="a")

@@ -1,5 +1,5 @@
 """Prompts, tokenizer and checkpoints agree with what Boson and HF released (facts in released.json)."""
-import json, re
+import json, re, shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,6 +186,8 @@ def test_the_released_codec_configuration_means_eight_codebooks(parts):
 def test_generation_stops_after_conversion(overfitted, clips, tmp_path):
     "The old folder's generation_config says 128001, an id that decoding never emits; the converted model stops all the same."
     save_checkpoint(tmp_path/"new", load_checkpoint(write_boson(tmp_path/"old", overfitted)))
+    stale = json.loads((tmp_path/"new/generation_config.json").read_text()) | dict(eos_token_id=overfitted.model.config.pad_token_id)
+    (tmp_path/"new/generation_config.json").write_text(json.dumps(stale))      # what others' conversions leave
     again = load_checkpoint(tmp_path/"new")
     for prompt, codes in clips:
         speech = say(again, prompt, replace(GREEDY, seconds=12))
@@ -196,6 +198,18 @@ def test_a_lost_shard_is_named(boson_folder, parts, tmp_path):
     folder = write_boson(tmp_path/"old", parts)
     (folder/"model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is missing"): load_model(folder)
+
+
+def test_an_incomplete_codec_is_named(boson_folder, parts, tmp_path):
+    folder = write_boson(tmp_path/"old", parts)
+    old = torch.load(folder/"codec/model.pth", weights_only=True)
+    for damaged in ({}, {n: w for n, w in old.items() if "fc_post2" not in n}):
+        torch.save(damaged, folder/"codec/model.pth")
+        with pytest.raises(ValueError, match="no complete Higgs codec"): load_codec(folder/"codec")
+    shutil.rmtree(folder/"codec")
+    save_checkpoint(tmp_path/"new", parts)
+    shutil.rmtree(tmp_path/"new/codec")
+    with pytest.raises(ValueError, match="says that its codec lies in"): load_checkpoint(tmp_path/"new")
 
 
 def test_a_saved_checkpoint_is_the_same_checkpoint(parts, tmp_path):

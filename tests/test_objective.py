@@ -130,6 +130,20 @@ def test_loss_and_gradients_of_a_step_do_not_depend_on_its_split(parts, referenc
     assert_equal_gradients(gradients(model), grads)
 
 
+@pytest.mark.parametrize("split", [[1, 1, 1, 1, 1, 1], [2, 4]])
+def test_train_step_counts_the_targets_of_all_its_batches(parts, reference_step, split):
+    "One step of plain gradient descent ends at the same weights, however the clips are split."
+    examples, ends = reference_step[0], []
+    for sizes in ([6], split):
+        model, cuts = copy.deepcopy(parts.model), np.cumsum([0, *sizes])
+        batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:])]
+        train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batches, max_norm=1e9)
+        ends.append(model)
+    for (n, a), (_, b), (_, c) in zip(*(m.named_parameters() for m in (*ends, parts.model))):
+        assert (a - b).abs().max() <= 2e-5, n
+    assert any((b - c).abs().max() > 1e-2 for b, c in zip(ends[1].parameters(), parts.model.parameters()))
+
+
 def test_equal_weights_give_hf_s_own_number(parts, reference_step):
     batch = collate(reference_step[0], parts.tokenizer)
     with torch.no_grad():

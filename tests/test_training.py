@@ -1,5 +1,5 @@
 """Training through the exported step: resume to the last bit, the best checkpoint, early stopping, merge, saying it again."""
-import json, os, random, re, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +43,10 @@ def settings(place, out, **change):
     return with_preset(cfg)
 
 
-def steps_of(run): return [{k: r[k] for k in ("step", "epoch", "loss", "by_codebook", "grad_norm", "rate")} for r in read_metrics(run) if r["kind"] == "train"]
+def steps_of(run):
+    "What a run's metrics say that does not depend on the clock."
+    keys = ("step", "epoch", "kind", "loss", "by_codebook", "eos_loss", "grad_norm", "rate")
+    return [{k: r.get(k) for k in keys} for r in read_metrics(run)]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
         if line.startswith(f"step {at}/"): own.send_signal(signal.SIGKILL); break
     own.wait()
     assert own.returncode == -signal.SIGKILL and checkpoints(out) and not (out/"adapter").exists()
-    before = len(steps_of(out))
+    before = read_metrics(out)[-1]["step"]
     subprocess.run(command(settings(place, out, resume=True)), cwd=ROOT, check=True, capture_output=True)
     assert steps_of(out) == steps_of(unbroken.folder) and before < 12
     assert (out/"adapter/adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
@@ -79,7 +82,8 @@ def test_sigterm_saves_and_stops(place, unbroken):
         if line.startswith("step 5/"): own.send_signal(signal.SIGTERM); break
     rest = own.stdout.read()
     assert own.wait() == 143 and (said := re.search(r"stopped by SIGTERM after step (\d+), and saved", rest))
-    assert checkpoints(out)[-1].name == f"step-{int(said[1]):06d}" and steps_of(out) == steps_of(unbroken.folder)[:int(said[1])]
+    assert checkpoints(out)[-1].name == f"step-{int(said[1]):06d}"
+    assert steps_of(out) == [r for r in steps_of(unbroken.folder) if r["step"] <= int(said[1])]
 
 
 def test_one_seed_gives_the_same_losses_and_another_does_not(place, unbroken):
@@ -112,7 +116,7 @@ def test_early_stopping_stops_and_keeps_the_best(place, capsys):
 def test_the_rate_rises_and_falls():
     cfg = replace(TrainSettings(), rate=1.0, warmup=0.1)
     rates = [rate_at(cfg, s, 100) for s in range(1, 101)]
-    assert rates[0] == 0.1 and max(rates) == rates[9] == 1.0 and rates[-1] < 1e-9 and rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[0] == 0.1 and max(rates) == rates[9] == 1.0 and 0 < rates[-1] < 1e-2 and rates[9:] == sorted(rates[9:], reverse=True)
 
 
 def test_the_plan_resumes_at_the_very_batch(place):
@@ -132,8 +136,8 @@ def test_two_processes_train_as_one(place):
     out = subprocess.run(launch, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
     assert out.stdout.count("written to") == 1      # one process speaks
     a, b = steps_of(one.folder), steps_of(place/"two")
-    assert [r["step"] for r in a] == [r["step"] for r in b] == list(range(1, 7))
-    for x, y in zip(a, b): assert abs(x["loss"] - y["loss"]) < 1e-4 and abs(x["grad_norm"] - y["grad_norm"]) < 1e-3
+    assert [(r["step"], r["kind"]) for r in a] == [(r["step"], r["kind"]) for r in b] and len(a) == 8
+    for x, y in zip(a, b): assert abs(x["loss"] - y["loss"]) < 1e-4 and abs((x["grad_norm"] or 0) - (y["grad_norm"] or 0)) < 1e-3
     x, y = (load_file(f/"adapter/adapter_model.safetensors") for f in (one.folder, place/"two"))
     assert max((x[n] - y[n]).abs().max() for n in x) < 1e-3
 
@@ -171,7 +175,7 @@ def test_merged_is_the_adapter_and_plain_libraries_load_both(place, unbroken):
 
 def test_bf16_base_trains_and_merges(place):
     run = execute(settings(place, place/"bf16", precision="bf16", steps=6))
-    losses = [r["loss"] for r in steps_of(run.folder)]
+    losses = [r["loss"] for r in steps_of(run.folder) if r["kind"] == "train"]
     assert losses[-1] < losses[0] and {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
     d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged16"), precision="bf16"))
     assert d["adapter_merged"]["mean"] < 0.02 < d["merged_base"]["mean"]
@@ -181,7 +185,7 @@ def test_full_training_trains_everything_and_resumes(place):
     run = execute(settings(place, place/"full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"]))
     model, base = load_checkpoint(run.folder/"model").model, load_checkpoint(place/"nano").model
     changed = [n for n, w in model.named_parameters() if not torch.equal(w, base.state_dict()[n])]
-    assert len(changed) > 0.9*len(list(model.named_parameters())) and steps_of(run.folder)[-1]["loss"] < steps_of(run.folder)[0]["loss"]
+    assert len(changed) > 0.9*len(list(model.named_parameters())) and run.metrics.rows[-1]["loss"] < run.metrics.rows[0]["loss"]
     again = start(settings(place, place/"full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"], resume=True))
     assert again.step == 4 and all(torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters()))
 
@@ -252,6 +256,42 @@ def test_an_existing_run_is_not_overwritten(place, unbroken):
 def test_an_adapter_for_another_base_is_refused(place, unbroken):
     write_nano(place/"nano2", seed=2)
     with pytest.raises(ValueError, match="was trained on another base"): load_adapter(load_checkpoint(place/"nano2").model, unbroken.folder/"adapter")
+    merged = load_adapter(load_checkpoint(place/"nano").model, unbroken.folder/"adapter").merge_and_unload()
+    with pytest.raises(ValueError, match="a merged model already holds"): load_adapter(merged, unbroken.folder/"adapter")
+
+
+def test_a_run_is_resumed_with_its_own_clips_only(place, unbroken, tmp_path):
+    "The same settings, but the data folder has other clips now: the plan would be another."
+    shutil.copytree(unbroken.folder, tmp_path/"run")
+    shutil.copytree(place/"data", tmp_path/"data")
+    meta = json.loads((tmp_path/"data/metadata.json").read_text())
+    meta["samples"] = meta["samples"][:-5]
+    (tmp_path/"data/metadata.json").write_text(json.dumps(meta))
+    saved = json.loads((tmp_path/"run/settings.json").read_text())
+    (tmp_path/"run/settings.json").write_text(json.dumps(saved | dict(data=str(tmp_path/"data"))))
+    with pytest.raises(ValueError, match="or the clips are others"): execute(settings(place, tmp_path/"run", data=str(tmp_path/"data"), resume=True))
+
+
+def test_a_clip_that_is_its_own_reference_is_set_aside(place, tmp_path):
+    shutil.copytree(place/"data", tmp_path/"data")
+    meta = json.loads((tmp_path/"data/metadata.json").read_text())
+    for s in meta["samples"][:3]: s |= dict(ref_audio_file=s["audio_file"], ref_transcript="Xin chào.")
+    (tmp_path/"data/metadata.json").write_text(json.dumps(meta))
+    run = start(settings(place, tmp_path/"run", data=str(tmp_path/"data")))
+    assert len(run.data.train) + len(run.data.valid) == 77
+    left = (tmp_path/"run/left_out.csv").read_text()
+    assert left.count("its reference is the clip itself") == 3
+
+
+def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monkeypatch):
+    "fp16 skips a step whose gradients overflow: its norm is null in the metrics. A validation loss that is no number ends the run by name."
+    import higgs_vi.train as step
+    real = step.train_step
+    monkeypatch.setattr(step, "train_step", lambda *a: real(*a) | dict(grad_norm=None))
+    run = execute(settings(place, tmp_path/"run", steps=2, evaluate=2))
+    assert [r["grad_norm"] for r in run.metrics.rows if r["kind"] == "train"] == [None, None]
+    monkeypatch.setattr(step, "validate", lambda run: dict(loss=float("nan"), by_codebook=[], eos_loss=0.0))
+    with pytest.raises(FloatingPointError, match="validation loss is nan at step 2"): execute(settings(place, tmp_path/"nan", steps=2, evaluate=2))
 
 
 def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monkeypatch):
