@@ -6,21 +6,36 @@
 __all__ = ['pitch', 'draw', 'Clip', 'table', 'gallery', 'show']
 
 # %% ../nbs/19_show.ipynb #df81f78d
-import base64, html, io, os
+import base64, html, io, os, tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 import numpy as np, soundfile as sf
+from filelock import FileLock
 from .audio import SAMPLE_RATE, at_loudness, write_text
 
 # %% ../nbs/19_show.ipynb #75c27241
+@cache
+def _librosa():
+    """librosa, with what it compiles for us compiled by one process at a time.
+
+    Two processes that first use it together tear numba's cache on disk, and a torn cache crashes every later one.
+    """
+    with FileLock(Path(tempfile.gettempdir())/f"higgs_vi-librosa-{getattr(os, 'getuid', int)()}.lock"):
+        import librosa
+        noise = np.random.default_rng(0).normal(0, 0.1, 8192).astype(np.float32)
+        librosa.pyin(noise, fmin=60, fmax=450, sr=SAMPLE_RATE, frame_length=2048, hop_length=480)
+        librosa.power_to_db(librosa.feature.melspectrogram(y=noise, sr=SAMPLE_RATE, n_fft=1024, hop_length=240))
+    return librosa
+
+# %% ../nbs/19_show.ipynb #ef7a3555
 def pitch(x: np.ndarray, low: float = 60, high: float = 450, hop: int = 480) -> np.ndarray:
     "Fundamental frequency of `x` (24 kHz) in Hz by pYIN, one value each `hop` samples `(frames,)`; NaN where unvoiced."
-    import librosa
-    return librosa.pyin(x.astype(np.float32), fmin=low, fmax=high, sr=SAMPLE_RATE, frame_length=2048, hop_length=hop)[0]
+    return _librosa().pyin(x.astype(np.float32), fmin=low, fmax=high, sr=SAMPLE_RATE, frame_length=2048, hop_length=hop)[0]
 
 def draw(ax, x: np.ndarray, title: str = ""):
     "Draw the mel spectrogram of `x` (24 kHz) in dB on `ax`, with its pitch as a line."
-    import librosa
+    librosa = _librosa()
     mel = librosa.feature.melspectrogram(y=x.astype(np.float32), sr=SAMPLE_RATE, n_fft=1024, hop_length=240, n_mels=80, fmax=8000)
     seconds = len(x)/SAMPLE_RATE
     ax.imshow(librosa.power_to_db(mel, ref=1.0), origin="lower", aspect="auto", extent=(0, seconds, 0, 80), vmin=-60, vmax=20, cmap="magma")

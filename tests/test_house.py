@@ -4,6 +4,7 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,7 @@ def test_notebooks_are_light_and_carry_no_widgets_players_or_paths(path):
     shown = json.dumps([c["outputs"] for c in cells(path)])
     assert path.stat().st_size <= 600_000 and not re.search(r"/(home|root|tmp|work|Users)/\w", text)
     assert not re.search("widget-state|application/vnd.jupyter.widget|<audio|image/png", shown)
+    nbformat.validate(nbformat.reads(text, as_version=4))      # what JupyterLab does first; tests/test_pages.py opens one in it (slow)
     meta = json.loads(text)["metadata"]["kernelspec"]
     assert meta["name"] == "python3" and meta["language"] == "python"
     first = source(cells(path, "markdown")[0])
