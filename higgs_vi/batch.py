@@ -10,8 +10,8 @@ __all__ = ['IGNORE', 'target_labels', 'Example', 'build_example', 'as_list', 'pr
 from dataclasses import dataclass
 import numpy as np, torch
 from .codec import delay
-from .prompt import (AUDIO_TOKEN, DELAY_TOKEN, Prompt, Reference, column_ids, encode_prompt, scene_sentence, tiny_tokenizer,
-                             token_id, voice_words)
+from .prompt import (AUDIO_TOKEN, DELAY_TOKEN, Prompt, Reference, column_ids, encode_prompt, scene_sentence, task_of,
+                             tiny_tokenizer, token_id, voice_words)
 
 IGNORE = -100  # a label that nobody is asked for
 
@@ -65,8 +65,7 @@ def prompt_from_row(row: dict, text: str, references: list[np.ndarray] = (), tag
     if len(spoken) != len(references):
         raise ValueError(f"sample {row.get('id')!r} has {len(references)} reference(s) and {len(spoken)} ref_transcript(s): "
                          "give one transcript for each")
-    task = (("multi_speaker" if "[SPEAKER" in text else "zero_shot" if references else "single_speaker")
-            + ("_voice_cloning" if references else "_smart_voice"))
+    task = task_of(text, bool(references))
     about = voice_line(row) if tags and not references and not task.startswith("multi") else ""
     return Prompt(text, task=task, scene=scene_sentence(row.get("scene")), voices=(about,)*bool(about), place=place,
                   references=tuple(Reference(t, c) for t, c in zip(spoken, references)))

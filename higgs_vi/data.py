@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .audio import SAMPLE_RATE, atomic, frame_levels, inside, read_audio, write_text, write_wav
 from .batch import as_list
 from .codec import DEMO, clip_key
+from .prompt import task_of
 from .settings import Settings, from_cli, from_notebook, in_test, project_root
 from .text import clean
 
@@ -164,8 +165,7 @@ def _sample(row: dict, name: str, speaker: str, seconds: float, cfg: DataSetting
                 speaker_id=speaker, speaker_name=str(row["speaker"]).strip(),
                 scene=known("scene"), emotion=known("emotion"), language=cfg.language, gender=known("gender").lower(), quality_score=None,
                 original_audio_path=str(row.get("origin") or row["file"]), user_instruction="",
-                task_type=("multi_speaker" if "[SPEAKER" in row["text"] else "zero_shot" if refs else "single_speaker")
-                          + ("_voice_cloning" if refs else "_smart_voice"),
+                task_type=task_of(row["text"], bool(refs)),
                 topic=known("topic"), dialect=known("dialect"), sample_rate=SAMPLE_RATE, **refs)
 
 # %% ../nbs/00_data.ipynb #75afe3ab

@@ -12,7 +12,7 @@ import numpy as np, torch
 from .audio import inside, read_audio
 from .codec import decode, encode, undelay
 from .model import Checkpoint, base_of
-from .prompt import DEFAULT_SCENE, Prompt, Reference, encode_prompt, voice_words
+from .prompt import DEFAULT_SCENE, Prompt, Reference, encode_prompt, task_of, voice_words
 
 # %% ../nbs/16_generate.ipynb #571259cf
 @dataclass(frozen=True)
@@ -97,6 +97,5 @@ def make_prompt(text: str, references: list[Reference] = (), profiles: list[str]
                 place: str = "turns") -> Prompt:
     "The prompt for `text`; `ValueError` where tags, voices and profiles do not fit (see `Prompt`)."
     if references and profiles: raise ValueError("a voice is either cloned or described: give voices or profiles, not both")
-    task = ("multi_speaker" if "[SPEAKER" in text else "zero_shot" if references else "single_speaker")
-    task += "_voice_cloning" if references else "_smart_voice"
+    task = task_of(text, bool(references))
     return Prompt(text, task=task, scene=scene, voices=tuple(profiles), references=tuple(references), place=place)

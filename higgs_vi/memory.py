@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd, torch
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
 from .model import add_lora, lora_config
-from .settings import Settings, from_cli, from_notebook, project_root
+from .settings import Settings, from_cli, from_notebook, local_or_id
 
 # %% ../nbs/03_memory.ipynb #61b6188b
 @dataclass
@@ -31,7 +31,7 @@ GROUPS = {"text FFN": ".mlp.", "audio FFN": ".audio_mlp.", "attention": ".self_a
 
 def skeleton(cfg: MemorySettings) -> HiggsAudioV2ForConditionalGeneration:
     "The model of `cfg` without memory behind its weights; `ValueError` for a configuration that cannot be read."
-    local = project_root()/cfg.model if cfg.model and (project_root()/cfg.model).is_dir() else cfg.model
+    local = local_or_id(cfg.model)
     try:
         kind = PreTrainedConfig.get_config_dict(local)[0].get("model_type") if cfg.model else "higgs_audio_v2"
         if kind != "higgs_audio_v2": raise ValueError(f"its type is {kind!r}; load a Boson checkpoint and save it first")

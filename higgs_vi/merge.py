@@ -14,9 +14,9 @@ from .audio import write_wav
 from .batch import build_example, collate
 from .generate import Sampling, Speech, generate_columns, make_prompt, say
 from .model import Checkpoint, load_checkpoint, load_model, save_checkpoint, target_logits
-from .run import load_adapter
-from .settings import Settings, from_cli, from_notebook, in_test, project_root
-from .train import embedded_nano, tiny_run
+from .run import embedded_nano, load_adapter
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
+from .train import tiny_run
 
 # %% ../nbs/05_merge.ipynb #83d87009
 @dataclass
@@ -62,8 +62,7 @@ def base_name(adapter: Path, base: str) -> str | Path:
     if not base and not named.is_file():
         raise ValueError(f"the adapter {adapter} does not name its base (base.json): give it (parameter base)")
     name = base or json.loads(named.read_text(encoding="utf-8"))["base"]
-    if not name: return embedded_nano()
-    return project_root()/name if (project_root()/name).is_dir() else name
+    return local_or_id(name) or embedded_nano()
 
 def merge(cfg: MergeSettings) -> dict:
     "Merge and write; the differences `adapter_merged` and `merged_base`, and the paths. The written folder is read back and compared too."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'AUDIO_TOKEN', 'DELAY_TOKEN', 'AUDIO_BOS', 'AUDIO_EOS', 'INSTRUCTION', 'DIALOGUE_INSTRUCTION',
            'SCENES', 'DEFAULT_SCENE', 'TASKS', 'CHAT_TEMPLATE', 'token_id', 'tiny_tokenizer', 'scene_sentence',
-           'voice_words', 'Reference', 'Prompt', 'scene_lines', 'render', 'column_ids', 'encode_prompt', 'to_messages']
+           'voice_words', 'task_of', 'Reference', 'Prompt', 'scene_lines', 'render', 'column_ids', 'encode_prompt',
+           'to_messages']
 
 # %% ../nbs/13_prompt.ipynb #0e81f3bc
 import re
@@ -75,6 +76,11 @@ def voice_words(gender: str | None = None, emotion: str | None = None, dialect: 
 # %% ../nbs/13_prompt.ipynb #c5900189
 TASKS = ("single_speaker_smart_voice", "zero_shot_voice_cloning", "multi_speaker_smart_voice", "multi_speaker_voice_cloning")
 _TAG = re.compile(r"\[(SPEAKER\d+)\]")
+
+def task_of(text: str, cloning: bool) -> str:
+    "The task of a text: [SPEAKERn] tags make it a dialogue, references make it `cloning`."
+    return ("multi_speaker" if "[SPEAKER" in text else "zero_shot" if cloning else "single_speaker") + (
+        "_voice_cloning" if cloning else "_smart_voice")
 
 @dataclass(frozen=True)
 class Reference:

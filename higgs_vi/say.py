@@ -13,9 +13,8 @@ from .generate import Sampling, Speech, load_voice, make_prompt, say
 from .merge import base_name, find_adapter
 from .model import Checkpoint, load_checkpoint
 from .prompt import scene_sentence
-from .run import load_adapter
-from .settings import Settings, from_cli, from_notebook, in_test, project_root
-from .train import embedded_nano
+from .run import embedded_nano, load_adapter
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
 @dataclass
@@ -45,8 +44,7 @@ def load_speaker(cfg: SaySettings) -> Checkpoint:
     if cfg.device == "cuda" and not torch.cuda.is_available(): raise ValueError("device is cuda but torch sees no GPU: set device cpu")
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     folder = find_adapter(cfg.adapter) if cfg.adapter else None
-    local = project_root()/cfg.model if cfg.model and (project_root()/cfg.model).is_dir() else cfg.model
-    source = base_name(folder, str(local)) if folder else local or embedded_nano()
+    source = base_name(folder, cfg.model) if folder else local_or_id(cfg.model) or embedded_nano()
     parts = load_checkpoint(source, cfg.codec or None, torch.bfloat16 if device == "cuda" else torch.float32, device)
     if folder: parts.model = load_adapter(parts.model, folder)
     return parts

@@ -14,9 +14,10 @@ from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import load_checkpoint, write_nano
+from higgs_vi.plan import plan_from, rate_at, total_steps
 from higgs_vi.run import checkpoints, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
-from higgs_vi.train import TrainSettings, execute, main as train_main, plan_from, rate_at, start, total_steps, with_preset
+from higgs_vi.train import TrainSettings, execute, main as train_main, start, with_preset
 
 ROOT = Path(__file__).parents[1]
 FOUR = {"bac_nam_000": "Xin chào các bạn.", "bac_nu_001": "Hôm nay trời đẹp quá!", "trung_nu_002": "Bạn ăn cơm chưa?", "nam_nam_003": "Tôi tên là Lan."}
@@ -125,6 +126,15 @@ def test_the_plan_resumes_at_the_very_batch(place):
     assert len(whole) == total_steps(run.cfg, run.data, 1) == run.total
     for done in (1, len(whole)//3, len(whole) - 1): assert list(plan_from(run.cfg, run.data, done, 1)) == whole[done:]
     for world in (2, 3): assert sum(len(b) for _, s in plan_from(run.cfg, run.data, 0, world) for b in s) == 3*len(run.data.train)
+
+
+def test_tags_stand_in_their_share_of_the_prompts(place):
+    "The demo clips' genders are known: with tags 0 no prompt names one, with 1 every prompt its own, with 0.5 some, the same each time."
+    told = {t: [e.voices for e in (r["prompt"] for r in start(settings(place, place/f"tags{i}", validation=0.9, tags=t)).data.rows)]
+            for i, t in enumerate((0.0, 0.5, 1.0))}
+    assert set(told[0.0]) == {()} and set(told[1.0]) == {("feminine",), ("masculine",)} and set(told[0.5]) == set(told[0.0]) | set(told[1.0])
+    again = start(settings(place, place/"tags_again", validation=0.9, tags=0.5))
+    assert [r["prompt"].voices for r in again.data.rows] == told[0.5]
 
 
 def test_two_processes_train_as_one(place):
