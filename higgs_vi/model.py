@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_config_from_boson', 'stop_ids',
            'generation_settings', 'load_model', 'load_tokenizer', 'find_codec', 'build_processor', 'check_parts',
-           'Checkpoint', 'load_checkpoint', 'load_processor', 'save_checkpoint', 'nano_config', 'nano', 'write_nano',
-           'lora_config', 'add_lora', 'for_full_training', 'Loss', 'per_target', 'codebook_weights', 'target_counts',
-           'base_of', 'target_logits', 'audio_loss', 'OutOfMemory', 'to_device', 'train_step']
+           'Checkpoint', 'load_checkpoint', 'load_processor', 'save_checkpoint', 'nano_config', 'untrained', 'nano',
+           'write_nano', 'lora_config', 'add_lora', 'for_full_training', 'Loss', 'per_target', 'codebook_weights',
+           'target_counts', 'base_of', 'target_logits', 'audio_loss', 'OutOfMemory', 'to_device', 'train_step']
 
 # %% ../nbs/15_model.ipynb #51848ff9
 import json, math, re, warnings
@@ -216,17 +216,21 @@ def nano_config(tokenizer, hidden: int = 128, layers: int = 2) -> HiggsAudioV2Co
         audio_delay_token_id=token_id(tokenizer, DELAY_TOKEN))
 
 # %% ../nbs/15_model.ipynb #dc32aa8f
+def untrained(tokenizer, codec, hidden: int, layers: int, seed: int = 0) -> Checkpoint:
+    "A random language model of `nano_config` with this tokenizer and codec."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden, layers)).eval()
+    model.generation_config = generation_settings(model.config)
+    return Checkpoint(model, tokenizer, codec)
+
 def nano(seed: int = 0, hidden: int = 128, layers: int = 2) -> Checkpoint:
     "An untrained nano: random language model, tokenizer and codec fitted to the demo clips. Its speech is noise."
     import pandas as pd
     texts = pd.read_csv(DEMO/"demo.csv")["normalized_text"].dropna().tolist()
     tokenizer = tiny_tokenizer(texts + [INSTRUCTION, DIALOGUE_INSTRUCTION, "Audio is recorded from a quiet room."])
     codec = tiny_codec([read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))], seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden, layers)).eval()
-    model.generation_config = generation_settings(model.config)
-    return Checkpoint(model, tokenizer, codec)
+    return untrained(tokenizer, codec, hidden, layers, seed)
 
 # %% ../nbs/15_model.ipynb #7f8e358d
 def write_nano(folder: str | Path, seed: int = 0) -> Path:

@@ -48,7 +48,9 @@ class Settings:
                 near = get_close_matches(name, names, 1)
                 raise ValueError(f"unknown parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
                                  + f" The parameters are {', '.join(names)}")
-        return cls(**values)
+        settings = cls(**values)
+        settings.given = frozenset(values)
+        return settings
 
 # %% ../nbs/18_settings.ipynb #3940b5e5
 def from_notebook(cls: type[Settings], namespace: dict) -> Settings:
@@ -73,7 +75,6 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None, about: str = ""
     given = vars(parser.parse_args(argv))
     try: settings = cls.of(given)
     except ValueError as e: parser.error(str(e))
-    settings.given = frozenset(given)
     return settings
 
 # %% ../nbs/18_settings.ipynb #e8822c0d

@@ -39,9 +39,7 @@ def settings(place, out, **change):
     "Small settings: twelve steps of LoRA with dropout, a validation every four."
     given = dict(model=str(place/"nano"), data=str(place/"data"), out=str(out), cache=str(place/"codes"), preset="demo", budget=1024, steps=12, report=1,
                  evaluate=4, save=3, sentences=0, device="cpu") | change
-    cfg = TrainSettings.of(given)
-    cfg.given = frozenset(given)
-    return with_preset(cfg)
+    return with_preset(TrainSettings.of(given))
 
 
 def steps_of(run):
