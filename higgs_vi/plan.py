@@ -47,10 +47,20 @@ def build_examples(cfg: Settings, parts: Checkpoint, rows: list[dict], run: Path
     return [e for e, _ in good], [r for _, r in good]
 
 def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
-    "The seeded split: at least one clip validates, unless the share is 0."
-    order = np.random.default_rng([cfg.seed, 1]).permutation(len(examples))
-    n = min(len(examples) - 1, math.ceil(cfg.validation*len(examples)))
-    return Dataset([examples[i] for i in sorted(order[n:])], [examples[i] for i in order[:n]], [rows[i] for i in order[:n]])
+    """What trains and what validates: rows whose `split` says valid, or else a seeded share, at least one clip unless it is 0.
+
+    Rows whose `split` says test are left alone. `ValueError` for another word, or if nothing is left to train on.
+    """
+    said = [r["split"] if isinstance(r.get("split"), str) else "train" for r in rows]
+    if odd := [f"{r['id']!r}: {w!r}" for r, w in zip(rows, said) if w not in ("train", "valid", "test")]:
+        raise ValueError(f"{len(odd)} clip(s) have another split than train, valid or test, the first is {odd[0]}")
+    train, valid = (np.flatnonzero(np.array(said) == w) for w in ("train", "valid"))
+    if not len(train): raise ValueError(f"none of the {len(rows)} clips is to be trained on: their split says valid or test")
+    if not len(valid):
+        n = min(len(train) - 1, math.ceil(cfg.validation*len(train)))
+        order = train[np.random.default_rng([cfg.seed, 1]).permutation(len(train))]
+        train, valid = sorted(order[n:]), order[:n]
+    return Dataset([examples[i] for i in train], [examples[i] for i in valid], [rows[i] for i in valid])
 
 # %% ../nbs/22_plan.ipynb #71a629e9
 def plan_epoch(cfg: Settings, data: Dataset, epoch: int, world: int) -> list[list[list[int]]]:
