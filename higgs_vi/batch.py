@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'target_labels', 'Example', 'build_example', 'as_list', 'prompt_from_row', 'voice_line', 'epoch_batches',
-           'collate']
+           'columns_at', 'collate', 'for_hf']
 
 # %% ../nbs/14_batch.ipynb #5b4557d9
 from dataclasses import dataclass
@@ -99,27 +99,46 @@ def epoch_batches(lengths: list[int], budget: int, seed: int = 0, epoch: int = 0
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../nbs/14_batch.ipynb #7abf9d3a
-def collate(examples: list[Example], tokenizer) -> dict:
-    """A batch of B examples. Shapes: S longest sequence, A most columns, K codebooks, N positions that predict.
+def columns_at(e: Example, tokenizer) -> np.ndarray:
+    "Where in an example its columns stand, `(A,)`; `ValueError` if they do not fit its placeholders."
+    at = np.flatnonzero((e.input_ids == token_id(tokenizer, AUDIO_TOKEN)) | (e.input_ids == token_id(tokenizer, DELAY_TOKEN)))
+    asked = np.flatnonzero((e.labels != IGNORE).any(1))
+    if len(at) != len(e.columns) or (asked == 0).any() or (at[asked - 1] != at[asked] - 1).any():
+        raise ValueError(f"clip {e.name!r}: its {len(at)} placeholders do not fit its {len(e.columns)} columns")
+    return at
 
-    `input_ids`, `attention_mask` (B, S); `audio_input_ids`, `audio_labels` (B, A, K); `audio_input_ids_mask` (B, A) bool;
-    `predict_at` (N,) index into the flattened B·S positions; `targets` (N, K), -100 where a codebook is not asked; `names`.
+def collate(examples: list[Example], tokenizer) -> dict:
+    """A batch of N positions without padding: all text, clip after clip, then all audio.
+
+    `text_ids` (Nt,) and `columns` (Na, K) are what stands there. `place` (N,) is where each would stand in a rectangle of `shape`
+    (B clips, S longest), flattened; `order` (B·S,) is who stands there (0 where nobody does). `predict_at` (P,) are the places that
+    predict `targets` (P, K), -100 where a codebook is not asked. `names` are the clips'.
+    """
+    B, S, text, audio, predict, targets = len(examples), max(map(len, examples)), [], [], [], []
+    for b, e in enumerate(examples):
+        at, asked = columns_at(e, tokenizer), np.flatnonzero((e.labels != IGNORE).any(1))
+        text.append(b*S + np.delete(np.arange(len(e)), at)); audio.append(b*S + at)
+        predict.append(b*S + at[asked - 1]); targets.append(e.labels[asked])
+    place, order = np.concatenate(text + audio), np.zeros(B*S, np.int64)
+    order[place] = np.arange(len(place))
+    words = np.concatenate([np.delete(e.input_ids, t - b*S) for b, (e, t) in enumerate(zip(examples, audio))])
+    arrays = dict(text_ids=words, columns=np.concatenate([e.columns for e in examples]), place=place, order=order,
+                  predict_at=np.concatenate(predict), targets=np.concatenate(targets))
+    return {k: torch.from_numpy(v) for k, v in arrays.items()} | dict(shape=(B, S), names=[e.name for e in examples])
+
+# %% ../nbs/14_batch.ipynb #afbd49d3
+def for_hf(examples: list[Example], tokenizer) -> dict:
+    """The same examples as HF's forward takes them, padded on the right. Shapes: B clips, S longest, A most columns, K codebooks.
+
+    `input_ids`, `attention_mask` (B, S); `audio_input_ids`, `audio_labels` (B, A, K); `audio_input_ids_mask` (B, A) bool.
     """
     B, S, A, K = len(examples), max(map(len, examples)), max(len(e.columns) for e in examples), examples[0].columns.shape[1]
-    audio, late = token_id(tokenizer, AUDIO_TOKEN), token_id(tokenizer, DELAY_TOKEN)
     batch = dict(input_ids=torch.full((B, S), tokenizer.pad_token_id), attention_mask=torch.zeros(B, S, dtype=torch.long),
                  audio_input_ids=torch.full((B, A, K), 1025), audio_input_ids_mask=torch.zeros(B, A, dtype=torch.bool),
                  audio_labels=torch.full((B, A, K), IGNORE))
-    where, targets = [], []
     for b, e in enumerate(examples):
-        batch["input_ids"][b, :len(e)], batch["attention_mask"][b, :len(e)] = torch.from_numpy(e.input_ids), 1
         n = len(e.columns)
+        batch["input_ids"][b, :len(e)], batch["attention_mask"][b, :len(e)] = torch.from_numpy(e.input_ids), 1
         batch["audio_input_ids"][b, :n], batch["audio_labels"][b, :n] = torch.from_numpy(e.columns), torch.from_numpy(e.labels)
         batch["audio_input_ids_mask"][b, :n] = True
-        places = np.flatnonzero((e.input_ids == audio) | (e.input_ids == late))  # (A,) position of each column
-        asked = np.flatnonzero((e.labels != IGNORE).any(1))
-        if len(places) != n or (asked == 0).any() or (places[asked - 1] != places[asked] - 1).any():
-            raise ValueError(f"clip {e.name!r}: its {len(places)} placeholders do not fit its {n} columns")
-        where.append(b*S + places[asked - 1]); targets.append(e.labels[asked])
-    return batch | dict(predict_at=torch.from_numpy(np.concatenate(where)), targets=torch.from_numpy(np.concatenate(targets)),
-                        names=[e.name for e in examples])
+    return batch

@@ -13,9 +13,10 @@ import numpy as np, torch
 from .audio import write_wav
 from .batch import build_example, collate
 from .generate import Sampling, Speech, generate_columns, make_prompt, say
-from .model import Checkpoint, load_checkpoint, load_model, save_checkpoint, target_logits
+from .model import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from .run import embedded_nano, load_adapter
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
+from .step import target_logits
 from .train import tiny_run
 
 # %% ../nbs/05_merge.ipynb #83d87009

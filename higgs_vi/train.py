@@ -20,11 +20,11 @@ from .audio import atomic_folder, read_audio, write_text, write_wav
 from .batch import collate, epoch_batches
 from .data import DataSettings, prepare, read_higgs
 from .generate import Sampling, say
-from .model import (Checkpoint, OutOfMemory, add_lora, audio_loss, base_of, for_full_training, load_checkpoint,
-                            lora_config, per_target, save_checkpoint, to_device, train_step)
+from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
 from .plan import Dataset, build_examples, plan_from, rate_at, split, total_steps
 from .run import Metrics, checkpoints, embedded_nano, load_state, load_trained, prune, save_adapter, save_state
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
+from .step import OutOfMemory, audio_loss, per_target, to_device, train_step
 from .watch import LiveFigure, clock, gpu_use, memory_gib
 
 # %% ../nbs/04_train.ipynb #0d053216

@@ -10,8 +10,9 @@ from transformers.utils import logging
 from higgs_vi.audio import read_audio
 from higgs_vi.batch import build_example, collate
 from higgs_vi.codec import DEMO, encode
-from higgs_vi.model import nano, train_step
+from higgs_vi.model import nano
 from higgs_vi.prompt import Prompt
+from higgs_vi.step import train_step
 
 logging.disable_progress_bar()
 
@@ -35,8 +36,9 @@ def clips(parts):
 def overfitted(clips):
     "A nano trained in full on four clips until it knows them by heart."
     own = nano(seed=1)
-    batch = collate([build_example(own.tokenizer, p, c, p.text) for p, c in clips], own.tokenizer)
+    examples = [build_example(own.tokenizer, p, c, p.text) for p, c in clips]
+    batch = collate(examples, own.tokenizer)
     optimizer = torch.optim.AdamW(own.model.train().parameters(), lr=3e-3)
     losses = [train_step(own.model, optimizer, [batch])["loss"] for _ in range(150)]
     own.model.eval()
-    return SimpleNamespace(**vars(own), batch=batch, losses=losses)
+    return SimpleNamespace(**vars(own), examples=examples, losses=losses)

@@ -13,7 +13,8 @@ from higgs_vi.audio import atomic, read_audio, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
 from higgs_vi.codec import DEMO, CodeCache, encode_files
 from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs, read_table
-from higgs_vi.model import add_lora, lora_config, nano, train_step
+from higgs_vi.model import add_lora, lora_config, nano
+from higgs_vi.step import train_step
 
 FIELDS = ("id audio_file transcript_file duration speaker_id speaker_name scene emotion language gender quality_score original_audio_path "
           "user_instruction task_type topic dialect sample_rate").split()

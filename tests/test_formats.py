@@ -14,8 +14,9 @@ from higgs_vi.batch import build_example, collate
 from higgs_vi.codec import codec_config_from_boson, codec_key, encode
 from higgs_vi.generate import GREEDY, say
 from higgs_vi.model import (Checkpoint, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, load_checkpoint, load_codec,
-                            load_model, model_config_from_boson, save_checkpoint, target_logits)
+                            load_model, model_config_from_boson, save_checkpoint)
 from higgs_vi.prompt import SPECIAL_TOKENS, Prompt, Reference, encode_prompt, render, token_id
+from higgs_vi.step import target_logits
 
 RELEASED = json.loads((Path(__file__).parent/"released.json").read_text(encoding="utf-8"))
 

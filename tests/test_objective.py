@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from transformers import HiggsAudioV2ForConditionalGeneration
 
-from higgs_vi.batch import IGNORE, Example, build_example, collate
+from higgs_vi.batch import IGNORE, Example, build_example, collate, for_hf
 from higgs_vi.codec import delay, undelay
-from higgs_vi.model import add_lora, audio_loss, lora_config, nano_config, target_counts, target_logits, train_step
+from higgs_vi.model import add_lora, lora_config, nano_config
 from higgs_vi.prompt import TASKS, Prompt, Reference, column_ids, encode_prompt, tiny_tokenizer
+from higgs_vi.step import audio_loss, hidden_states, target_counts, target_logits, train_step
 
 
 def sound(seed, frames): return np.random.default_rng(seed).integers(0, 1024, (8, frames))
@@ -147,8 +148,7 @@ def test_train_step_counts_the_targets_of_all_its_batches(parts, reference_step,
 def test_equal_weights_give_hf_s_own_number(parts, reference_step):
     batch = collate(reference_step[0], parts.tokenizer)
     with torch.no_grad():
-        stock = parts.model(**{k: batch[k] for k in ("input_ids", "attention_mask", "audio_input_ids", "audio_input_ids_mask",
-                                                     "audio_labels")}, use_cache=False).loss
+        stock = parts.model(**for_hf(reference_step[0], parts.tokenizer), use_cache=False).loss
         assert abs(stock.item() - audio_loss(parts.model, batch).total.item()) < 1e-5
 
 
@@ -165,6 +165,38 @@ def test_padding_and_company_change_nothing(parts, reference_step):
     with torch.no_grad():
         got = audio_loss(model.eval(), collate(reference_step[0], parts.tokenizer)).total.item()
     assert abs(got - reference_step[1]) <= 1e-6*reference_step[1]
+
+
+def test_two_blocks_are_hf_s_forward(parts):
+    "Last hidden states and gradients, with adapters on every group, recomputed activations too; text without sound before it."
+    examples = mixed_examples(parts.tokenizer)
+    batch, padded, found = collate(examples, parts.tokenizer), for_hf(examples, parts.tokenizer), []
+    padded.pop("audio_labels")
+    for way in ("stock", "blocks", "recomputed"):
+        torch.manual_seed(0)
+        model = add_lora(copy.deepcopy(parts.model), lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True, dropout=0.0))
+        for n, p in model.named_parameters():
+            if "lora_B" in n: torch.nn.init.normal_(p, std=0.05)      # they begin at zero, where nothing of A is seen
+        if way == "recomputed": model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        model.train()
+        rows = (model.get_base_model().model(**padded, use_cache=False).last_hidden_state.flatten(0, 1)[batch["predict_at"]]
+                if way == "stock" else hidden_states(model, batch))
+        (rows.sin().sum()/100).backward()
+        found.append((rows.detach(), gradients(model)))
+    for rows, grads in found[1:]:
+        assert (rows - found[0][0]).abs().max() < 1e-5
+        assert len(grads) > 20
+        assert_equal_gradients(grads, found[0][1])      # their largest are about 1
+
+
+@pytest.mark.parametrize("fault", ["other network", "other place", "other company"])
+def test_a_wrong_way_through_the_blocks_is_seen(parts, reference_step, fault):
+    "The comparison with HF's forward fails when a block goes through the wrong network, or attention gets the wrong sequence."
+    model, batch = copy.deepcopy(parts.model), collate(reference_step[0], parts.tokenizer)
+    if fault == "other network": model.model.layers[0].mlp, model.model.layers[0].audio_mlp = model.model.layers[0].audio_mlp, model.model.layers[0].mlp
+    if fault == "other place": batch["place"] = batch["place"].flip(0)
+    if fault == "other company": batch["order"] = batch["order"].view(batch["shape"]).roll(1, 0).flatten()
+    with torch.no_grad(): assert abs(audio_loss(model, batch).total.item() - reference_step[1]) > 1e-4*reference_step[1]
 
 
 def test_a_wrong_shift_is_seen(parts, reference_step):
@@ -195,10 +227,8 @@ def test_it_learnt_the_clips(overfitted): assert overfitted.losses[-1] < 0.05 < 
 
 def test_offset_audit(overfitted):
     "Cross-entropy of what column j says against the ids at columns j-1, j, j+1, j+2 (codes only): least at j+1, which generation uses."
-    batch = overfitted.batch
-    with torch.no_grad():
-        logits = overfitted.model(**{k: batch[k] for k in ("input_ids", "attention_mask", "audio_input_ids", "audio_input_ids_mask")},
-                                  use_cache=False).logits
+    batch = for_hf(overfitted.examples, overfitted.tokenizer)
+    with torch.no_grad(): logits = overfitted.model(**batch, use_cache=False).logits
     logits, ce = logits.unflatten(-1, (8, 1026)), {}
     audio = [((ids == overfitted.model.config.audio_token_id) | (ids == overfitted.model.config.audio_delay_token_id))
              .nonzero()[:, 0] for ids in batch["input_ids"]]
