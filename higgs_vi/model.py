@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_config_from_boson', 'stop_ids',
-           'generation_settings', 'load_model', 'load_tokenizer', 'find_codec', 'build_processor', 'check_parts',
-           'Checkpoint', 'load_checkpoint', 'load_processor', 'save_checkpoint', 'nano_config', 'untrained', 'nano',
-           'write_nano', 'lora_config', 'base_of', 'add_lora', 'for_full_training']
+           'generation_settings', 'load_model', 'load_tokenizer', 'base_of', 'routes', 'RoutedLayer', 'route',
+           'find_codec', 'build_processor', 'check_parts', 'Checkpoint', 'load_checkpoint', 'load_processor',
+           'save_checkpoint', 'nano_config', 'untrained', 'nano', 'write_nano', 'lora_config', 'add_lora',
+           'for_full_training']
 
 # %% ../nbs/15_model.ipynb #51848ff9
 import json, re, warnings
@@ -18,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import (AutoTokenizer, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration,
                           HiggsAudioV2Processor, PreTrainedConfig)
+from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
 from transformers.utils import cached_file
 from .audio import atomic_folder, read_audio
 from .codec import DEMO, load_codec, no_bars, tiny_codec
@@ -116,7 +118,7 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     if lost:
         raise ValueError(f"the model {str(source)!r} does not fit its configuration: {len(lost)} weights are missing, misshapen "
                          f"or unknown, for example {lost[0]}; fetch the checkpoint again")
-    return model.to(device).eval()
+    return route(model.to(device).eval())
 
 # %% ../nbs/15_model.ipynb #c443ad36
 def load_tokenizer(source: str | Path):
@@ -128,6 +130,37 @@ def load_tokenizer(source: str | Path):
     token_id(tokenizer, AUDIO_TOKEN)
     tokenizer.pad_token = "<|end_of_text|>"
     return tokenizer
+
+# %% ../nbs/15_model.ipynb #c2a5fbf7
+def base_of(model):
+    "HF's model inside a PEFT model or itself."
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+def routes(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "The flat positions of text and of sound under the mask `audio` `(B, S)`, which remembers them for the layers after."
+    if not hasattr(audio, "routes"):
+        order = audio.flatten().to(torch.uint8).argsort(stable=True)
+        audio.routes = order.tensor_split([order.numel() - int(audio.sum())])      # the one wait
+    return audio.routes
+
+class RoutedLayer(HiggsAudioV2DecoderLayer):
+    "HF's decoder layer, each position sent through its own norms and feed-forward network by index."
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, audio_token_mask=None, **kwargs):
+        "As HF's: `(B, S, H)` to `(B, S, H)`; without `audio_token_mask` `(B, S)` all positions are sound."
+        if audio_token_mask is None: return super().forward(hidden_states, position_embeddings, attention_mask, None, **kwargs)
+        (text, audio), x = routes(audio_token_mask.to(hidden_states.device)), hidden_states.flatten(0, 1)
+        said, heard = self.input_layernorm(x[text]), self.audio_input_layernorm(x[audio])
+        normed = torch.empty_like(x).index_copy(0, text, said.to(x.dtype)).index_copy(0, audio, heard.to(x.dtype))
+        out, _ = self.self_attn(normed.view_as(hidden_states), position_embeddings=position_embeddings,
+                                attention_mask=attention_mask, **kwargs)
+        x = x + out.flatten(0, 1)
+        said, heard = self.mlp(self.post_attention_layernorm(x[text])), self.audio_mlp(self.audio_post_attention_layernorm(x[audio]))
+        return x.index_add(0, text, said.to(x.dtype)).index_add(0, audio, heard.to(x.dtype)).view_as(hidden_states)
+
+def route(model):
+    "`model` with routed layers, in place."
+    for layer in base_of(model).model.layers: layer.__class__ = RoutedLayer
+    return model
 
 # %% ../nbs/15_model.ipynb #add23985
 def find_codec(source: str | Path, codec: str | Path | None = None) -> str | Path:
@@ -216,7 +249,7 @@ def untrained(tokenizer, codec, hidden: int, layers: int, seed: int = 0) -> Chec
     "A random language model of `nano_config` with this tokenizer and codec."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden, layers)).eval()
+        model = route(HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden, layers)).eval())
     model.generation_config = generation_settings(model.config)
     return Checkpoint(model, tokenizer, codec)
 
@@ -249,10 +282,6 @@ def lora_config(rank: int = 16, alpha: float = 32, dropout: float = 0.1, targets
                       modules_to_save=SAVED_WHOLE if audio_embeddings else None)
 
 # %% ../nbs/15_model.ipynb #6551fbc2
-def base_of(model):
-    "HF's model inside a PEFT model or itself."
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
 def add_lora(model, config: LoraConfig):
     "`model` with fp32 adapters, all else frozen; a PEFT model. What is trained whole computes in fp32 and hands on the base's type."
     base = model.dtype

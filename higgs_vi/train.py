@@ -161,7 +161,7 @@ def build_model(cfg: TrainSettings, parts: Checkpoint):
     "The model to train: LoRA on it or all of it, with checkpointing if asked."
     if cfg.mode == "lora": model = add_lora(parts.model, lora_config(cfg.rank, cfg.alpha, cfg.dropout, cfg.targets, cfg.audio_embeddings))
     else: model = for_full_training(parts.model)
-    if cfg.checkpointing: base_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    base_of(model).model.gradient_checkpointing = cfg.checkpointing      # 23_step reads it
     return model.train()
 
 def find_device(cfg: TrainSettings) -> Accelerator:

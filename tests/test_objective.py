@@ -5,13 +5,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import HiggsAudioV2ForConditionalGeneration
+from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
 
 from higgs_vi.batch import IGNORE, Example, build_example, collate, for_hf
 from higgs_vi.codec import delay, undelay
-from higgs_vi.model import add_lora, lora_config, nano_config
+from higgs_vi.model import Checkpoint, RoutedLayer, add_lora, base_of, lora_config, nano_config, routes
 from higgs_vi.prompt import TASKS, Prompt, Reference, column_ids, encode_prompt, tiny_tokenizer
 from higgs_vi.step import audio_loss, hidden_states, target_counts, target_logits, train_step
+from higgs_vi.train import TrainSettings, build_model
+
+
+def stock(model):
+    "A copy of `model` with HF's own decoder layers."
+    model = copy.deepcopy(model)
+    for layer in base_of(model).model.layers: layer.__class__ = HiggsAudioV2DecoderLayer
+    return model
 
 
 def sound(seed, frames): return np.random.default_rng(seed).integers(0, 1024, (8, frames))
@@ -110,7 +120,7 @@ def assert_equal_gradients(a, b, tol=1e-5):
 @pytest.fixture(scope="module")
 def reference_step(parts):
     "Loss and gradients of the weighted mean of single clips by `plain_loss` on the stock model."
-    model, examples = copy.deepcopy(parts.model), mixed_examples(parts.tokenizer)
+    model, examples = stock(parts.model), mixed_examples(parts.tokenizer)
     targets = [(e.labels != IGNORE).sum() for e in examples]
     loss = sum(plain_loss(model, e)*n for e, n in zip(examples, targets))/sum(targets)
     loss.backward()
@@ -148,8 +158,8 @@ def test_train_step_counts_the_targets_of_all_its_batches(parts, reference_step,
 def test_equal_weights_give_hf_s_own_number(parts, reference_step):
     batch = collate(reference_step[0], parts.tokenizer)
     with torch.no_grad():
-        stock = parts.model(**for_hf(reference_step[0], parts.tokenizer), use_cache=False).loss
-        assert abs(stock.item() - audio_loss(parts.model, batch).total.item()) < 1e-5
+        theirs = stock(parts.model)(**for_hf(reference_step[0], parts.tokenizer), use_cache=False).loss
+        assert abs(theirs.item() - audio_loss(parts.model, batch).total.item()) < 1e-5
 
 
 def test_codebook_weights_are_scaled_to_sum_to_eight(parts, reference_step):
@@ -174,10 +184,10 @@ def test_two_blocks_are_hf_s_forward(parts):
     padded.pop("audio_labels")
     for way in ("stock", "blocks", "recomputed"):
         torch.manual_seed(0)
-        model = add_lora(copy.deepcopy(parts.model), lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True, dropout=0.0))
+        model = add_lora(stock(parts.model), lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True, dropout=0.0))
         for n, p in model.named_parameters():
             if "lora_B" in n: torch.nn.init.normal_(p, std=0.05)      # they begin at zero, where nothing of A is seen
-        if way == "recomputed": model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        base_of(model).model.gradient_checkpointing = way == "recomputed"
         model.train()
         rows = (model.get_base_model().model(**padded, use_cache=False).last_hidden_state.flatten(0, 1)[batch["predict_at"]]
                 if way == "stock" else hidden_states(model, batch))
@@ -187,6 +197,66 @@ def test_two_blocks_are_hf_s_forward(parts):
         assert (rows - found[0][0]).abs().max() < 1e-5
         assert len(grads) > 20
         assert_equal_gradients(grads, found[0][1])      # their largest are about 1
+
+
+def branches(parts):
+    "Arguments of a forward for each way through HF's layer."
+    examples, rng = mixed_examples(parts.tokenizer), np.random.default_rng(5)
+    padded, columns = for_hf(examples, parts.tokenizer), torch.from_numpy(rng.integers(0, 1024, (2, 30, 8)))
+    left = {k: v.clone() for k, v in for_hf(examples[:2], parts.tokenizer).items()}
+    for b, e in enumerate(examples[:2]):
+        for k in ("input_ids", "attention_mask"): left[k][b] = left[k][b].roll(left[k].shape[1] - len(e))
+    left.pop("audio_labels")
+    return dict(references=padded, left=left, sound_alone=dict(audio_input_ids=columns),
+                text_alone=dict(input_ids=torch.arange(100, 160).view(2, 30), attention_mask=torch.ones(2, 30, dtype=torch.long)))
+
+
+@pytest.mark.parametrize("branch", ["references", "left", "sound_alone", "text_alone"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_routed_layers_are_hf_s_layers(parts, branch, recompute):
+    "Logits, and gradients of every weight, in each branch of HF's layer; HF's layers are there under their own names."
+    inputs, found = branches(parts)[branch], []
+    for model in (stock(parts.model), copy.deepcopy(parts.model)):
+        if recompute: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        out = model.train()(**inputs, use_cache=False)
+        logits = out.logits if inputs.get("attention_mask") is None else out.logits[inputs["attention_mask"].bool()]
+        (logits.sin().sum()/100).backward()
+        found.append((logits.detach(), gradients(model)))
+    (a, x), (b, y) = found
+    assert isinstance(model.model.layers[0], RoutedLayer) and parts.model.state_dict().keys() == stock(parts.model).state_dict().keys()
+    assert (a - b).abs().max() < 1e-5
+    assert_equal_gradients(x, y)
+
+
+def test_a_wrong_route_is_seen(parts, monkeypatch):
+    "The comparison above fails when text and sound change places, and under a mixed precision it still holds."
+    inputs = branches(parts)["references"]
+    with torch.no_grad():
+        want = stock(parts.model)(**inputs).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (parts.model(**inputs).logits - stock(parts.model)(**inputs).logits).abs().max() < 0.05
+        monkeypatch.setattr("higgs_vi.model.routes", lambda mask: routes(~mask))
+        assert (parts.model(**inputs).logits - want).abs().max() > 0.1
+
+
+def test_routed_layers_decode_as_hf_s(parts):
+    "HF's own `generate`, greedy, with cache and a reference: the same columns."
+    ids, columns = encode_prompt(parts.tokenizer, prompts()[1])
+    inputs = dict(input_ids=torch.from_numpy(ids)[None], attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                  audio_input_ids=torch.from_numpy(columns)[None], audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool))
+    said = [m.generate(**inputs, max_new_tokens=20, do_sample=False) for m in (stock(parts.model), parts.model)]
+    said = [getattr(s, "audio_sequences", s) for s in said]
+    assert torch.equal(*said) and said[0].shape[1] >= 20
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_parameter_checkpointing_recomputes_every_layer(parts, monkeypatch, checkpointing):
+    calls = []
+    monkeypatch.setattr("higgs_vi.step.checkpoint", lambda f, *a, **k: calls.append(a[0]) or checkpoint(f, *a, **k))
+    own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
+    model = build_model(TrainSettings(checkpointing=checkpointing, rank=2), own)
+    audio_loss(model, collate(mixed_examples(parts.tokenizer)[:1], parts.tokenizer)).total.backward()
+    assert calls == list(base_of(model).model.layers)*checkpointing
 
 
 @pytest.mark.parametrize("fault", ["other network", "other place", "other company"])
