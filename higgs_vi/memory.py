@@ -58,7 +58,7 @@ def plans(cfg: MemorySettings) -> pd.DataFrame:
     groups, trained = parameter_groups(skeleton(cfg)), trained_parameters(cfg)
     total = sum(groups.values())
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
-    bases = {"bf16 LoRA": 2*total, "NF4 LoRA": linear*(0.5 + 4/64) + 2*(total - linear)}
+    bases = {"bf16 LoRA": 2*total, "NF4 LoRA": linear*(0.5 + (1 + 4/256)/64) + 2*(total - linear)}
     rows = [dict(mode=mode, weights=base, adapters=4*trained, gradients=4*trained, optimiser=8*trained) for mode, base in bases.items()]
     rows.append(dict(mode="full fp32", weights=4*total, adapters=0, gradients=4*total, optimiser=8*total))
     table = pd.DataFrame(rows).set_index("mode")/2**30

@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_config_from_boson', 'stop_ids',
-           'generation_settings', 'load_model', 'load_tokenizer', 'base_of', 'routes', 'RoutedLayer', 'route',
+           'generation_settings', 'load_model', 'load_tokenizer', 'nf4', 'base_of', 'routes', 'RoutedLayer', 'route',
            'find_codec', 'build_processor', 'check_parts', 'Checkpoint', 'load_checkpoint', 'load_processor',
            'save_checkpoint', 'nano_config', 'untrained', 'nano', 'write_nano', 'lora_config', 'add_lora',
            'for_full_training']
 
 # %% ../nbs/15_model.ipynb #51848ff9
+import logging
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)     # PEFT imports it; it asks CPUs for a kernel of its own
 import json, re, warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError, safe_open
-from transformers import (AutoTokenizer, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration,
-                          HiggsAudioV2Processor, PreTrainedConfig)
+from transformers import (AutoTokenizer, BitsAndBytesConfig, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config,
+                          HiggsAudioV2ForConditionalGeneration, HiggsAudioV2Processor, PreTrainedConfig)
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
 from transformers.utils import cached_file
 from .audio import atomic_folder, read_audio
@@ -94,19 +97,25 @@ def generation_settings(config: HiggsAudioV2Config) -> GenerationConfig:
 
 # %% ../nbs/15_model.ipynb #9da32514
 @no_bars()
-def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", text_head: bool = False):
+def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", text_head: bool = False,
+               quantised: bool = False):
     """`HiggsAudioV2ForConditionalGeneration` of a hub id or folder, in HF's layout or Boson's first one, in evaluation mode.
 
-    Raises `ValueError` for an unknown, damaged or incomplete checkpoint. `text_head` loads the head that only a text loss needs.
+    Raises `ValueError` for an unknown, damaged or incomplete checkpoint. `text_head` loads the head that only a text loss needs;
+    `quantised` puts the layers' matrices into 4 bits.
     """
     try:
         kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        if kind == "higgs_audio" and quantised:
+            raise ValueError(f"{str(source)!r} is in Boson's first layout, which is not read in 4 bits: convert it once with "
+                             "save_checkpoint(folder, load_checkpoint(source)), and give that folder")
         if kind == "higgs_audio":
             folder = Path(source if Path(source).is_dir() else snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
             model, info = _model_from_boson(folder, dtype, text_head)
         elif kind == "higgs_audio_v2":
             model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
-                source, dtype=dtype, use_text_head=text_head, use_safetensors=True, output_loading_info=True)
+                source, dtype=dtype, use_text_head=text_head, use_safetensors=True, output_loading_info=True,
+                **dict(quantization_config=nf4(dtype), device_map={"": device}) if quantised else {})
         else:
             raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
                              "(higgs_audio_v2, or Boson's higgs_audio)")
@@ -118,7 +127,7 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     if lost:
         raise ValueError(f"the model {str(source)!r} does not fit its configuration: {len(lost)} weights are missing, misshapen "
                          f"or unknown, for example {lost[0]}; fetch the checkpoint again")
-    return route(model.to(device).eval())
+    return route((model if quantised else model.to(device)).eval())
 
 # %% ../nbs/15_model.ipynb #c443ad36
 def load_tokenizer(source: str | Path):
@@ -130,6 +139,14 @@ def load_tokenizer(source: str | Path):
     token_id(tokenizer, AUDIO_TOKEN)
     tokenizer.pad_token = "<|end_of_text|>"
     return tokenizer
+
+# %% ../nbs/15_model.ipynb #e8964f86
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    "Settings for a base in 4 bits that computes in `dtype`; `ValueError` without bitsandbytes."
+    if not find_spec("bitsandbytes"):
+        raise ValueError("a base in 4 bits needs the package bitsandbytes: pip install 'higgs-vi[quant]', or train with mode lora")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+                              llm_int8_skip_modules=["audio_lm_head", "text_lm_head"])
 
 # %% ../nbs/15_model.ipynb #c2a5fbf7
 def base_of(model):
@@ -211,9 +228,10 @@ class Checkpoint:
 
 # %% ../nbs/15_model.ipynb #614099e7
 def load_checkpoint(source: str | Path, codec: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu") -> Checkpoint:
+                    device: str | torch.device = "cpu", quantised: bool = False) -> Checkpoint:
     "Model, tokenizer and codec of a hub id or folder (any layout). `codec` names another codec than the one that `find_codec` finds."
-    parts = Checkpoint(load_model(source, dtype, device), load_tokenizer(source), load_codec(find_codec(source, codec), device))
+    parts = Checkpoint(load_model(source, dtype, device, quantised=quantised), load_tokenizer(source),
+                       load_codec(find_codec(source, codec), device))
     check_parts(parts.model.config, parts.tokenizer, parts.codec)
     return parts
 

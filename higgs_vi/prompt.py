@@ -11,6 +11,7 @@ __all__ = ['SPECIAL_TOKENS', 'AUDIO_TOKEN', 'DELAY_TOKEN', 'AUDIO_BOS', 'AUDIO_E
 # %% ../nbs/13_prompt.ipynb #0e81f3bc
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -29,6 +30,7 @@ AUDIO_BOS, AUDIO_EOS = "<|audio_out_bos|>", "<|audio_eos|>"
 assert len(SPECIAL_TOKENS) == 256
 
 # %% ../nbs/13_prompt.ipynb #071c781d
+@lru_cache(maxsize=64)
 def token_id(tokenizer, token: str) -> int:
     "The id of a control token; `ValueError` if the tokenizer does not know it as one token."
     i = tokenizer.convert_tokens_to_ids(token)

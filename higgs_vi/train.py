@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'FREE', 'DTYPES', 'TrainSettings', 'with_preset', 'open_folder', 'load_rows', 'load_parts', 'Run',
            'Stopped', 'build_model', 'find_device', 'start', 'take_up', 'plan_key', 'open_logs', 'validate', 'autocast',
-           'speak', 'keep_samples', 'one_step', 'train', 'catch_sigterm', 'agree', 'log_step', 'keep_row', 'judge',
-           'save_run', 'finish', 'samples_once', 'execute', 'tiny_run', 'main']
+           'speak', 'keep_samples', 'load_step', 'one_step', 'train', 'catch_sigterm', 'agree', 'log_step', 'keep_row',
+           'judge', 'save_run', 'finish', 'samples_once', 'execute', 'tiny_run', 'main']
 
 # %% ../nbs/04_train.ipynb #ef0bdfcc
 import json, math, shutil, signal, time, zlib
@@ -21,7 +21,7 @@ from .batch import collate, epoch_batches
 from .data import DataSettings, prepare, read_higgs
 from .generate import Sampling, say
 from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
-from .plan import Dataset, build_examples, plan_from, rate_at, split, total_steps
+from .plan import Dataset, ahead, build_examples, plan_from, rate_at, split, total_steps
 from .run import Metrics, checkpoints, embedded_nano, load_state, load_trained, prune, save_adapter, save_state
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
 from .step import OutOfMemory, audio_loss, per_target, to_device, train_step
@@ -37,7 +37,7 @@ class TrainSettings(Settings):
     out: str = "exps/demo"          # run folder
     resume: bool = False            # go on with the run in that folder, from its last complete checkpoint
     preset: str = "auto"            # demo, voice, language, full, none; auto: demo for the embedded nano, else voice
-    mode: str = "lora"              # lora, or full: every weight, in fp32
+    mode: str = "lora"              # lora; qlora: LoRA on a base in 4 bits, for small GPUs; full: every weight, in fp32
     rank: int = 16                  # LoRA: more learns more and forgets more
     alpha: float = 32.0             # LoRA: scale; twice the rank is customary
     dropout: float = 0.1            # LoRA: more resists learning clips by heart
@@ -85,7 +85,7 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
     "`cfg` with the values of its preset wherever a parameter was not given; `ValueError` for unknown choices."
     name = cfg.preset if cfg.preset != "auto" else "voice" if cfg.model else "demo"
     if name not in PRESETS: raise ValueError(f"unknown preset {name!r}: choose one of auto, {', '.join(PRESETS)}")
-    for key, choices in dict(mode=("lora", "full"), precision=("bf16", "fp16", "fp32"), device=("auto", "cuda", "cpu")).items():
+    for key, choices in dict(mode=("lora", "qlora", "full"), precision=("bf16", "fp16", "fp32"), device=("auto", "cuda", "cpu")).items():
         if (value := getattr(cfg, key)) not in choices:
             raise ValueError(f"the parameter {key} is {value!r}: choose one of {', '.join(choices)}")
     chosen = replace(cfg, preset=name, **{k: v for k, v in PRESETS[name][1].items() if k not in cfg.given})
@@ -127,8 +127,8 @@ DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
     "Model (in the base's precision), tokenizer and codec, on the accelerator's device."
-    base = DTYPES[cfg.precision] if cfg.mode == "lora" else torch.float32
-    return load_checkpoint(local_or_id(cfg.model) or embedded_nano(), cfg.codec or None, base, accelerator.device)
+    base = torch.float32 if cfg.mode == "full" else DTYPES[cfg.precision]
+    return load_checkpoint(local_or_id(cfg.model) or embedded_nano(), cfg.codec or None, base, accelerator.device, cfg.mode == "qlora")
 
 # %% ../nbs/04_train.ipynb #3e43dbc0
 @dataclass
@@ -159,8 +159,8 @@ class Stopped(RuntimeError):
 # %% ../nbs/04_train.ipynb #a0c13ea4
 def build_model(cfg: TrainSettings, parts: Checkpoint):
     "The model to train: LoRA on it or all of it, with checkpointing if asked."
-    if cfg.mode == "lora": model = add_lora(parts.model, lora_config(cfg.rank, cfg.alpha, cfg.dropout, cfg.targets, cfg.audio_embeddings))
-    else: model = for_full_training(parts.model)
+    if cfg.mode == "full": model = for_full_training(parts.model)
+    else: model = add_lora(parts.model, lora_config(cfg.rank, cfg.alpha, cfg.dropout, cfg.targets, cfg.audio_embeddings))
     base_of(model).model.gradient_checkpointing = cfg.checkpointing      # 23_step reads it
     return model.train()
 
@@ -260,16 +260,21 @@ def keep_samples(run: Run, rows: list[dict]):
                 run.board.add_audio(f"{when}/{i}", read_audio(run.folder/"samples"/row[when])[None], run.step, 24_000)
 
 # %% ../nbs/04_train.ipynb #7cd3e17b
-def one_step(run: Run, batches: list[list[int]]) -> dict:
-    "One optimiser step over this process' share of `batches`."
-    cfg, acc = run.cfg, run.accelerator
-    examples = [[run.data.train[i] for i in b] for b in batches]
+def load_step(run: Run, batches: list[list[int]]) -> tuple[list[dict], torch.Tensor, dict]:
+    "This process' share of `batches`, collated (in pinned memory for a GPU); the targets of all by codebook; clips and positions."
+    examples, acc = [[run.data.train[i] for i in b] for b in batches], run.accelerator
     mine = [collate(b, run.parts.tokenizer) for b in examples[acc.process_index::acc.num_processes]]
+    if acc.device.type == "cuda": mine = [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in b.items()} for b in mine]
     counts = sum(torch.from_numpy((e.labels >= 0).sum(0)) for b in examples for e in b)
+    return mine, counts, dict(samples=sum(map(len, batches)), tokens=sum(len(e) for b in examples for e in b))
+
+def one_step(run: Run, mine: list[dict], counts: torch.Tensor, sizes: dict) -> dict:
+    "One optimiser step over what `load_step` gives."
+    cfg, acc = run.cfg, run.accelerator
     for group in run.optimizer.param_groups: group["lr"] = rate_at(cfg, run.step + 1, run.total)
     everyone = (lambda t: acc.reduce(t, "sum")) if acc.num_processes > 1 else None
     done = train_step(run.model, run.optimizer, mine, cfg.codebook_weights or None, cfg.clip, counts, autocast(run), run.scaler, everyone)
-    return done | dict(samples=sum(map(len, batches)), tokens=sum(len(e) for b in examples for e in b))
+    return done | sizes
 
 def train(run: Run) -> Run:
     """Train to the end, or until patience or SIGTERM ends it; logs, validates and saves on the way.
@@ -279,9 +284,10 @@ def train(run: Run) -> Run:
     cfg, before = run.cfg, catch_sigterm(run)
     seen, t0 = Counter(), time.perf_counter()
     try:
-        for epoch, batches in plan_from(cfg, run.data, run.step, run.accelerator.num_processes):
+        plan = plan_from(cfg, run.data, run.step, run.accelerator.num_processes)
+        for (epoch, _), loaded in ahead(plan, lambda step: load_step(run, step[1])):
             if run.step >= run.total or run.stop: break
-            report = one_step(run, batches)
+            report = one_step(run, *loaded)
             run.step += 1
             agree(run)
             seen.update(steps=1, samples=report["samples"], tokens=report["tokens"], seconds=time.perf_counter() - t0)
@@ -356,7 +362,7 @@ def finish(run: Run) -> Path:
     run.accelerator.wait_for_everyone()         # the main process has written the checkpoints
     best = run.folder/"checkpoints"/f"step-{run.best_step:06d}" if run.best_step else checkpoints(run.folder)[-1]
     load_trained(run.model, best)
-    out = run.folder/("adapter" if run.cfg.mode == "lora" else "model")
+    out = run.folder/("model" if run.cfg.mode == "full" else "adapter")
     if run.accelerator.is_main_process:
         shutil.rmtree(out, ignore_errors=True)
         if run.cfg.mode == "full": save_checkpoint(out, run.parts)

@@ -13,7 +13,7 @@ from higgs_vi.audio import read_audio, write_text, write_wav
 from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.merge import MergeSettings, merge
-from higgs_vi.model import load_checkpoint, write_nano
+from higgs_vi.model import load_checkpoint, load_model, write_nano
 from higgs_vi.plan import plan_from, rate_at, total_steps
 from higgs_vi.run import checkpoints, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
@@ -198,6 +198,25 @@ def test_full_training_trains_everything_and_resumes(place):
     assert again.step == 4 and all(torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters()))
 
 
+def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
+    run = execute(settings(place, place/"qlora", mode="qlora", precision="fp32", steps=8, dropout=0.0))
+    matrices = {n: w.dtype for n, w in run.model.named_parameters() if "base_layer" in n}
+    assert len(matrices) >= 14 and set(matrices.values()) == {torch.uint8}      # attention and audio FFN of two layers
+    assert {w.dtype for w in run.model.parameters() if w.requires_grad} == {torch.float32}
+    whole = execute(settings(place, place/"beside", precision="fp32", steps=8, dropout=0.0))
+    a, b = ([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"] for r in (run, whole))
+    assert a[-1] < a[0] and 0 < abs(a[0] - b[0]) < 0.1 and abs(a[-1] - b[-1]) < 0.2
+    d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged4")))      # onto the base as it was
+    assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
+
+
+def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch, tmp_path):
+    (tmp_path/"config.json").write_text('{"model_type": "higgs_audio"}')
+    with pytest.raises(ValueError, match="convert it once"): load_model(tmp_path, quantised=True)
+    monkeypatch.setattr("higgs_vi.model.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'higgs-vi\[quant\]'"): load_model(place/"nano", quantised=True)
+
+
 # --- saying it again ----------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -238,7 +257,7 @@ def test_every_kind_of_voice_speaks(place, by_heart):
 # --- what is refused ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("change, message", [
-    (dict(preset="quick"), "unknown preset 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, full"),
+    (dict(preset="quick"), "unknown preset 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
     (dict(targets=["ffn"]), "unknown LoRA targets"), (dict(model="/nowhere/model"), "cannot be loaded"), (dict(data="/nowhere/data"), "no metadata.json"),
     (dict(rate=0.0), "rate must be above 0"), (dict(budget=0), "budget is 0: it must be 1 or more"), (dict(budget=20), "left_out.csv for the reasons"),
     (dict(codebook_weights=[1, 2]), "codebook weights"), (dict(precision="fp16"), "fp16 needs a GPU"),
