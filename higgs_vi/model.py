@@ -96,6 +96,22 @@ def generation_settings(config: HiggsAudioV2Config) -> GenerationConfig:
                             ras_win_len=7, ras_win_max_num_repeat=2)
 
 # %% ../nbs/15_model.ipynb #9da32514
+def _read_model(source, dtype, device, text_head: bool, quantised: bool):
+    "The model of `source`, and which of its weights did not arrive."
+    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if kind == "higgs_audio" and quantised:
+        raise ValueError(f"{str(source)!r} is in Boson's first layout, which is not read in 4 bits: convert it once with "
+                         "save_checkpoint(folder, load_checkpoint(source)), and give that folder")
+    if kind == "higgs_audio":
+        folder = Path(source if Path(source).is_dir() else snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+        return _model_from_boson(folder, dtype, text_head)
+    if kind != "higgs_audio_v2":
+        raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
+                         "(higgs_audio_v2, or Boson's higgs_audio)")
+    more = dict(quantization_config=nf4(dtype), device_map={"": device}) if quantised else {}
+    return HiggsAudioV2ForConditionalGeneration.from_pretrained(source, dtype=dtype, use_text_head=text_head, use_safetensors=True,
+                                                                output_loading_info=True, **more)
+
 @no_bars()
 def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", text_head: bool = False,
                quantised: bool = False):
@@ -104,21 +120,7 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     Raises `ValueError` for an unknown, damaged or incomplete checkpoint. `text_head` loads the head that only a text loss needs;
     `quantised` puts the layers' matrices into 4 bits.
     """
-    try:
-        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-        if kind == "higgs_audio" and quantised:
-            raise ValueError(f"{str(source)!r} is in Boson's first layout, which is not read in 4 bits: convert it once with "
-                             "save_checkpoint(folder, load_checkpoint(source)), and give that folder")
-        if kind == "higgs_audio":
-            folder = Path(source if Path(source).is_dir() else snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-            model, info = _model_from_boson(folder, dtype, text_head)
-        elif kind == "higgs_audio_v2":
-            model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
-                source, dtype=dtype, use_text_head=text_head, use_safetensors=True, output_loading_info=True,
-                **dict(quantization_config=nf4(dtype), device_map={"": device}) if quantised else {})
-        else:
-            raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
-                             "(higgs_audio_v2, or Boson's higgs_audio)")
+    try: model, info = _read_model(source, dtype, device, text_head, quantised)
     except (SafetensorError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(f"the model {str(source)!r} cannot be loaded: give a complete checkpoint folder, or a hub id "
                          f"that can be reached ({str(e).strip().splitlines()[0]})") from e
@@ -291,13 +293,16 @@ LORA_TARGETS = dict(attention=r"self_attn\.(q_proj|k_proj|v_proj|o_proj)", text_
 SAVED_WHOLE = ["embed_audio_tokens.embed_audio_tokens", "audio_lm_head"]
 
 def lora_config(rank: int = 16, alpha: float = 32, dropout: float = 0.1, targets: list[str] = ("attention",),
-                audio_embeddings: bool = False) -> LoraConfig:
-    "PEFT's configuration for `targets` out of attention, text_ffn, audio_ffn. `audio_embeddings` trains audio embedding and head whole."
+                audio_embeddings: bool = False, kind: str = "lora") -> LoraConfig:
+    """PEFT's configuration for `targets` out of attention, text_ffn, audio_ffn; `kind` is lora, rslora or dora.
+
+    `audio_embeddings` trains audio embedding and head whole.
+    """
     if unknown := set(targets) - set(LORA_TARGETS):
         raise ValueError(f"unknown LoRA targets {sorted(unknown)}: choose from {', '.join(LORA_TARGETS)}")
     if not targets: raise ValueError(f"LoRA needs targets: choose from {', '.join(LORA_TARGETS)}")
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=rf".*\.({'|'.join(LORA_TARGETS[t] for t in targets)})",
-                      modules_to_save=SAVED_WHOLE if audio_embeddings else None)
+                      modules_to_save=SAVED_WHOLE if audio_embeddings else None, use_rslora=kind == "rslora", use_dora=kind == "dora")
 
 # %% ../nbs/15_model.ipynb #6551fbc2
 def add_lora(model, config: LoraConfig):

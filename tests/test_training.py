@@ -17,7 +17,7 @@ from higgs_vi.model import load_checkpoint, load_model, write_nano
 from higgs_vi.plan import plan_from, rate_at, total_steps
 from higgs_vi.run import checkpoints, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
-from higgs_vi.train import TrainSettings, execute, main as train_main, start, with_preset
+from higgs_vi.train import TrainSettings, build_optimizer, execute, main as train_main, start, with_preset
 
 ROOT = Path(__file__).parents[1]
 FOUR = {"bac_nam_000": "Xin chào các bạn.", "bac_nu_001": "Hôm nay trời đẹp quá!", "trung_nu_002": "Bạn ăn cơm chưa?", "nam_nam_003": "Tôi tên là Lan."}
@@ -210,11 +210,29 @@ def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
 
 
+@pytest.mark.parametrize("adapter, optimizer, more", [("dora", "adamw8bit", {}), ("rslora", "paged8bit", dict(mode="qlora"))])
+def test_other_adapters_and_optimisers_train_resume_and_merge(place, adapter, optimizer, more):
+    given = dict(adapter=adapter, optimizer=optimizer, steps=6, targets=["attention"], audio_embeddings=True, rank=8, precision="bf16") | more
+    whole, cut = (execute(settings(place, place/f"{adapter}-{n}", **given | dict(steps=n))) for n in (6, 3))
+    losses = [r["loss"] for r in steps_of(whole.folder) if r["kind"] == "train"]
+    assert losses[-1] < losses[0] and type(whole.optimizer).__name__ != "AdamW"
+    parts = dict(lora=("lora_A",), dora=("lora_A", "lora_magnitude_vector"), rslora=("lora_A",))[adapter]
+    assert all(any(p in n for n in whole.model.state_dict()) for p in parts)
+    states = [s for s in whole.optimizer.state.values() if s["state1"].dtype == torch.uint8]
+    assert states, "no state is in 8 bits"
+    begun = start(settings(place, cut.folder, **given | dict(steps=3), resume=True))
+    assert begun.step == 3 and all(torch.equal(a["state1"], b["state1"]) for a, b in zip(begun.optimizer.state.values(), cut.optimizer.state.values()))
+    d = merge(MergeSettings(adapter=str(whole.folder), out=str(place/f"{adapter}-merged")))
+    assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
+
+
 def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch, tmp_path):
     (tmp_path/"config.json").write_text('{"model_type": "higgs_audio"}')
     with pytest.raises(ValueError, match="convert it once"): load_model(tmp_path, quantised=True)
     monkeypatch.setattr("higgs_vi.model.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'higgs-vi\[quant\]'"): load_model(place/"nano", quantised=True)
+    monkeypatch.setattr("higgs_vi.train.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="or take adamw"): build_optimizer(TrainSettings(optimizer="adamw8bit"), torch.nn.Linear(2, 2))
 
 
 # --- saying it again ----------------------------------------------------------------------------------------------------------
