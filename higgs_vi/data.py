@@ -37,7 +37,7 @@ class DataSettings(Settings):
 COLUMNS = dict(file=["wav_filename", "audio_file", "audio", "path", "file"], text=["normalized_text", "text", "transcript", "sentence"],
                speaker=["speaker", "speaker_id", "speaker_name"], duration=["duration"], valid=["valid"], gender=["gender"],
                origin=["raw_path"], scene=["scene"], emotion=["emotion"],
-               dialect=["dialect"], topic=["topic"])  # ours: theirs, first match first
+               dialect=["dialect"], topic=["topic"], split=["split"])  # ours: theirs, first match first
 
 # %% ../nbs/00_data.ipynb #d32f9c78
 def read_csv(path: Path) -> pd.DataFrame:
@@ -166,7 +166,8 @@ def _sample(row: dict, name: str, speaker: str, seconds: float, cfg: DataSetting
                 scene=known("scene"), emotion=known("emotion"), language=cfg.language, gender=known("gender").lower(), quality_score=None,
                 original_audio_path=str(row.get("origin") or row["file"]), user_instruction="",
                 task_type=task_of(row["text"], bool(refs)),
-                topic=known("topic"), dialect=known("dialect"), sample_rate=SAMPLE_RATE, **refs)
+                topic=known("topic"), dialect=known("dialect"), sample_rate=SAMPLE_RATE,
+                **dict(split=row["split"]) if row.get("split") else {}, **refs)
 
 # %% ../nbs/00_data.ipynb #75afe3ab
 def _references(row: dict, root: Path, key: str) -> list[np.ndarray]:

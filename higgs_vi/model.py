@@ -121,6 +121,7 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     `quantised` puts the layers' matrices into 4 bits.
     """
     try: model, info = _read_model(source, dtype, device, text_head, quantised)
+    except torch.OutOfMemoryError: raise        # says itself what is missing
     except (SafetensorError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(f"the model {str(source)!r} cannot be loaded: give a complete checkpoint folder, or a hub id "
                          f"that can be reached ({str(e).strip().splitlines()[0]})") from e

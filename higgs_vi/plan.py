@@ -49,11 +49,13 @@ def build_examples(cfg: Settings, parts: Checkpoint, rows: list[dict], run: Path
     return [e for e, _ in good], [r for _, r in good]
 
 def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
-    """What trains and what validates: rows whose `split` says valid, or else a seeded share, at least one clip unless it is 0.
+    """What trains and what validates: rows whose `split` says valid (validation, dev), or else a seeded share, at least one clip
+    unless it is 0.
 
     Rows whose `split` says test are left alone. `ValueError` for another word, or if nothing is left to train on.
     """
-    said = [r["split"] if isinstance(r.get("split"), str) else "train" for r in rows]
+    names = {"": "train", "validation": "valid", "dev": "valid"}
+    said = [names.get(w, w) for w in (r["split"] if isinstance(r.get("split"), str) else "" for r in rows)]
     if odd := [f"{r['id']!r}: {w!r}" for r, w in zip(rows, said) if w not in ("train", "valid", "test")]:
         raise ValueError(f"{len(odd)} clip(s) have another split than train, valid or test, the first is {odd[0]}")
     train, valid = (np.flatnonzero(np.array(said) == w) for w in ("train", "valid"))

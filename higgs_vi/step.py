@@ -18,12 +18,18 @@ from .batch import IGNORE
 from .model import base_of
 
 # %% ../nbs/23_step.ipynb #af059b68
+def _shares_heads(v: torch.Tensor) -> bool:
+    "Whether a fast kernel for `v` takes fewer key heads than query heads: not in fp32 on a GPU, nor on cards before 2020."
+    return v.device.type == "cpu" or (v.dtype != torch.float32 and torch.cuda.get_device_capability(v.device)[0] >= 8)
+
 def _attend(attn, x: torch.Tensor, turn: tuple, batch: dict) -> torch.Tensor:
     "Causal attention within each clip, `x` `(N, H)` to `(N, H)`; `turn` is the rotary embedding's cosine and sine `(N, head)`."
     q, k, v = (project(x).unflatten(-1, (-1, attn.head_dim)) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
     q, k = apply_rotary_pos_emb(q, k, *turn)                                                        # (N, heads, head)
+    shared = _shares_heads(v)
+    if not shared: k, v = (t.repeat_interleave(attn.num_key_value_groups, 1) for t in (k, v))
     q, k, v = (t.index_select(0, batch["order"]).unflatten(0, batch["shape"]).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=attn.scaling,
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared, scale=attn.scaling,
                                          dropout_p=attn.attention_dropout if attn.training else 0.0)  # (B, heads, S, head)
     return attn.o_proj(out.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, batch["place"]))
 
@@ -140,6 +146,7 @@ def train_step(model, optimizer, batches: list[dict], weights: list[float] | Non
     tally = torch.zeros(4, len(counts), dtype=torch.double, device=device)
     try:
         for batch in batches: tally += _backward(model, to_device(batch, device), counts, weights, autocast, scaler).tally
+        if not batches: scaler.scale(torch.zeros((), device=device))        # a process without a share has a scale nevertheless
         if everyone: _share(trained, everyone); tally = everyone(tally)
         norm = _clip(optimizer, trained, max_norm, scaler)
         scaler.step(optimizer)

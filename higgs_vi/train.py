@@ -43,7 +43,7 @@ class TrainSettings(Settings):
     mode: str = "lora"              # lora; qlora: LoRA on a base in 4 bits, for small GPUs; full: every weight, in fp32
     rank: int = 16                  # LoRA: more learns more and forgets more
     alpha: float = 32.0             # LoRA: scale; twice the rank is customary
-    adapter: str = "lora"           # lora; rslora: for ranks above 64; dora: slower, nearer to full training
+    adapter: str = "lora"           # lora; rslora: for ranks above 64, alpha near the root of the rank; dora: slower
     dropout: float = 0.1            # LoRA: more resists learning clips by heart
     targets: list = ("attention",)  # LoRA on attention, text_ffn, audio_ffn
     audio_embeddings: bool = False  # LoRA: train audio embedding and head whole; for a new language
@@ -115,8 +115,9 @@ def open_folder(cfg: TrainSettings) -> Path:
         if not saved.is_file(): raise ValueError(f"there is no run to resume in {cfg.out}: start it with resume false")
         old = json.loads(saved.read_text(encoding="utf-8"))
         for k, v in asdict(cfg).items():
-            if k not in FREE and old.get(k) != v:
-                raise ValueError(f"the run in {cfg.out} was begun with {k} = {old.get(k)!r}, not {v!r}: resume it with that, "
+            begun = old.get(k, getattr(TrainSettings, k, None))     # older runs lack newer parameters
+            if k not in FREE and begun != v:
+                raise ValueError(f"the run in {cfg.out} was begun with {k} = {begun!r}, not {v!r}: resume it with that, "
                                  "or start another")
     elif run.exists() and {p.name for p in run.iterdir()} - {"settings.json", "left_out.csv"}:     # more than a start that failed
         raise ValueError(f"the run folder {cfg.out} exists already: set resume true to go on with it, or choose another folder "

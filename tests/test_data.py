@@ -2,6 +2,7 @@
 import csv, json, subprocess, sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_ro
 from higgs_vi.codec import DEMO, CodeCache, encode_files
 from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs, read_table
 from higgs_vi.model import add_lora, lora_config, nano
+from higgs_vi.plan import split
 from higgs_vi.step import train_step
 
 FIELDS = ("id audio_file transcript_file duration speaker_id speaker_name scene emotion language gender quality_score original_audio_path "
@@ -224,3 +226,16 @@ def test_two_hundred_clips_of_real_people(tmp_path):
     samples, rejected = run(table, tmp_path/"out", audio=str(REAL))
     kept, bad, report = train_one_step(tmp_path/"out", tmp_path/"cache", nano())
     assert len(kept) == len(samples) and not bad and 6 < report["loss"] < 8
+
+
+def test_what_the_table_says_of_validation_reaches_training(tmp_path):
+    rows = ["wav_filename,text,speaker,split", f"{DEMO}/clips/bac_nam_000.ogg,Xin chào.,an,train", f"{DEMO}/clips/bac_nu_001.ogg,Mời anh.,an,dev",
+            f"{DEMO}/clips/trung_nu_002.ogg,Chào em.,an,"]
+    (tmp_path/"table.csv").write_text("\n".join(rows), encoding="utf-8")
+    samples, _ = prepare(DataSettings(table=str(tmp_path/"table.csv"), audio="/", out=str(tmp_path/"out")))
+    assert [s.get("split") for s in samples] == ["train", "dev", None]
+    found = read_higgs(tmp_path/"out").to_dict("records")
+    data = split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)
+    assert (list(data.train), list(data.valid)) == ([0, 2], [1])
+    found[0]["split"] = "odd"
+    with pytest.raises(ValueError, match="'odd'"): split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)

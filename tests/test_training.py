@@ -17,7 +17,8 @@ from higgs_vi.model import load_checkpoint, load_model, write_nano
 from higgs_vi.plan import plan_from, rate_at, total_steps
 from higgs_vi.run import checkpoints, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
-from higgs_vi.train import TrainSettings, build_optimizer, execute, main as train_main, start, with_preset
+from higgs_vi.step import train_step
+from higgs_vi.train import TrainSettings, build_optimizer, execute, main as train_main, open_folder, start, with_preset
 
 ROOT = Path(__file__).parents[1]
 FOUR = {"bac_nam_000": "Xin chào các bạn.", "bac_nu_001": "Hôm nay trời đẹp quá!", "trung_nu_002": "Bạn ăn cơm chưa?", "nam_nam_003": "Tôi tên là Lan."}
@@ -187,6 +188,19 @@ def test_bf16_base_trains_and_merges(place):
     assert losses[-1] < losses[0] and {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
     d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged16"), precision="bf16"))
     assert d["adapter_merged"]["mean"] < 0.02 < d["merged_base"]["mean"]
+
+
+def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbroken, tmp_path):
+    "In fp16 the scaler has a scale without any batch; a settings.json that lacks a newer parameter means its default."
+    w = torch.nn.Parameter(torch.ones(2)); w.grad = torch.ones(2)
+    scaler = torch.amp.GradScaler("cpu")
+    assert train_step(torch.nn.ParameterList([w]), torch.optim.SGD([w], lr=0.1), [], counts=torch.ones(8), scaler=scaler)["targets"] == 8
+    old = json.loads((unbroken.folder/"settings.json").read_text())
+    old.pop("adapter")
+    (tmp_path/"settings.json").write_text(json.dumps(old))
+    open_folder(replace(unbroken.cfg, out=str(tmp_path), resume=True))
+    (tmp_path/"settings.json").write_text(json.dumps(old | dict(adapter="dora")))
+    with pytest.raises(ValueError, match="begun with adapter = 'dora'"): open_folder(replace(unbroken.cfg, out=str(tmp_path), resume=True))
 
 
 def test_full_training_trains_everything_and_resumes(place):
