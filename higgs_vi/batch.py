@@ -99,13 +99,13 @@ def epoch_batches(lengths: list[int], budget: int, seed: int = 0, epoch: int = 0
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../nbs/14_batch.ipynb #7abf9d3a
-def columns_at(e: Example, tokenizer) -> np.ndarray:
-    "Where in an example its columns stand, `(A,)`; `ValueError` if they do not fit its placeholders."
+def columns_at(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    "Where in an example its columns stand, `(A,)`, and which of them are asked; `ValueError` if they do not fit its placeholders."
     at = np.flatnonzero((e.input_ids == token_id(tokenizer, AUDIO_TOKEN)) | (e.input_ids == token_id(tokenizer, DELAY_TOKEN)))
     asked = np.flatnonzero((e.labels != IGNORE).any(1))
     if len(at) != len(e.columns) or (asked == 0).any() or (at[asked - 1] != at[asked] - 1).any():
         raise ValueError(f"clip {e.name!r}: its {len(at)} placeholders do not fit its {len(e.columns)} columns")
-    return at
+    return at, asked
 
 def collate(examples: list[Example], tokenizer) -> dict:
     """A batch of N positions without padding: all text, clip after clip, then all audio.
@@ -114,15 +114,15 @@ def collate(examples: list[Example], tokenizer) -> dict:
     (B clips, S longest), flattened; `order` (B·S,) is who stands there (0 where nobody does). `predict_at` (P,) are the places that
     predict `targets` (P, K), -100 where a codebook is not asked. `names` are the clips'.
     """
-    B, S, text, audio, predict, targets = len(examples), max(map(len, examples)), [], [], [], []
+    B, S, words, text, audio, predict, targets = len(examples), max(map(len, examples)), [], [], [], [], []
     for b, e in enumerate(examples):
-        at, asked = columns_at(e, tokenizer), np.flatnonzero((e.labels != IGNORE).any(1))
-        text.append(b*S + np.delete(np.arange(len(e)), at)); audio.append(b*S + at)
+        at, asked = columns_at(e, tokenizer)
+        rest = np.delete(np.arange(len(e)), at)
+        words.append(e.input_ids[rest]); text.append(b*S + rest); audio.append(b*S + at)
         predict.append(b*S + at[asked - 1]); targets.append(e.labels[asked])
     place, order = np.concatenate(text + audio), np.zeros(B*S, np.int64)
     order[place] = np.arange(len(place))
-    words = np.concatenate([np.delete(e.input_ids, t - b*S) for b, (e, t) in enumerate(zip(examples, audio))])
-    arrays = dict(text_ids=words, columns=np.concatenate([e.columns for e in examples]), place=place, order=order,
+    arrays = dict(text_ids=np.concatenate(words), columns=np.concatenate([e.columns for e in examples]), place=place, order=order,
                   predict_at=np.concatenate(predict), targets=np.concatenate(targets))
     return {k: torch.from_numpy(v) for k, v in arrays.items()} | dict(shape=(B, S), names=[e.name for e in examples])
 

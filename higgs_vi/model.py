@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_config_from_boson', 'stop_ids',
-           'generation_settings', 'load_model', 'load_tokenizer', 'nf4', 'base_of', 'routes', 'RoutedLayer', 'route',
-           'find_codec', 'build_processor', 'check_parts', 'Checkpoint', 'load_checkpoint', 'load_processor',
-           'save_checkpoint', 'nano_config', 'untrained', 'nano', 'write_nano', 'lora_config', 'add_lora',
-           'for_full_training']
+           'generation_settings', 'load_model', 'load_tokenizer', 'need_bitsandbytes', 'nf4', 'base_of', 'routes',
+           'RoutedLayer', 'route', 'find_codec', 'build_processor', 'check_parts', 'Checkpoint', 'load_checkpoint',
+           'load_processor', 'save_checkpoint', 'nano_config', 'untrained', 'nano', 'write_nano', 'lora_config',
+           'add_lora', 'for_full_training']
 
 # %% ../nbs/15_model.ipynb #51848ff9
 import logging
@@ -144,10 +144,14 @@ def load_tokenizer(source: str | Path):
     return tokenizer
 
 # %% ../nbs/15_model.ipynb #e8964f86
+def need_bitsandbytes(what: str, instead: str):
+    "`ValueError` that names the way out if the package is not there."
+    if not find_spec("bitsandbytes"):
+        raise ValueError(f"{what} needs the package bitsandbytes: pip install 'higgs-vi[quant]', or {instead}")
+
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     "Settings for a base in 4 bits that computes in `dtype`; `ValueError` without bitsandbytes."
-    if not find_spec("bitsandbytes"):
-        raise ValueError("a base in 4 bits needs the package bitsandbytes: pip install 'higgs-vi[quant]', or train with mode lora")
+    need_bitsandbytes("a base in 4 bits", "train with mode lora")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
                               llm_int8_skip_modules=["audio_lm_head", "text_lm_head"])
 

@@ -14,7 +14,6 @@ import json, math, shutil, signal, time, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 import torch
@@ -23,7 +22,8 @@ from .audio import atomic_folder, read_audio, write_text, write_wav
 from .batch import collate, epoch_batches
 from .data import DataSettings, prepare, read_higgs
 from .generate import Sampling, say
-from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
+from .model import (Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, need_bitsandbytes,
+                            save_checkpoint)
 from .plan import Dataset, ahead, build_examples, plan_from, rate_at, split, total_steps
 from .run import Metrics, checkpoints, embedded_nano, load_state, load_trained, prune, save_adapter, save_state
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
@@ -177,8 +177,7 @@ def build_optimizer(cfg: TrainSettings, model) -> torch.optim.Optimizer:
     "AdamW over what `model` trains; `ValueError` where bitsandbytes is needed and not there."
     trained = [p for p in model.parameters() if p.requires_grad]
     if cfg.optimizer == "adamw": return torch.optim.AdamW(trained, lr=cfg.rate, weight_decay=cfg.decay, fused=True)
-    if not find_spec("bitsandbytes"):
-        raise ValueError(f"the optimizer {cfg.optimizer} needs the package bitsandbytes: pip install 'higgs-vi[quant]', or take adamw")
+    need_bitsandbytes(f"the optimizer {cfg.optimizer}", "take adamw")
     return getattr(import_module("bitsandbytes.optim"), OPTIMIZERS[cfg.optimizer])(trained, lr=cfg.rate, weight_decay=cfg.decay)
 
 def find_device(cfg: TrainSettings) -> Accelerator:

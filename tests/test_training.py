@@ -245,7 +245,6 @@ def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch
     with pytest.raises(ValueError, match="convert it once"): load_model(tmp_path, quantised=True)
     monkeypatch.setattr("higgs_vi.model.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'higgs-vi\[quant\]'"): load_model(place/"nano", quantised=True)
-    monkeypatch.setattr("higgs_vi.train.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="or take adamw"): build_optimizer(TrainSettings(optimizer="adamw8bit"), torch.nn.Linear(2, 2))
 
 
