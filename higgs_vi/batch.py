@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'target_labels', 'Example', 'build_example', 'as_list', 'prompt_from_row', 'voice_line', 'epoch_batches',
-           'columns_at', 'collate', 'for_hf']
+           'columns_at', 'collate', 'corrupt', 'for_hf']
 
 # %% ../nbs/14_batch.ipynb #5b4557d9
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np, torch
 from .codec import delay
 from .prompt import (AUDIO_TOKEN, DELAY_TOKEN, Prompt, Reference, column_ids, encode_prompt, scene_sentence, task_of,
@@ -125,6 +125,15 @@ def collate(examples: list[Example], tokenizer) -> dict:
     arrays = dict(text_ids=np.concatenate(words), columns=np.concatenate([e.columns for e in examples]), place=place, order=order,
                   predict_at=np.concatenate(predict), targets=np.concatenate(targets))
     return {k: torch.from_numpy(v) for k, v in arrays.items()} | dict(shape=(B, S), names=[e.name for e in examples])
+
+# %% ../nbs/14_batch.ipynb #8d9bc170
+def corrupt(e: Example, share: float, rng: np.random.Generator, bos: int = 1024) -> Example:
+    """`e` whose target reads random codes in the place of some of its own, of `share` on average; 0 to twice that in one clip.
+
+    Labels, markers and references stay as they are.
+    """
+    hit = (e.labels != IGNORE) & (e.columns < bos) & (rng.random(e.columns.shape) < 2*share*rng.random())
+    return replace(e, columns=np.where(hit, rng.integers(0, bos, e.columns.shape), e.columns))
 
 # %% ../nbs/14_batch.ipynb #afbd49d3
 def for_hf(examples: list[Example], tokenizer) -> dict:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_config_from_boson', 'stop_ids',
-           'generation_settings', 'load_model', 'load_tokenizer', 'need_bitsandbytes', 'nf4', 'base_of', 'routes',
-           'RoutedLayer', 'route', 'find_codec', 'build_processor', 'check_parts', 'Checkpoint', 'load_checkpoint',
-           'load_processor', 'save_checkpoint', 'nano_config', 'untrained', 'nano', 'write_nano', 'lora_config',
-           'add_lora', 'for_full_training']
+           'generation_settings', 'load_model', 'load_tokenizer', 'need_bitsandbytes', 'nf4', 'HostEmbedding',
+           'keep_text_on_host', 'base_of', 'routes', 'RoutedLayer', 'route', 'find_codec', 'build_processor',
+           'check_parts', 'Checkpoint', 'load_checkpoint', 'load_processor', 'save_checkpoint', 'nano_config',
+           'untrained', 'nano', 'write_nano', 'lora_config', 'add_lora', 'for_full_training']
 
 # %% ../nbs/15_model.ipynb #51848ff9
 import logging
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from transformers import (AutoTokenizer, BitsAndBytesConfig, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config,
                           HiggsAudioV2ForConditionalGeneration, HiggsAudioV2Processor, PreTrainedConfig)
@@ -130,6 +131,7 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     if lost:
         raise ValueError(f"the model {str(source)!r} does not fit its configuration: {len(lost)} weights are missing, misshapen "
                          f"or unknown, for example {lost[0]}; fetch the checkpoint again")
+    if quantised: keep_text_on_host(model)
     return route((model if quantised else model.to(device)).eval())
 
 # %% ../nbs/15_model.ipynb #c443ad36
@@ -154,6 +156,19 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     need_bitsandbytes("a base in 4 bits", "train with mode lora")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
                               llm_int8_skip_modules=["audio_lm_head", "text_lm_head"])
+
+# %% ../nbs/15_model.ipynb #4b2d10d0
+class HostEmbedding(torch.nn.Embedding):
+    "A frozen embedding in the host's memory; the rows go to the device of their ids."
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        "`(…,)` to `(…, H)`."
+        return super().forward(ids.to(self.weight.device)).to(ids.device)
+
+def keep_text_on_host(model):
+    "Freeze the text embedding of `model` and move it to the host, in place."
+    words = model.model.embed_tokens
+    words.to("cpu").requires_grad_(False)
+    words.__class__ = HostEmbedding
 
 # %% ../nbs/15_model.ipynb #c2a5fbf7
 def base_of(model):
@@ -310,18 +325,27 @@ def lora_config(rank: int = 16, alpha: float = 32, dropout: float = 0.1, targets
                       modules_to_save=SAVED_WHOLE if audio_embeddings else None, use_rslora=kind == "rslora", use_dora=kind == "dora")
 
 # %% ../nbs/15_model.ipynb #6551fbc2
+def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    "What an adapter is given, in its own precision; under autocast as it is, for its products are then in the base's."
+    return x if x is None or x.dtype == dtype or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+
 def add_lora(model, config: LoraConfig):
-    "`model` with fp32 adapters, all else frozen; a PEFT model. What is trained whole computes in fp32 and hands on the base's type."
+    """`model` with fp32 adapters, all else frozen; a PEFT model. What is trained whole computes in fp32 and hands on the base's type.
+
+    Adapters compute in fp32 as well, or under autocast in its precision.
+    """
     base = model.dtype
     with warnings.catch_warnings():     # PEFT asks transformers for an attribute under its old name
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         peft = get_peft_model(model, config)
+    for m in peft.modules():
+        if isinstance(m, BaseTunerLayer): m._cast_input_dtype = _cast
     if config.modules_to_save:
         embed, head = peft.get_base_model().model.embed_audio_tokens.embed_audio_tokens, peft.get_base_model().audio_lm_head
         embed.modules_to_save["default"].float().register_forward_hook(lambda _, __, out: out.to(base))
         head.modules_to_save["default"].float().register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
     return peft
 
-def for_full_training(model):
-    "`model` with every weight trainable, in fp32 (bf16 weights lose small updates)."
-    return model.float().requires_grad_(True)
+def for_full_training(model, dtype: torch.dtype = torch.float32):
+    "`model` with every weight trainable, in fp32; bf16 loses small updates, unless the optimiser rounds them at random."
+    return model.to(dtype).requires_grad_(True)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['embedded_nano', 'fingerprint', 'same_base', 'save_adapter', 'load_weights', 'load_adapter', 'save_state',
-           'checkpoints', 'load_trained', 'load_state', 'prune', 'Metrics', 'read_metrics']
+           'checkpoints', 'load_trained', 'load_state', 'prune', 'Average', 'Metrics', 'read_metrics']
 
 # %% ../nbs/20_run.ipynb #0de0b075
 import json, re, shutil
+from contextlib import contextmanager
 from pathlib import Path
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
@@ -123,6 +124,31 @@ def prune(run: Path, keep: int, best: int):
     stay = {*complete[-keep:], run/"checkpoints"/f"step-{best:06d}"}
     for p in (run/"checkpoints").glob("*"):
         if p not in stay: shutil.rmtree(p, ignore_errors=True)
+
+# %% ../nbs/20_run.ipynb #9bed293b
+class Average:
+    "The exponential moving average of what `model` trains, in fp32; its memory grows to some 1/(1 - `decay`) steps."
+    def __init__(self, model, decay: float):
+        self.decay, self.trained = decay, [p for p in model.parameters() if p.requires_grad]
+        self.mean = [p.detach().float().clone() for p in self.trained]
+
+    @torch.no_grad()
+    def update(self, step: int):
+        "Take in the weights after step `step` (1 is the first)."
+        torch._foreach_lerp_(self.mean, [p.float() for p in self.trained], 1 - min(self.decay, step/(step + 9)))
+
+    @torch.no_grad()
+    def put(self, values: list[torch.Tensor]):
+        "Give the model these weights."
+        for p, v in zip(self.trained, values): p.copy_(v)
+
+    @contextmanager
+    def instead(self):
+        "The averaged weights in the model's place, within."
+        own = [p.detach().clone() for p in self.trained]
+        self.put(self.mean)
+        try: yield
+        finally: self.put(own)
 
 # %% ../nbs/20_run.ipynb #16cda9b9
 class Metrics:

@@ -255,14 +255,33 @@ def test_heads_copied_for_older_cards_are_the_same(parts, reference_step, monkey
     assert abs(got - reference_step[1]) <= 1e-6*reference_step[1]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_parameter_checkpointing_recomputes_every_layer(parts, monkeypatch, checkpointing):
+@pytest.mark.parametrize("checkpointing", [0, 1, 2])
+def test_the_parameter_checkpointing_recomputes_every_nth_layer(parts, monkeypatch, checkpointing):
     calls = []
     monkeypatch.setattr("higgs_vi.step.checkpoint", lambda f, *a, **k: calls.append(a[0]) or checkpoint(f, *a, **k))
     own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
     model = build_model(TrainSettings(checkpointing=checkpointing, rank=2), own)
     audio_loss(model, collate(mixed_examples(parts.tokenizer)[:1], parts.tokenizer)).total.backward()
-    assert calls == list(base_of(model).model.layers)*checkpointing
+    assert calls == (list(base_of(model).model.layers)[::checkpointing] if checkpointing else [])
+
+
+def test_compiled_layers_are_the_layers(parts, monkeypatch):
+    from higgs_vi import step
+    real, asked = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f, **how: asked.append(how) or real(f, backend="aot_eager", **how))
+    step._compiled.cache_clear()
+    model = add_lora(copy.deepcopy(parts.model), lora_config(rank=2, targets=["attention", "audio_ffn"], dropout=0.0)).train()
+    examples, seen = mixed_examples(parts.tokenizer), {}
+    for compiled, every in ((False, 0), (True, 0), (True, 1)):
+        base_of(model).model.compiled, base_of(model).model.gradient_checkpointing = compiled, every
+        for chosen in (examples, examples[:2], examples[1:]):
+            audio_loss(model, collate(chosen, parts.tokenizer)).total.backward()
+        seen[compiled, every] = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        model.zero_grad()
+    step._compiled.cache_clear()
+    assert asked == [dict(dynamic=True)]
+    for grads in (seen[True, 0], seen[True, 1]):
+        assert all(torch.allclose(g, grads[n], rtol=1e-4, atol=1e-6) for n, g in seen[False, 0].items()) and len(grads) > 8
 
 
 @pytest.mark.parametrize("fault", ["other network", "other place", "other company"])

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from higgs_vi.audio import read_audio, write_text, write_wav
 from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
+from higgs_vi.memory import MemorySettings, fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import load_checkpoint, load_model, write_nano
-from higgs_vi.plan import plan_from, rate_at, total_steps
+from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
 from higgs_vi.run import checkpoints, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
-from higgs_vi.step import train_step
-from higgs_vi.train import TrainSettings, build_optimizer, execute, main as train_main, open_folder, start, with_preset
+from higgs_vi.step import OutOfMemory, build_optimizer, train_step
+from higgs_vi.train import TrainSettings, execute, finish, main as train_main, open_folder, start, train, with_preset
 
 ROOT = Path(__file__).parents[1]
 FOUR = {"bac_nam_000": "Xin chào các bạn.", "bac_nu_001": "Hôm nay trời đẹp quá!", "trung_nu_002": "Bạn ăn cơm chưa?", "nam_nam_003": "Tôi tên là Lan."}
@@ -212,6 +213,56 @@ def test_full_training_trains_everything_and_resumes(place):
     assert again.step == 4 and all(torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters()))
 
 
+def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: f)       # torchao compiles its update; the same sums without
+    common = dict(mode="full", steps=20, rate=1e-3, targets=["attention"], precision="bf16", report=1, warmup=0.0)
+    runs = {o: execute(settings(place, place/f"full-{o}", optimizer=o, **common)) for o in ("adamw", "rounded8bit")}
+    losses = {o: [r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"] for o, r in runs.items()}
+    assert all(w.dtype == torch.bfloat16 for w in runs["rounded8bit"].model.parameters())
+    assert losses["adamw"][-1] < losses["adamw"][0] - 0.2
+    assert max(abs(a - b) for a, b in zip(*losses.values())) < 0.03
+    again = start(settings(place, place/"full-rounded8bit", optimizer="rounded8bit", resume=True, **common))
+    assert again.step == 20 and all(torch.equal(a, b) for a, b in zip(again.model.parameters(), runs["rounded8bit"].model.parameters()))
+
+
+def test_small_updates_survive_bf16(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: f)
+    torch.manual_seed(0)
+    moved = {}
+    for name, make in dict(rounded8bit=lambda p: build_optimizer([p], "rounded8bit", 1e-4, 0.0),
+                           plain=lambda p: torch.optim.AdamW([p], lr=1e-4, weight_decay=0.0)).items():
+        w = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))      # one step of bf16 at 1 is 0.004 downwards
+        optimizer = make(w)
+        for _ in range(100):
+            w.grad = torch.ones_like(w)
+            optimizer.step()
+        moved[name] = 1 - w.float().mean().item()
+    assert moved["plain"] == 0 and abs(moved["rounded8bit"] - 0.01) < 0.001
+
+
+def test_the_average_of_the_weights_is_kept_and_resumes(place):
+    given = dict(steps=6, rate=2e-3, targets=["attention"], save=3, evaluate=3)
+    plain, mean = (execute(settings(place, place/f"ema-{e}", ema=e, **given)) for e in (0.0, 0.9))
+    losses = [[r["loss"] for r in steps_of(r.folder) if r["kind"] == k] for r in (plain, mean) for k in ("train", "valid")]
+    assert losses[0] == losses[2] and losses[1] != losses[3]            # trained alike, judged as averaged
+    adapter = lambda r: load_file(r.folder/"adapter/adapter_model.safetensors")
+    assert any(not torch.equal(a, b) for a, b in zip(adapter(plain).values(), adapter(mean).values()))
+    shutil.rmtree(mean.folder/"checkpoints/step-000006")
+    before = adapter(mean)
+    finish(train(start(settings(place, mean.folder, ema=0.9, resume=True, **given))))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values()))
+
+
+def test_replayed_clips_are_their_share_of_each_epoch(place):
+    cfg = settings(place, place/"replay", replay=str(place/"four"), replay_share=0.25, steps=1)
+    run = start(cfg)
+    own = len(run.data.train) - run.data.replayed
+    for epoch in (0, 1):
+        chosen = [i for step in plan_epoch(cfg, run.data, epoch, 1) for batch in step for i in batch]
+        assert sorted(i for i in chosen if i < own) == list(range(own)) and sum(i >= own for i in chosen) == round(own/3)
+    assert train(run).step == 1 and (run.folder/"replay/left_out.csv").is_file()
+
+
 def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
     run = execute(settings(place, place/"qlora", mode="qlora", precision="fp32", steps=8, dropout=0.0))
     matrices = {n: w.dtype for n, w in run.model.named_parameters() if "base_layer" in n}
@@ -245,7 +296,7 @@ def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch
     with pytest.raises(ValueError, match="convert it once"): load_model(tmp_path, quantised=True)
     monkeypatch.setattr("higgs_vi.model.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'higgs-vi\[quant\]'"): load_model(place/"nano", quantised=True)
-    with pytest.raises(ValueError, match="or take adamw"): build_optimizer(TrainSettings(optimizer="adamw8bit"), torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="or take adamw"): build_optimizer([], "adamw8bit", 1e-3, 0.0)
 
 
 # --- saying it again ----------------------------------------------------------------------------------------------------------
@@ -286,6 +337,25 @@ def test_every_kind_of_voice_speaks(place, by_heart):
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------
+
+def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
+    cfg = settings(place, place/"planned", gpu="24", budget=256)
+    assert (cfg.mode, cfg.checkpointing, cfg.budget, cfg.optimizer) == ("lora", 0, 256, "adamw")     # what is given stays
+    big = MemorySettings(targets=["attention", "audio_ffn"])
+    plans = [fitting(big, room) for room in (6, 14, 80)]
+    assert [p.mode for p in plans] == ["qlora", "lora", "lora"] and plans[1].checkpointing and not plans[2].checkpointing
+    needs = [forecast(p)["total"] for p in plans]
+    assert needs == sorted(needs) and all(n < room for n, room in zip(needs, (6, 14, 80)))
+    with pytest.raises(ValueError, match="too few: the smallest plan"): settings(place, place/"planned", gpu="0.01")
+    with pytest.raises(ValueError, match="no GPU to ask"): settings(place, place/"planned", gpu="auto")
+
+
+def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
+    def full(*_, **__): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    monkeypatch.setattr("higgs_vi.step.audio_loss", full)
+    with pytest.raises(OutOfMemory, match=r"forecast [\d.]+ GiB, measured peak [\d.]+ GiB; the next smaller plan: mode \w+"):
+        execute(settings(place, place/"tight", steps=1))
+
 
 @pytest.mark.parametrize("change, message", [
     (dict(preset="quick"), "unknown preset 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
