@@ -94,6 +94,7 @@ def kept(cfg: MemorySettings) -> tuple[int, int]:
     batch = dict(order=empty(-(-N//clips)*clips, dtype=torch.long), place=empty(N, dtype=torch.long), shape=(clips, -(-N//clips)))
     own, seen = {p.untyped_storage()._cdata for p in core.parameters()}, {}
     def keep(t):
+        "Count a saved tensor's storage once, the weights' own not at all."
         if (key := t.untyped_storage()._cdata) not in own: seen.setdefault(key, t)
         return t
     attention, step.F.scaled_dot_product_attention = step.F.scaled_dot_product_attention, lambda q, k, v, **_: _Attention.apply(q, k, v)

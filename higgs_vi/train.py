@@ -273,13 +273,11 @@ def validate(run: Run) -> dict:
     return per_target(tally, cfg.codebook_weights or None)
 
 def autocast(run: Run):
-    """Mixed precision for full training, whose weights are fp32.
-
-    Under LoRA the base is bf16 or fp16 itself and PEFT casts for its fp32 adapters; CUDA's autocast would make the sum of the codebooks'
-    embeddings fp32, which HF's forward then cannot put into the prompt's.
+    """Mixed precision for full training, whose weights are fp32. Under LoRA the base is bf16 or fp16 itself, and only its
+    layers run under autocast (23): here it would make the sum of the codebooks' embeddings fp32, which does not fit into the prompt's.
     """
-    mixed = wholly_fp32(run.cfg) and run.cfg.precision != "fp32"
-    return torch.autocast(run.accelerator.device.type, DTYPES[run.cfg.precision], enabled=mixed)
+    device, cfg = run.accelerator.device.type, run.cfg
+    return torch.autocast(device, DTYPES[cfg.precision], enabled=wholly_fp32(cfg) and cfg.precision != "fp32")
 
 # %% ../nbs/04_train.ipynb #15403c46
 def speak(run: Run, when: str) -> list[dict]:
