@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'target_labels', 'Example', 'build_example', 'as_list', 'prompt_from_row', 'voice_line', 'epoch_batches',
-           'columns_at', 'collate', 'corrupt', 'for_hf']
+           'columns_at', 'followed', 'collate', 'corrupt', 'for_hf']
 
 # %% ../nbs/14_batch.ipynb #5b4557d9
 from dataclasses import dataclass, replace
@@ -107,24 +107,36 @@ def columns_at(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"clip {e.name!r}: its {len(at)} placeholders do not fit its {len(e.columns)} columns")
     return at, asked
 
-def collate(examples: list[Example], tokenizer) -> dict:
+def followed(e: Example, tokenizer) -> np.ndarray:
+    "Which of an example's text has text right behind it, counted in its text alone."
+    at = columns_at(e, tokenizer)[0]
+    return np.flatnonzero(np.diff(np.delete(np.arange(len(e)), at)) == 1)
+
+def collate(examples: list[Example], tokenizer, text_weight: float = 0.0) -> dict:
     """A batch of N positions without padding: all text, clip after clip, then all audio.
 
     `text_ids` (Nt,) and `columns` (Na, K) are what stands there. `place` (N,) is where each would stand in a rectangle of `shape`
     (B clips, S longest), flattened; `order` (B·S,) is who stands there (0 where nobody does). `predict_at` (P,) are the places that
-    predict `targets` (P, K), -100 where a codebook is not asked. `names` are the clips'.
+    predict `targets` (P, K), -100 where a codebook is not asked. `names` are the clips'. With a `text_weight` text
+    is asked as well: `text_from` (M,) tells, counted in the block of text, whom text follows, and `text_targets` (M,) what text.
     """
-    B, S, words, text, audio, predict, targets = len(examples), max(map(len, examples)), [], [], [], [], []
+    B, S, words, said, audio, predict, targets = len(examples), max(map(len, examples)), [], [], [], [], []
     for b, e in enumerate(examples):
         at, asked = columns_at(e, tokenizer)
         rest = np.delete(np.arange(len(e)), at)
-        words.append(e.input_ids[rest]); text.append(b*S + rest); audio.append(b*S + at)
+        words.append(e.input_ids[rest]); said.append(b*S + rest); audio.append(b*S + at)
         predict.append(b*S + at[asked - 1]); targets.append(e.labels[asked])
-    place, order = np.concatenate(text + audio), np.zeros(B*S, np.int64)
+    place, order = np.concatenate(said + audio), np.zeros(B*S, np.int64)
     order[place] = np.arange(len(place))
     arrays = dict(text_ids=np.concatenate(words), columns=np.concatenate([e.columns for e in examples]), place=place, order=order,
                   predict_at=np.concatenate(predict), targets=np.concatenate(targets))
-    return {k: torch.from_numpy(v) for k, v in arrays.items()} | dict(shape=(B, S), names=[e.name for e in examples])
+    more = dict(shape=(B, S), names=[e.name for e in examples])
+    if text_weight:
+        here, begins = [followed(e, tokenizer) for e in examples], np.cumsum([0, *map(len, words[:-1])])
+        arrays |= dict(text_from=np.concatenate([h + n for h, n in zip(here, begins)]),
+                       text_targets=np.concatenate([w[h + 1] for w, h in zip(words, here)]))
+        more |= dict(text_weight=text_weight)
+    return {k: torch.from_numpy(v) for k, v in arrays.items()} | more
 
 # %% ../nbs/14_batch.ipynb #8d9bc170
 def corrupt(e: Example, share: float, rng: np.random.Generator, bos: int = 1024) -> Example:
@@ -132,6 +144,7 @@ def corrupt(e: Example, share: float, rng: np.random.Generator, bos: int = 1024)
 
     Labels, markers and references stay as they are.
     """
+    if not share: return e
     hit = (e.labels != IGNORE) & (e.columns < bos) & (rng.random(e.columns.shape) < 2*share*rng.random())
     return replace(e, columns=np.where(hit, rng.integers(0, bos, e.columns.shape), e.columns))
 

@@ -28,12 +28,14 @@ class MemorySettings(Settings):
     optimizer: str = "adamw"          # adamw, adamw8bit, paged8bit, rounded8bit
     budget: int = 8192                # positions a batch
     checkpointing: int = 1            # layers recomputed: every (1), every n-th, none (0)
+    text_weight: float = 0.0          # above 0: the text head is there too
     gpu: float = 0.0                  # GiB of the GPU to plan for; 0: what is free on this one
 
 # %% ../nbs/03_memory.ipynb #4dd0da03
 # group: what its parameters' names hold; the first match counts
 GROUPS = {"text FFN": ".mlp.", "audio FFN": ".audio_mlp.", "attention": ".self_attn.", "norms": "norm",
-          "audio embedding": "embed_audio_tokens", "text embedding": "embed_tokens", "audio head": "audio_lm_head"}
+          "audio embedding": "embed_audio_tokens", "text embedding": "embed_tokens", "audio head": "audio_lm_head",
+          "text head": "text_lm_head"}
 
 def configuration(cfg: MemorySettings) -> HiggsAudioV2Config:
     "The configuration of the model of `cfg`; `ValueError` if it cannot be read."
@@ -46,19 +48,19 @@ def configuration(cfg: MemorySettings) -> HiggsAudioV2Config:
         raise ValueError(f"the configuration of {cfg.model!r} cannot be read: give a checkpoint folder or hub id "
                          f"({str(e).splitlines()[0]})") from e
 
-def skeleton(config: HiggsAudioV2Config) -> HiggsAudioV2ForConditionalGeneration:
+def skeleton(config: HiggsAudioV2Config, text_head: bool = False) -> HiggsAudioV2ForConditionalGeneration:
     "The model of a configuration in bf16, without memory behind its weights."
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("meta"): return HiggsAudioV2ForConditionalGeneration(config)
+        with torch.device("meta"): return HiggsAudioV2ForConditionalGeneration(config, use_text_head=text_head)
     finally: torch.set_default_dtype(before)
 
 def parameter_groups(model) -> dict[str, int]:
-    "Parameters by group of `GROUPS`; their sum is the model's."
+    "Parameters by group of `GROUPS`, as far as there are any; their sum is the model's."
     out = dict.fromkeys(GROUPS, 0)
     for name, w in model.named_parameters(): out[next(g for g, part in GROUPS.items() if part in name)] += w.numel()
-    return out
+    return {group: n for group, n in out.items() if n}
 
 # %% ../nbs/03_memory.ipynb #8e5069e1
 SHARE, LENGTH = 0.62, 171       # of the positions that are sound; positions of a clip (3.9 s on average)
@@ -110,16 +112,16 @@ def kept(cfg: MemorySettings) -> tuple[int, int]:
 GIB = 2**30
 
 @lru_cache
-def _counts(model: str, mode: str, rank: int, targets: tuple, audio_embeddings: bool) -> tuple[dict, int]:
+def _counts(model: str, mode: str, rank: int, targets: tuple, audio_embeddings: bool, text_head: bool) -> tuple[dict, int]:
     "Parameters by group, and how many are trained."
     cfg = MemorySettings(model=model, mode=mode, rank=rank, targets=list(targets), audio_embeddings=audio_embeddings)
-    whole = skeleton(configuration(cfg))
+    whole = skeleton(configuration(cfg), text_head)
     groups = parameter_groups(whole)
     return groups, sum(p.numel() for p in _trained(cfg, whole).parameters() if p.requires_grad)
 
 def counts(cfg: MemorySettings) -> tuple[dict, int]:
     "Parameters of the model of `cfg` by group, and how many of all it trains."
-    return _counts(cfg.model, cfg.mode, cfg.rank, tuple(cfg.targets), cfg.audio_embeddings)
+    return _counts(cfg.model, cfg.mode, cfg.rank, tuple(cfg.targets), cfg.audio_embeddings, cfg.text_weight > 0)
 
 def held(cfg: MemorySettings) -> dict[str, float]:
     "GiB that stay from step to step, and of gradients."
@@ -139,7 +141,8 @@ def forecast(cfg: MemorySettings) -> dict[str, float]:
     layer = whole if cfg.mode == "qlora" else compiled
     n, entry = config.num_hidden_layers, 2*cfg.budget*config.hidden_size
     again = len(range(0, n, cfg.checkpointing)) if cfg.checkpointing else 0
-    logits = cfg.budget*SHARE*config.num_codebooks*config.codebook_size*(2 + 4 + 4 + 4)
+    text = step.TEXT_ROWS*config.vocab_size if cfg.text_weight else 0
+    logits = (cfg.budget*SHARE*config.num_codebooks*config.codebook_size + text)*(2 + 4 + 4 + 4)
     back = (layer if again else 0) + 2*2*cfg.budget*config.intermediate_size        # made again, and gradients on their way through it
     unpacked = 2*2*config.hidden_size*config.intermediate_size if cfg.mode == "qlora" else 0
     parts = held(cfg) | {"activations": ((n - again)*layer + again*entry)/GIB, "loss or one layer": max(logits, back)/GIB,

@@ -126,6 +126,8 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     except (SafetensorError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(f"the model {str(source)!r} cannot be loaded: give a complete checkpoint folder, or a hub id "
                          f"that can be reached ({str(e).strip().splitlines()[0]})") from e
+    if "text_lm_head.weight" in info["missing_keys"]:
+        raise ValueError(f"the model {str(source)!r} has no text head (text_lm_head.weight): set text_weight to 0")
     lost = (sorted(info["missing_keys"]) + sorted(str(m[0]) for m in info["mismatched_keys"])
             + sorted(k for k in info["unexpected_keys"] if "text_lm_head" not in k))
     if lost:
@@ -250,9 +252,9 @@ class Checkpoint:
 
 # %% ../nbs/15_model.ipynb #614099e7
 def load_checkpoint(source: str | Path, codec: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu", quantised: bool = False) -> Checkpoint:
+                    device: str | torch.device = "cpu", quantised: bool = False, text_head: bool = False) -> Checkpoint:
     "Model, tokenizer and codec of a hub id or folder (any layout). `codec` names another codec than the one that `find_codec` finds."
-    parts = Checkpoint(load_model(source, dtype, device, quantised=quantised), load_tokenizer(source),
+    parts = Checkpoint(load_model(source, dtype, device, text_head, quantised), load_tokenizer(source),
                        load_codec(find_codec(source, codec), device))
     check_parts(parts.model.config, parts.tokenizer, parts.codec)
     return parts

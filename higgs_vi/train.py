@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
 from .audio import atomic_folder, read_audio, write_text, write_wav
-from .batch import collate, corrupt, epoch_batches
+from .batch import collate, corrupt, epoch_batches, followed
 from .data import DataSettings, prepare, read_higgs
 from .generate import Sampling, say
 from .memory import MemorySettings, fitting, forecast, free_memory, smaller, told
@@ -69,9 +69,10 @@ class TrainSettings(Settings):
     patience: int = 0               # validations without improvement before it stops; 0: never
     validation: float = 0.05        # share of the clips that is only listened to
     replay: str = ""                # a second Higgs folder whose clips keep alive what the model could do before
-    replay_share: float = 0.1       # share of its clips in an epoch
+    replay_share: float = 0.1       # its share of an epoch's clips
     tags: float = 0.0               # share of the prompts that name gender, emotion and dialect
     sentences: int = 3              # validation clips spoken before and after
+    text_weight: float = 0.0        # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
     noise: float = 0.0              # share of the codes that it must do without while it reads its own past; for training from scratch
     seed: int = 0                   # order of clips, dropout, adapters' start
     device: str = "auto"            # cuda, cpu; auto: cuda if there is one
@@ -108,8 +109,8 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
         raise ValueError("the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16")
     if chosen.rate <= 0 or not 0 <= chosen.validation < 1 or not 0 <= chosen.tags <= 1 or chosen.checkpointing < 0:
         raise ValueError("rate must be above 0, validation from 0 to below 1, tags from 0 to 1, checkpointing 0 or more")
-    if not 0 <= chosen.ema < 1 or not 0 < chosen.replay_share < 1 or not 0 <= chosen.noise <= 0.5:
-        raise ValueError("ema must be from 0 to below 1, replay_share between 0 and 1, noise from 0 to 0.5")
+    if not 0 <= chosen.ema < 1 or not 0 < chosen.replay_share < 1 or not 0 <= chosen.noise <= 0.5 or chosen.text_weight < 0:
+        raise ValueError("ema must be from 0 to below 1, replay_share between 0 and 1, noise from 0 to 0.5, text_weight from 0")
     chosen.codebook_weights = [float(w) for w in chosen.codebook_weights]
     return for_gpu(chosen, cfg.given) if chosen.gpu else chosen
 
@@ -166,8 +167,8 @@ DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
     "Model (in the base's precision), tokenizer and codec, on the accelerator's device."
-    base = torch.float32 if wholly_fp32(cfg) else DTYPES[cfg.precision]
-    return load_checkpoint(local_or_id(cfg.model) or embedded_nano(), cfg.codec or None, base, accelerator.device, cfg.mode == "qlora")
+    base, source = torch.float32 if wholly_fp32(cfg) else DTYPES[cfg.precision], local_or_id(cfg.model) or embedded_nano()
+    return load_checkpoint(source, cfg.codec or None, base, accelerator.device, cfg.mode == "qlora", cfg.text_weight > 0)
 
 # %% ../nbs/04_train.ipynb #3e43dbc0
 @dataclass
@@ -307,11 +308,10 @@ def keep_samples(run: Run, rows: list[dict]):
 # %% ../nbs/04_train.ipynb #7cd3e17b
 def load_step(run: Run, epoch: int, batches: list[list[int]]) -> tuple[list[dict], torch.Tensor, dict]:
     "This process' share of `batches`, collated (in pinned memory for a GPU); the targets of all by codebook; clips and positions."
-    examples, acc = [[run.data.train[i] for i in b] for b in batches], run.accelerator
-    if run.cfg.noise:
-        rng = np.random.default_rng([run.cfg.seed, 3, epoch, batches[0][0]])
-        examples = [[corrupt(e, run.cfg.noise, rng) for e in b] for b in examples]
-    mine = [collate(b, run.parts.tokenizer) for b in examples[acc.process_index::acc.num_processes]]
+    rng, acc, tokenizer = np.random.default_rng([run.cfg.seed, 3, epoch, batches[0][0]]), run.accelerator, run.parts.tokenizer
+    examples = [[corrupt(run.data.train[i], run.cfg.noise, rng) for i in b] for b in batches]
+    text = run.cfg.text_weight and run.cfg.text_weight/sum(len(followed(e, tokenizer)) for b in examples for e in b)
+    mine = [collate(b, tokenizer, text) for b in examples[acc.process_index::acc.num_processes]]
     if acc.device.type == "cuda": mine = [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in b.items()} for b in mine]
     counts = sum(torch.from_numpy((e.labels >= 0).sum(0)) for b in examples for e in b)
     return mine, counts, dict(samples=sum(map(len, batches)), tokens=sum(len(e) for b in examples for e in b))

@@ -169,6 +169,33 @@ def test_codebook_weights_are_scaled_to_sum_to_eight(parts, reference_step):
         assert torch.allclose(loss.total.double(), (loss.tally[0]/loss.tally[1]*torch.tensor([8, 8, 6, 6, 4, 4, 2, 2])/40*8).sum())
 
 
+def test_the_text_s_loss_is_hf_s_own(parts, reference_step):
+    examples, audio, audio_grads = reference_step
+    own = copy.deepcopy(parts.model)
+    own.text_lm_head = torch.nn.Linear(own.config.hidden_size, own.config.vocab_size, bias=False)
+    model, sums, n = stock(own), 0.0, 0
+    for e in examples:
+        ids = torch.from_numpy(e.input_ids)
+        text = ~torch.isin(ids, torch.tensor([model.config.audio_token_id, model.config.audio_delay_token_id]))
+        asked = text & torch.cat([text.new_zeros(1), text[:-1]])
+        columns = torch.from_numpy(e.columns)[None]
+        loss = model(input_ids=ids[None], audio_input_ids=columns, audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
+                     labels=torch.where(asked, ids, -100)[None], use_cache=False).loss
+        sums, n = sums + loss*asked.sum(), n + int(asked.sum())
+    (0.3*sums/n).backward()
+    batch = collate(examples*5, parts.tokenizer, 0.3/(5*n))               # more text than is asked at a time
+    loss = audio_loss(own, batch)
+    assert 5*n > 4*256 and loss.tally[4, 1] == 5*n and abs(loss.tally[4, 0]/(5*n) - sums.item()/n) < 1e-5
+    assert abs(loss.total.item() - audio - 0.3*sums.item()/n) < 1e-5
+    loss.total.backward()
+    theirs = gradients(model)
+    grads = {k: audio_grads.get(k, 0) + theirs.get(k, 0) for k in audio_grads.keys() | theirs.keys()}
+    assert_equal_gradients(gradients(own), grads)
+    del own.text_lm_head
+    own.text_lm_head = None
+    with pytest.raises(ValueError, match="text head"): audio_loss(own, batch)
+
+
 def test_padding_and_company_change_nothing(parts, reference_step):
     "Through LoRA with whole-trained audio embeddings too: the adapter path is the plain path."
     model = add_lora(copy.deepcopy(parts.model), lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True))

@@ -1,5 +1,5 @@
 """Training through the exported step: resume to the last bit, the best checkpoint, early stopping, merge, saying it again."""
-import json, os, random, re, shutil, signal, subprocess, sys, time
+import copy, json, os, random, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.memory import MemorySettings, fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
-from higgs_vi.model import load_checkpoint, load_model, write_nano
+from higgs_vi.model import load_checkpoint, load_model, save_checkpoint, write_nano
 from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
 from higgs_vi.run import checkpoints, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
@@ -251,6 +251,19 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
     before = adapter(mean)
     finish(train(start(settings(place, mean.folder, ema=0.9, resume=True, **given))))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values()))
+
+
+def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
+    own = copy.deepcopy(parts)
+    own.model.text_lm_head = torch.nn.Linear(own.model.config.hidden_size, own.model.config.vocab_size, bias=False)
+    save_checkpoint(tmp_path/"headed", own)
+    given = dict(steps=4, rate=2e-3, report=1, text_weight=1.0, tags=0.0)
+    run = execute(settings(place, place/"texted", model=str(tmp_path/"headed"), mode="full", precision="fp32", **given))
+    told = [r["text_loss"] for r in read_metrics(run.folder) if r["kind"] == "train"]
+    assert len(told) == 4 and told[-1] < told[0] - 0.1
+    assert not torch.equal(load_checkpoint(run.folder/"model", text_head=True).model.text_lm_head.weight, own.model.text_lm_head.weight)
+    assert load_checkpoint(run.folder/"model").model.text_lm_head is None
+    with pytest.raises(ValueError, match="no text head"): execute(settings(place, place/"headless", **given))
 
 
 def test_replayed_clips_are_their_share_of_each_epoch(place):
