@@ -10,7 +10,9 @@ __all__ = ['DEMO', 'tiny_codec_config', 'pad_to_frames', 'fill_codebooks', 'tiny
 # %% ../nbs/12_codec.ipynb #44724f9d
 import hashlib, json, pickle, re, sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
@@ -172,19 +174,25 @@ class CodeCache:
         return [found[key] for key in keys]
 
 # %% ../nbs/12_codec.ipynb #64a272a6
-def encode_files(paths: list[str | Path], cache: CodeCache, every: int = 512) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read(path: str, rate: int) -> tuple[np.ndarray | None, str]:
+    "A clip and its key, or nothing and why it cannot be read."
+    try: x = read_audio(path, rate)
+    except (ValueError, FileNotFoundError) as e: return None, str(e)
+    return x, clip_key(x)
+
+def encode_files(paths: list[str | Path], cache: CodeCache, every: int = 1024) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     "The codes of the audio files `paths` as {path: `(K, T)` int16}, and {path: reason} for those that cannot be read."
     keys, bad = {}, {}
     bar = tqdm(total=len(paths), desc="codes", unit="clip", mininterval=1, file=sys.stdout)
-    for start in range(0, len(paths), every):
-        fresh = {}
-        for path in map(str, paths[start:start + every]):
-            try: x = read_audio(path, cache.codec.config.sample_rate)
-            except (ValueError, FileNotFoundError) as e: bad[path] = str(e); continue
-            keys[path] = clip_key(x)
-            if keys[path] not in cache.shard_of: fresh[keys[path]] = x
-        cache.add(dict(zip(fresh, encode(cache.codec, list(fresh.values())))))
-        bar.update(min(every, len(paths) - start))
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), every):
+            part, fresh = list(map(str, paths[start:start + every])), {}
+            for path, (x, key) in zip(part, pool.map(partial(_read, rate=cache.codec.config.sample_rate), part)):
+                if x is None: bad[path] = key; continue
+                keys[path] = key
+                if key not in cache.shard_of: fresh[key] = x
+            cache.add(dict(zip(fresh, encode(cache.codec, list(fresh.values())))))
+            bar.update(len(part))
     bar.close()
     return dict(zip(keys, cache.get(list(keys.values())))), bad
 

@@ -93,8 +93,11 @@ def epoch_clips(cfg: Settings, data: Dataset, epoch: int) -> list[int]:
 
 def total_steps(cfg: Settings, data: Dataset, world: int) -> int:
     "How many optimiser steps the run has."
-    n = sum(len(plan_epoch(cfg, data, e, world)) for e in range(cfg.epochs))
-    return min(n, cfg.steps) if cfg.steps else n
+    n = 0
+    for epoch in range(cfg.epochs):
+        n += len(plan_epoch(cfg, data, epoch, world))
+        if 0 < cfg.steps <= n: return cfg.steps
+    return n
 
 def plan_from(cfg: Settings, data: Dataset, done: int, world: int):
     "(epoch, batches) of each step after the first `done`."
