@@ -14,7 +14,7 @@ from .audio import write_wav
 from .batch import build_example, collate
 from .generate import Sampling, Speech, generate_columns, make_prompt, say
 from .model import Checkpoint, load_checkpoint, load_model, save_checkpoint
-from .run import embedded_nano, load_adapter
+from .run import NANO, load_adapter
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
 from .step import target_logits
 from .train import tiny_run
@@ -63,7 +63,7 @@ def base_name(adapter: Path, base: str) -> str | Path:
     if not base and not named.is_file():
         raise ValueError(f"the adapter {adapter} does not name its base (base.json): give it (parameter base)")
     name = base or json.loads(named.read_text(encoding="utf-8"))["base"]
-    return local_or_id(name) or embedded_nano()
+    return local_or_id(name) or NANO
 
 def merge(cfg: MergeSettings) -> dict:
     "Merge and write; the differences `adapter_merged` and `merged_base`, and the paths. The written folder is read back and compared too."

@@ -13,7 +13,7 @@ from .generate import Sampling, Speech, load_voice, make_prompt, say
 from .merge import base_name, find_adapter
 from .model import Checkpoint, load_checkpoint
 from .prompt import scene_sentence
-from .run import embedded_nano, load_adapter
+from .run import NANO, load_adapter
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
@@ -44,7 +44,7 @@ def load_speaker(cfg: SaySettings) -> Checkpoint:
     if cfg.device == "cuda" and not torch.cuda.is_available(): raise ValueError("device is cuda but torch sees no GPU: set device cpu")
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     folder = find_adapter(cfg.adapter) if cfg.adapter else None
-    source = base_name(folder, cfg.model) if folder else local_or_id(cfg.model) or embedded_nano()
+    source = base_name(folder, cfg.model) if folder else local_or_id(cfg.model) or NANO
     parts = load_checkpoint(source, cfg.codec or None, torch.bfloat16 if device == "cuda" else torch.float32, device)
     if folder: parts.model = load_adapter(parts.model, folder)
     return parts

@@ -25,7 +25,7 @@ from .generate import Sampling, say
 from .memory import MemorySettings, fitting, forecast, free_memory, smaller, told
 from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
 from .plan import Dataset, ahead, build_examples, plan_from, rate_at, split, total_steps, with_replay
-from .run import Average, Metrics, checkpoints, embedded_nano, load_state, load_trained, prune, save_adapter, save_state
+from .run import Average, Metrics, NANO, checkpoints, load_state, load_trained, prune, save_adapter, save_state
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
 from .step import OPTIMIZERS, OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
 from .watch import LiveFigure, clock, gpu_use, memory_gib
@@ -73,7 +73,7 @@ class TrainSettings(Settings):
     tags: float = 0.0               # share of the prompts that name gender, emotion and dialect
     sentences: int = 3              # validation clips spoken before and after
     text_weight: float = 0.0        # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
-    noise: float = 0.0              # share of the codes that it must do without while it reads its own past; for training from scratch
+    noise: float = 0.0              # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
     seed: int = 0                   # order of clips, dropout, adapters' start
     device: str = "auto"            # cuda, cpu; auto: cuda if there is one
     gpu: str = ""                   # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
@@ -81,9 +81,9 @@ class TrainSettings(Settings):
 
 # %% ../nbs/04_train.ipynb #9a560e9e
 PRESETS = dict(
-    demo=("The nano on the demo clips: two minutes on two CPU cores.",
-          dict(targets=["attention", "audio_ffn"], audio_embeddings=True, dropout=0.05, rate=2e-3, epochs=40, budget=2048, accumulation=1,
-               checkpointing=0, precision="fp32", report=20, evaluate=100, save=200, validation=0.1)),
+    demo=("The nano on the demo clips: a minute on two CPU cores. So few are soon learnt by heart: few passes, part of its past hidden.",
+          dict(targets=["attention", "audio_ffn"], audio_embeddings=True, dropout=0.05, rate=5e-4, epochs=12, noise=0.3, budget=2048,
+               accumulation=1, checkpointing=0, precision="fp32", evaluate=20, save=200, validation=0.1)),
     voice=("0.1 to 4 hours adapt a voice: a small adapter where sound is made, many passes, stopped when validation no longer gains.",
            dict(targets=["attention", "audio_ffn"], epochs=10, accumulation=2, evaluate=100, save=200, patience=5)),
     language=("25 to 250 hours teach a language that the base half knows: a large adapter on attention and audio FFN, audio "
@@ -117,7 +117,7 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
 def memory_settings(cfg: TrainSettings) -> MemorySettings:
     "What 03_memory has to know of `cfg`."
     same = {f.name: getattr(cfg, f.name) for f in fields(MemorySettings) if f.name not in ("model", "gpu")}
-    return MemorySettings(model=cfg.model or str(embedded_nano()), **same)
+    return MemorySettings(model=cfg.model or str(NANO), **same)
 
 def for_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
     "`cfg` with the fastest plan for its GPU that leaves what is `given`; `ValueError` if nothing fits, or there is no GPU to ask."
@@ -167,7 +167,7 @@ DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
     "Model (in the base's precision), tokenizer and codec, on the accelerator's device."
-    base, source = torch.float32 if wholly_fp32(cfg) else DTYPES[cfg.precision], local_or_id(cfg.model) or embedded_nano()
+    base, source = torch.float32 if wholly_fp32(cfg) else DTYPES[cfg.precision], local_or_id(cfg.model) or NANO
     return load_checkpoint(source, cfg.codec or None, base, accelerator.device, cfg.mode == "qlora", cfg.text_weight > 0)
 
 # %% ../nbs/04_train.ipynb #3e43dbc0
