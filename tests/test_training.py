@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from higgs_vi.audio import read_audio, write_text, write_wav
 from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
+from higgs_vi.generate import Sampling, make_prompt, say
 from higgs_vi.memory import MemorySettings, fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import load_checkpoint, load_model, save_checkpoint, write_nano
 from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
-from higgs_vi.run import checkpoints, load_adapter, read_metrics
+from higgs_vi.run import NANO, checkpoints, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
 from higgs_vi.step import OutOfMemory, build_optimizer, train_step
 from higgs_vi.train import TrainSettings, execute, finish, main as train_main, open_folder, start, train, with_preset
@@ -42,6 +43,16 @@ def settings(place, out, **change):
     given = dict(model=str(place/"nano"), data=str(place/"data"), out=str(out), cache=str(place/"codes"), preset="demo", budget=1024, steps=12, report=1,
                  evaluate=4, save=3, sentences=0, device="cpu") | change
     return with_preset(TrainSettings.of(given))
+
+
+def test_the_embedded_nano_is_small_and_ends_by_itself():
+    "Its first codebook reads the embedding's first half alone, the others the rest, so that a text can foretell it."
+    assert sum(p.stat().st_size for p in NANO.rglob("*") if p.is_file()) < 40*2**20
+    nano = load_checkpoint(NANO)
+    speech = say(nano, make_prompt("Hôm nay trời đẹp quá, chúng ta đi dạo nhé."), Sampling(seconds=10))
+    assert speech.ended and 1 < len(speech.wave)/24_000 < 5 and np.abs(speech.wave).max() > 0.05
+    first, *others = (q.project_in.weight.abs().sum(0) > 0 for q in nano.codec.quantizer.quantizers)
+    assert all(not (first & other).any() for other in others) and first.sum() == nano.codec.config.semantic_model_config.hidden_size
 
 
 def steps_of(run):
