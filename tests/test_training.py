@@ -50,7 +50,7 @@ def test_the_embedded_nano_is_small_and_ends_by_itself():
     assert sum(p.stat().st_size for p in NANO.rglob("*") if p.is_file()) < 40*2**20
     nano = load_checkpoint(NANO)
     speech = say(nano, make_prompt("Hôm nay trời đẹp quá, chúng ta đi dạo nhé."), Sampling(seconds=10))
-    assert speech.ended and 1 < len(speech.wave)/24_000 < 5 and np.abs(speech.wave).max() > 0.05
+    assert speech.ended and 1 < len(speech.wave)/24_000 < 9 and np.abs(speech.wave).max() > 0.05
     first, *others = (q.project_in.weight.abs().sum(0) > 0 for q in nano.codec.quantizer.quantizers)
     assert all(not (first & other).any() for other in others) and first.sum() == nano.codec.config.semantic_model_config.hidden_size
 
