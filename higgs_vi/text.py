@@ -74,18 +74,20 @@ def is_syllable(word: str) -> bool:
 # %% ../nbs/10_text.ipynb #cf757630
 _SCRIPT = re.compile("[\u0400-\u1cff\u2e80-\ud7ff\uf900-\ufaff\uff66-\uffdc]+")      # letters that are neither Latin nor Greek
 
+# %% ../nbs/10_text.ipynb #128cec3c
 def why_foreign(text: str) -> str:
     "Why `text` is not Vietnamese as it is written today, or '' where it is, or is too short to tell (under three words)."
     text = nfc(text)
-    strange, letters = sum(map(len, _SCRIPT.findall(text))), sum(c.isalpha() for c in text)
+    strange, letters = sum(c.isalpha() for run in _SCRIPT.findall(text) for c in run), sum(c.isalpha() for c in text)
     if strange > 0.1 * letters: return f"{strange} of {letters} letters are of another script"
     every = [w for w in re.findall(r"[^\W\d_]{2,}", re.sub(r"\S*[@/]\S*|\w+(?:\.\w+)+", " ", text)) if not w.isupper() or text.isupper()]
     marked = [w for w in every if not w.isascii() and is_syllable(w)]
-    weighed = [w for w in every if w.islower() or w in marked] if marked else every
+    weighed = every[:1] + [w for w in every[1:] if w.islower()] if marked else every
     own = sum(map(is_syllable, weighed))
     if len(every) < 3: return ""
     if weighed and own < (0.4 if marked else 0.5) * len(weighed): return f"{own} of {len(weighed)} words are Vietnamese syllables"
-    if not marked and (len(every) > 6 or len(every) > 4 and own < 0.8 * len(every)): return f"no mark on any of {len(every)} words"
+    odd = [w for w in every if w.islower() and not is_syllable(w)]
+    if not marked and (len(every) > 6 or len(every) > 3 and odd): return f"no mark on any of {len(every)} words"
     return ""
 
 # %% ../nbs/10_text.ipynb #fc5510d3
@@ -97,6 +99,7 @@ _ENGLISH = dict(zip("abcdefghijklmnopqrstuvwxyz",
 _NUM, _MANY = r"(\d[\d.,]*(?<=\d))", r"((?: nghìn| ngàn| triệu| tỷ| tỉ)*)"
 _FIVE = "xnamx"        # the engine drops one of two "năm" in a row, but five and year are the same word
 
+# %% ../nbs/10_text.ipynb #fd068404
 @lru_cache(1)
 def _engine():
     "sea-g2p's normaliser, loaded once."
@@ -118,6 +121,7 @@ def _spell(letters: str, names: dict[str, str]) -> str:
     "Each letter and digit by its name."
     return " ".join({**names, **{str(i): d for i, d in enumerate(_DIGITS)}}.get(c, c) for c in letters.lower()).replace("-", " ")
 
+# %% ../nbs/10_text.ipynb #d7ba6694
 def _telephone(m: re.Match) -> str:
     "Each digit said, and a plus."
     return " ".join("cộng" if c == "+" else _DIGITS[int(c)] for c in re.sub(r"[^\d+]", "", m[0])).replace("năm", _FIVE)
@@ -181,29 +185,40 @@ def _value(number: str) -> float:
     "'1.500' -> 1500, '2,5' -> 2.5"
     return float(re.sub(r"\.(?=\d{3})", "", number).replace(",", ".", 1).replace(",", ""))
 
+# %% ../nbs/10_text.ipynb #d317ae34
 def _pair(m: re.Match) -> str:
     "'3-2' as a score, '2-3' as a range; a date stays."
     (a, sign, b), before, rest = m.groups(), m.string[:m.start()], m.string[m.end():]
     try: falls, small = _value(a) >= _value(b), max(_value(a), _value(b)) < 100
     except ValueError: return m[0]
     if small and _PLAY.search(before) and not _COUNTED.match(rest) and not before.endswith("lúc "): return f"{_number(a)} {_number(b)}"
+    if sign != ":" and not falls and _COUNTED.match(rest): return f"{a} đến {b}"
     if sign == ":" or _DATES.search(before): return m[0]
     if not falls: return f"{a} đến {b}"
     date = _value(a) > 12 >= _value(b)
     return f"{_number(a)} {_number(b)}" if small and not date and not sign.startswith(" ") else m[0]
 
-# %% ../nbs/10_text.ipynb #d317ae34
+# %% ../nbs/10_text.ipynb #27a11136
 def _part(m: re.Match) -> str:
     "A part of a whole, '2/3' -> 'hai phần ba'; a date or a house number stays."
     a, b = int(m[1]), int(m[2])
     if not 0 < a < b or a > 10 or _DATES.search(m.string[:m.start()]): return m[0]
     return f"{_number(m[1])} phần {'tư' if b == 4 else _number(m[2])}"
 
+def _roman(letters: str) -> str:
+    "A Roman number in words: 'XIV' -> 'mười bốn'."
+    value = [{"I": 1, "V": 5, "X": 10}[c] for c in letters]
+    return _number(str(sum(-v if v < max(value[i:]) else v for i, v in enumerate(value))))
+
 def _product(m: re.Match) -> str:
     "The number in the name of a foreign product is said in Vietnamese: 'iPhone 15'."
     return m[0] if _SYLLABLE.fullmatch(split_tone(m[1])[0].lower()) else f"{m[1]} {_number(m[2])}"
 
+# %% ../nbs/10_text.ipynb #ba6db498
+_RANK = r"(?i:(\b(?:hạng|giải|loại|cấp|bậc|đợt|vòng|quý|chương|khóa|tập|phần) ))"
 FIXES += _rules(
+    (_RANK + r"([IVX]+)\s?[-–]\s?([IVX]+)\b", lambda m: f"{m[1]}{_roman(m[2])} đến {_roman(m[3])}"),
+    (_RANK + r"([IVX]{2,})\b", lambda m: m[1] + _roman(m[2])),
     (rf"(?<![\w/.,:-]){_NUM}(\s?[-–—]\s?|:){_NUM}(?![\dA-Z/:-]|[.,]\d)", _pair),
     (r"(?<![\d/.,])(\d{1,3})/(\d{1,4})(?![\d/])", _part),
     (r"\b([A-Z])(\d)([A-Z])\b", lambda m: _spell(m[0], _LETTERS)),
@@ -232,6 +247,7 @@ def _is_plain(text: str) -> bool:
     ordinary = lambda w: (w.islower() or w.istitle() and len(w) > 1) and (is_syllable(w) or len(w) > 3 and re.search("[aeiouy]", w.lower()))
     return bool(_PLAIN.fullmatch(text)) and not re.search(r"\w\.\w", text) and all(map(ordinary, re.findall(r"\w+", text)))
 
+# %% ../nbs/10_text.ipynb #1e003c30
 def _read(text: str) -> str:
     "One sentence as the engine reads it, with its faults put right; letters that it spells are set in last, so that no capital joins them."
     said, spelled = text, []
@@ -243,7 +259,7 @@ def _read(text: str) -> str:
     out = re.sub("\ue000(\\d+)\ue000", lambda m: spelled[int(m[1]) - 1], _with_case(said, nfc(out)))
     return _begun(text, clean(out)) if re.search(r"[^\W_]", out) else ""
 
-# %% ../nbs/10_text.ipynb #1e003c30
+# %% ../nbs/10_text.ipynb #16063e74
 def spoken(text: str) -> str:
     """`text` as it is read aloud: numbers, dates, money, units, abbreviations and addresses in words; capitals stay.
 
@@ -256,6 +272,7 @@ def spoken(text: str) -> str:
             out.append(_say(" ".join(ws[start:start + 60])))
     return clean(" ".join(filter(None, out)))
 
+# %% ../nbs/10_text.ipynb #1ac5855d
 @lru_cache(4096)
 def _say(text: str) -> str:
     "At most sixty words, read where they need it; what is in another script stays."
