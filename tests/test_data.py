@@ -13,10 +13,11 @@ import torch
 from higgs_vi.audio import atomic, read_audio, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
 from higgs_vi.codec import DEMO, CodeCache, encode_files
-from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs, read_table
+from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs
 from higgs_vi.model import add_lora, lora_config, nano
 from higgs_vi.plan import split
 from higgs_vi.step import train_step
+from higgs_vi.tables import read_table
 
 FIELDS = ("id audio_file transcript_file duration speaker_id speaker_name scene emotion language gender quality_score original_audio_path "
           "user_instruction task_type topic dialect sample_rate").split()
@@ -218,7 +219,7 @@ def test_two_hundred_clips_of_real_people(tmp_path):
     lines = [json.loads(line) for line in (REAL/"manifest.jsonl").open(encoding="utf-8")][::50][:200]
     table = write_table(tmp_path/"cv.csv", [dict(wav_filename=r["audio"], text=r["text"], speaker=r["speaker"],
                                                  duration=r["duration"], gender=r["gender"]) for r in lines])
-    rows, _, _ = read_table(table)
+    rows = read_table(table).rows
     cfg = DataSettings(table=str(table), out=str(tmp_path/"out"))
     (tmp_path/"out").mkdir()
     samples, rejected = conform(rows, REAL, tmp_path/"out", cfg)
