@@ -421,9 +421,11 @@ def read_table(path: str | Path, audio: str | Path = "", columns: str = "", enco
     if not len(rows): raise _empty(path)
     if "blob" in rows: rows.loc[rows["blob"].isna(), "file"] = located(root, list(rows.loc[rows["blob"].isna(), "file"]))
     if "speaker" not in rows:
-        used, rows["speaker"] = rows["problem"] == "", ""
+        blobs = rows.get("blob", pd.Series(None, rows.index))
+        used = [not why and (b is not None or os.path.isfile(root/f)) for why, b, f in zip(rows["problem"], blobs, rows["file"])]
         only = {(root/f).resolve().parent.name for f in rows["file"][used]} if kind == "pairs" else set()
-        rows.loc[used, "speaker"], note = by_folder(list(rows["file"][used]), only.pop() if len(only) == 1 else _label(path))
+        rows["speaker"] = name = only.pop() if len(only) == 1 else _label(path)
+        rows.loc[used, "speaker"], note = by_folder(list(rows["file"][used]), name)
         notes.append(note)
     rows, note = apart(rows)
     return Table(rows.assign(row=range(1, len(rows) + 1)), root, kind, [*notes, *filter(None, [note])])

@@ -1,0 +1,220 @@
+"""Every layout that people have: rows in = kept + rejected, whose text and whose voice; and tables that must not pass."""
+import io, json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+
+from higgs_vi.data import DataSettings, prepare, read_source
+from higgs_vi.tables import Blobs, read_parquet, read_table
+
+TEXTS = ["Một con mèo.", "Hai con chó.", "Ba con gà.", "Bốn con vịt."]
+
+
+def tone(i, seconds=0.5, rate=16_000): return 0.3*np.sin(2*np.pi*(200 + 40*i)*np.arange(int(seconds*rate))/rate)
+
+
+def wav(path, i, seconds=0.5, rate=16_000, **kind):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, tone(i, seconds, rate), rate, **kind)
+
+
+def encoded(i, format="WAV"):
+    out = io.BytesIO(); sf.write(out, tone(i), 16_000, format=format)
+    return out.getvalue()
+
+
+def run(table, out, **change):
+    "Prepare `table`: texts and speakers of what was kept, the reasons for the rest. All rows are accounted for."
+    cfg = DataSettings.of(dict(table=str(table), out=str(out)) | change)
+    source = read_source(cfg)
+    samples, rejected = prepare(cfg, source)
+    assert len(samples) + len(rejected) == len(source[0].rows)
+    texts = [(out/s["transcript_file"]).read_text(encoding="utf-8").strip() for s in samples]
+    return SimpleNamespace(texts=texts, speakers=[s["speaker_name"] for s in samples], reasons=rejected["reason"].tolist(),
+                           notes=source[0].notes, kind=source[0].kind, samples=samples)
+
+
+def lines(path, *rows, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(("\n".join(rows) + "\n").encode(encoding))
+    return path
+
+
+def test_csv_and_tsv_with_every_kind_of_sound(tmp_path):
+    "8 to 48 kHz, stereo, MP3, Opus, FLAC, Vorbis; a mark at the start, a semicolon, quotation marks."
+    wav(tmp_path/"0.wav", 0, rate=8_000); wav(tmp_path/"1.mp3", 1, rate=44_100)
+    wav(tmp_path/"2.opus", 2, rate=48_000, format="OGG", subtype="OPUS")
+    sf.write(tmp_path/"3.flac", np.stack([tone(3, rate=48_000)]*2, 1), 48_000)
+    files = ["0.wav", "1.mp3", "2.opus", "3.flac"]
+    rows = [f'{f};"{t[:-1]}; rồi.";{s}' for f, t, s in zip(files, TEXTS, ["minh", "lan"]*2)]
+    csv = lines(tmp_path/"a.csv", "audio_path;transcript;speaker_id", *rows, encoding="utf-8-sig")
+    got = run(csv, tmp_path/"out")
+    assert got.texts == [t[:-1] + "; rồi." for t in TEXTS] and got.speakers == ["minh", "lan"]*2 and got.reasons == []
+    assert "columns: file <- audio_path, text <- transcript, speaker <- speaker_id" in got.notes
+    assert all(abs(s["duration"] - 0.5) < 0.06 for s in got.samples)
+    rows = ['7f\t0.wav\t"Thôi," cô nói.', f"7f\t1.mp3\t{TEXTS[1]}", "8a\tgone.mp3\tMất."]
+    tsv = lines(tmp_path/"cv.tsv", "client_id\tpath\tsentence", *rows)
+    got = run(tsv, tmp_path/"out2")
+    assert got.texts == ['"Thôi," cô nói.', TEXTS[1]] and got.speakers == ["7f", "7f"] and "no such audio file" in got.reasons[0]
+
+
+def test_lines_that_one_quotation_mark_swallows_are_counted(tmp_path):
+    for i in range(4): wav(tmp_path/f"{i}.wav", i)
+    table = lines(tmp_path/"t.csv", "path,text,speaker", "0.wav,Một.,an", '1.wav,"Hai.,an',
+                  "2.wav,Ba.,an", '3.wav,"Bốn.,an', "0.wav,Năm.,an,oi")
+    got = run(table, tmp_path/"out")
+    assert got.texts == ["Một."] and len(got.reasons) == 4
+    assert sum("one quotation mark" in r for r in got.reasons) == 3 and "line 6 of the table has 4 cells, the header 3" in got.reasons[3]
+
+
+def test_jsonl_of_nemo_and_of_swift(tmp_path):
+    "NeMo: stretches of one recording, a broken line. ms-swift: the text is the message without the sound."
+    sf.write(tmp_path/"long.wav", np.concatenate([tone(i, 1.0) for i in range(3)]), 16_000)
+    rows = [json.dumps(dict(audio_filepath="long.wav", offset=float(i), duration=1.0, text=TEXTS[i], speaker="lan")) for i in range(3)]
+    late = json.dumps(dict(audio_filepath="long.wav", offset=7.0, duration=1.0, text="Muộn.", speaker="lan"))
+    got = run(lines(tmp_path/"nemo.json", *rows, '{"torn": ', late), tmp_path/"out")
+    assert got.texts == TEXTS[:3] and got.speakers == ["lan"]*3 and {s["duration"] for s in got.samples} == {1.0}
+    assert "line 4 of the table is no JSON" in got.reasons[0] and "a stretch from 7 to 8 s is not in it" in got.reasons[1]
+    for i in range(3): wav(tmp_path/f"{i}.wav", i)
+    user, model = (lambda t: dict(role="user", content=t)), (lambda t: dict(role="assistant", content=t))
+    rows = [dict(messages=[user(TEXTS[0]), model("<audio>")], audios=["0.wav"], speaker="lan"),
+            dict(messages=[dict(role="system", content="Chép."), user("<audio>Chép."), model(TEXTS[1])], audios=["1.wav"], speaker="minh"),
+            dict(messages=[user("<audio><audio>"), model("Hai tiếng.")], audios=["0.wav", "1.wav"], speaker="minh")]
+    got = run(lines(tmp_path/"swift.jsonl", *(json.dumps(r, ensure_ascii=False) for r in rows)), tmp_path/"out2")
+    assert got.texts == TEXTS[:2] and got.speakers == ["lan", "minh"] and "2 path(s) in audios" in got.reasons[0]
+
+
+def test_ljspeech_and_lists_with_a_speaker(tmp_path):
+    for i in range(3): wav(tmp_path/f"lj/wavs/LJ-{i}.wav", i)
+    first = 'LJ-0|Có 1 "con" mèo, rồi.|Có một "con" mèo, rồi.'
+    lines(tmp_path/"lj/metadata.csv", first, "LJ-1|2 con.|Hai con.", "LJ-9|3 con.|Ba con.")
+    got = run(tmp_path/"lj", tmp_path/"out")
+    assert got.texts == ['Có một "con" mèo, rồi.', "Hai con."] and "no such audio file" in got.reasons[0] and got.kind == "ljspeech"
+    assert set(got.speakers) == {"lj/metadata"} and any("all clips are taken for one speaker, 'lj/metadata'" in n for n in got.notes)
+    assert run(tmp_path/"lj", tmp_path/"out2", columns="text=2", encoding="utf-8").texts[1] == "2 con."
+    table = lines(tmp_path/"lj/list.txt", *(f"wavs/LJ-{i}.wav|{'an' if i else 'bo'}|{TEXTS[i]}" for i in range(3)))
+    assert run(table, tmp_path/"out3").speakers == ["bo", "an", "an"]
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_kaldi(tmp_path, segments):
+    d = tmp_path/"kaldi"
+    for i in range(2): wav(d/f"r{i}.wav", i, seconds=2)
+    names = ["u0", "u1"] if segments else ["r0", "r1"]
+    lines(d/"wav.scp", "r0 r0.wav", "r1 r1.wav", "r2 flac -dc r2.flac |")
+    lines(d/"text", *(f"{u} {t}" for u, t in zip([*names, "r2" if not segments else "u2", "x9"], TEXTS)))
+    lines(d/"utt2spk", *(f"{u} {s}" for u, s in zip([*names, "r2", "u2"], ["lan", "minh", "lan", "lan"])))
+    lines(d/"spk2gender", "lan f", "minh m")
+    if segments: lines(d/"segments", "u0 r0 0.5 1.5", "u1 r1 1.0 -1", "u2 r2 0 1")
+    got = run(d, tmp_path/"out")
+    assert got.texts == TEXTS[:2] and got.speakers == ["lan", "minh"] and [s["gender"] for s in got.samples] == ["female", "male"]
+    assert [s["duration"] for s in got.samples] == ([1.0, 1.0] if segments else [2.0, 2.0])
+    assert any("by a command" in r for r in got.reasons) and any("x9" in r for r in got.reasons) and len(got.reasons) == 2
+
+
+def test_folders_of_sounds_and_texts_keep_people_apart(tmp_path):
+    for i, name in enumerate(["vivos/lan/a", "vlsp/lan/a", "vlsp/minh/a"]):
+        wav(tmp_path/f"in/{name}.flac", i); lines(tmp_path/f"in/{name}.txt", TEXTS[i])
+    wav(tmp_path/"in/vlsp/minh/b.wav", 7); lines(tmp_path/"in/vlsp/minh/c.txt", "Lạc.")
+    got = run(tmp_path/"in", tmp_path/"out")
+    assert got.texts == TEXTS[:3] and got.speakers == ["vivos/lan", "vlsp/lan", "minh"]
+    assert "there is no b.txt beside it" in got.reasons[0] and "no sound beside this text" in got.reasons[1]
+
+
+def test_one_name_in_two_corpora_is_two_people(tmp_path):
+    for i in range(3): wav(tmp_path/f"{i}.wav", i)
+    table = lines(tmp_path/"t.csv", "path,text,speaker,dataset", "0.wav,Một.,1,vivos", "1.wav,Hai.,1,vlsp", "2.wav,Ba.,2,vlsp")
+    got = run(table, tmp_path/"out")
+    assert got.speakers == ["vivos/1", "vlsp/1", "2"] and any("several sources ('1')" in n for n in got.notes)
+    assert run(table, tmp_path/"out2", columns="source=").speakers == ["1", "1", "2"]
+
+
+def shard(path, ids, speakers=None, **kind):
+    sounds = [dict(bytes=encoded(i, "FLAC" if i % 2 else "WAV"), path=f"{i}.wav") for i in ids]
+    cells = dict(audio=sounds, transcription=[f"Câu số {i}." for i in ids]) | (dict(speaker=speakers) if speakers else {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(cells), path, row_group_size=2, **kind)
+
+
+def damage(path, group, column, n):
+    "Overwrite the first `n` bytes of a column's data."
+    raw, meta = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(group)
+    at = next(c for c in map(meta.column, range(meta.num_columns)) if c.path_in_schema == column).data_page_offset
+    raw[at:at + n] = b"\xff"*n
+    path.write_bytes(raw)
+
+
+def test_parquet_shards_of_which_one_is_damaged(tmp_path):
+    "Torn at its end: its rows are not known, one line stands for it. Damaged inside: its rows are known, and each is listed."
+    for n in range(3): shard(tmp_path/f"in/train-{n}-of-3.parquet", range(4*n, 4*n + 4), [str(n)]*4)
+    torn = tmp_path/"in/train-1-of-3.parquet"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    got = run(tmp_path/"in", tmp_path/"out")
+    assert got.texts == [f"Câu số {i}." for i in [0, 1, 2, 3, 8, 9, 10, 11]] and got.speakers == ["0"]*4 + ["2"]*4 and got.kind == "parquet"
+    assert len(got.reasons) == 1 and "train-1-of-3.parquet cannot be read" in got.reasons[0] and "not known" in got.reasons[0]
+    shard(torn, range(4, 8), ["1"]*4, compression="gzip", use_dictionary=False)
+    damage(torn, 0, "transcription", 40)
+    got = run(tmp_path/"in", tmp_path/"out2")
+    assert len(got.texts) == 8 and len(got.reasons) == 4 and all("4 rows are lost" in r for r in got.reasons)
+
+
+def test_parquet_whose_sounds_are_damaged_or_beside_it(tmp_path):
+    "A damaged page of sound costs its row group; a row without bytes is read from the file that it names."
+    shard(tmp_path/"a/a.parquet", range(6), compression="gzip", use_dictionary=False, data_page_size=1)
+    damage(tmp_path/"a/a.parquet", 1, "audio.bytes", 400)
+    got = run(tmp_path/"a", tmp_path/"out", columns="text=transcription")
+    assert got.texts == [f"Câu số {i}." for i in (0, 1, 4, 5)]
+    assert len(got.reasons) == 2 and all("fetch the shard again" in r for r in got.reasons)
+    wav(tmp_path/"b/clips/0.wav", 0); wav(tmp_path/"b/clips/1.wav", 1)
+    sounds = [dict(bytes=None, path="0.wav"), dict(bytes=None, path="1")]
+    pq.write_table(pa.table(dict(audio=sounds, text=TEXTS[:2], speaker=[3, 4])), tmp_path/"b/t.parquet")
+    assert run(tmp_path/"b/t.parquet", tmp_path/"out2").speakers == ["3", "4"]
+
+
+def test_memory_does_not_grow_with_a_shard(tmp_path):
+    "40 MB of sound in one row group, 16 rows a page: never more than a few pages of it at once."
+    rng, path = np.random.default_rng(0), tmp_path/"big.parquet"
+    table = pa.table(dict(audio=[dict(bytes=rng.bytes(200_000), path=None) for _ in range(200)], text=["Một."]*200))
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=16)
+    del table
+    raw, blobs, before, most = read_parquet(path), Blobs(), pa.total_allocated_bytes(), 0
+    for blob in raw.blob:
+        assert len(blobs(*blob)) == 200_000
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert pq.read_metadata(path).num_row_groups == 1 and most < 12e6, f"{most/1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("make, change, message", [
+    (lambda d: lines(d/"t.csv", "path,text,transcription", "0.wav,Một,Hai"), {}, "each be the text: text, transcription; .*text=transcription"),
+    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(columns="text=sentence"), "no column 'sentence' .* it has path, text"),
+    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(columns="words=text"), "'words=text': it takes ours=theirs"),
+    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Mét", encoding="cp1252"), {}, "not UTF-8 text .*parameter encoding"),
+    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một", encoding="utf-16"), {}, "looks like UTF-16"),
+    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(encoding="viscii9"), "no encoding 'viscii9'"),
+    (lambda d: lines(d/"t.txt", "a|b|c d|e", "f|g|h i|j"), {}, "no header and 4 columns: say what they are"),
+    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), {}, "none of the 1 rows .* no such audio file"),
+    (lambda d: lines(d/"t.csv", "path,text"), {}, "no row below its header"),
+    (lambda d: lines(d/"t.jsonl", "{", "["), {}, "none of its 2 lines is usable"),
+    (lambda d: lines(d/"t.parquet", "no table"), {}, "t.parquet cannot be read .* all damaged"),
+    (lambda d: lines(d/"in/mine.csv", "path,text").parent, {}, "holds no clip: .* it holds mine.csv"),
+    (lambda d: wav(d/"in/a.wav", 0) or d/"in", dict(columns="text=b"), "without columns to choose"),
+], ids=["two texts", "no such column", "no column of ours", "cp1252", "utf-16", "no encoding", "four columns", "all dropped", "only a header",
+        "no json", "no parquet", "a table in a folder", "columns of a folder"])
+def test_bad_tables_stop_and_say_what_to_change(tmp_path, make, change, message):
+    with pytest.raises(ValueError, match=message): run(make(tmp_path), tmp_path/"out", **change)
+    assert not (tmp_path/"out/metadata.json").exists()
+
+
+def test_what_a_person_chooses_is_taken(tmp_path):
+    for i in range(2): wav(tmp_path/f"{i}.wav", i)
+    table = lines(tmp_path/"t.csv", "path,text,transcription,reader,speaker", "0.wav,Một,Hai,an,x", "1.wav,Ba,Bốn,bo,x")
+    got = run(table, tmp_path/"out", columns="text=transcription, speaker=reader")
+    assert got.texts == ["Hai", "Bốn"] and got.speakers == ["an", "bo"] and "text <- transcription, speaker <- reader" in got.notes[0]
+    same = lines(tmp_path/"same.csv", "path,text,transcription,speaker", "0.wav,Một,Một,an")
+    assert read_table(same).rows["text"].tolist() == ["Một"]
+    utf16 = lines(tmp_path/"w.csv", "path,text,speaker", "0.wav,Một,an", encoding="utf-16")
+    assert run(utf16, tmp_path/"out2", encoding="utf-16").texts == ["Một"]
