@@ -82,7 +82,8 @@ def test_jsonl_of_nemo_and_of_swift(tmp_path):
     for i in range(3): wav(tmp_path/f"{i}.wav", i)
     user, model = (lambda t: dict(role="user", content=t)), (lambda t: dict(role="assistant", content=t))
     rows = [dict(messages=[user(TEXTS[0]), model("<audio>")], audios=["0.wav"], speaker="lan"),
-            dict(messages=[dict(role="system", content="Chép."), user("<audio>Chép."), model(TEXTS[1])], audios=["1.wav"], speaker="minh"),
+            dict(messages=[dict(role="system", content="Chép."), user("<audio>Chép."), model(TEXTS[1])],
+                 audios=["1.wav"], speaker="minh"),
             dict(messages=[user("<audio><audio>"), model("Hai tiếng.")], audios=["0.wav", "1.wav"], speaker="minh")]
     got = run(lines(tmp_path/"swift.jsonl", *(json.dumps(r, ensure_ascii=False) for r in rows)), tmp_path/"out2")
     assert got.texts == TEXTS[:2] and got.speakers == ["lan", "minh"] and "2 path(s) in audios" in got.reasons[0]
@@ -189,7 +190,7 @@ def test_memory_does_not_grow_with_a_shard(tmp_path):
 
 
 @pytest.mark.parametrize("make, change, message", [
-    (lambda d: lines(d/"t.csv", "path,text,transcription", "0.wav,Một,Hai"), {}, "each be the text: text, transcription; .*text=transcription"),
+    (lambda d: lines(d/"t.csv", "path,text,transcription", "0.wav,Một,Hai"), {}, "be the text: text, transcription; .*text=tran"),
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(columns="text=sentence"), "no column 'sentence' .* it has path, text"),
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(columns="words=text"), "'words=text': it takes ours=theirs"),
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Mét", encoding="cp1252"), {}, "not UTF-8 text .*parameter encoding"),
