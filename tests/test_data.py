@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from higgs_vi.audio import atomic, read_audio, write_wav
+from higgs_vi.audio import atomic, read_audio, write_text, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
 from higgs_vi.codec import DEMO, CodeCache, encode_files
 from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs
@@ -240,3 +240,18 @@ def test_what_the_table_says_of_validation_reaches_training(tmp_path):
     assert (list(data.train), list(data.valid)) == ([0, 2], [1])
     found[0]["split"] = "odd"
     with pytest.raises(ValueError, match="'odd'"): split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)
+
+
+def test_texts_are_written_as_they_are_read_aloud_where_asked(tmp_path):
+    "The text as it was stays in the metadata; what is no Vietnamese says so and stays."
+    folder = tmp_path/"in"
+    for i, text in enumerate(["Giá 50.000 đồng.", "Trời đẹp quá.", "This is not Vietnamese at all."]):
+        write_wav(folder/f"a/{i}.wav", np.random.default_rng(i).normal(0, 0.1, 24_000).astype(np.float32))
+        write_text(folder/f"a/{i}.txt", text)
+    samples, rejected = prepare(DataSettings(table=str(folder), out=str(tmp_path/"out"), aloud=True))
+    assert len(samples) == 3 and not len(rejected)
+    assert (tmp_path/"out"/samples[0]["transcript_file"]).read_text(encoding="utf-8").strip() == "Giá năm mươi nghìn đồng."
+    assert [s.get("raw_text") for s in samples] == ["Giá 50.000 đồng.", None, None]
+    assert ["foreign" in s for s in samples] == [False, False, True]
+    plain, _ = prepare(DataSettings(table=str(folder), out=str(tmp_path/"plain")))
+    assert (tmp_path/"plain"/plain[0]["transcript_file"]).read_text(encoding="utf-8").strip() == "Giá 50.000 đồng."
