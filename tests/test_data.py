@@ -13,7 +13,7 @@ import torch
 from higgs_vi.audio import atomic, read_audio, write_text, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
 from higgs_vi.codec import DEMO, CodeCache, encode_files
-from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs
+from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs, said
 from higgs_vi.model import add_lora, lora_config, nano
 from higgs_vi.plan import split
 from higgs_vi.step import train_step
@@ -253,5 +253,6 @@ def test_texts_are_written_as_they_are_read_aloud_where_asked(tmp_path):
     assert (tmp_path/"out"/samples[0]["transcript_file"]).read_text(encoding="utf-8").strip() == "Giá năm mươi nghìn đồng."
     assert [s.get("raw_text") for s in samples] == ["Giá 50.000 đồng.", None, None]
     assert ["foreign" in s for s in samples] == [False, False, True]
+    assert said("[SPEAKER0] Ngày 2/9. [SPEAKER1] Có 3 con mèo.") == "[SPEAKER0] Ngày hai tháng chín. [SPEAKER1] Có ba con mèo."
     plain, _ = prepare(DataSettings(table=str(folder), out=str(tmp_path/"plain")))
     assert (tmp_path/"plain"/plain[0]["transcript_file"]).read_text(encoding="utf-8").strip() == "Giá 50.000 đồng."
