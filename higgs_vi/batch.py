@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'target_labels', 'Example', 'build_example', 'as_list', 'prompt_from_row', 'voice_line', 'epoch_batches',
-           'columns_at', 'followed', 'collate', 'corrupt', 'for_hf']
+           'draw_clips', 'columns_at', 'followed', 'collate', 'corrupt', 'for_hf']
 
 # %% ../nbs/14_batch.ipynb #5b4557d9
 from dataclasses import dataclass, replace
@@ -97,6 +97,23 @@ def epoch_batches(lengths: list[int], budget: int, seed: int = 0, epoch: int = 0
             batch.append(int(i))
         batches.append(batch)
     return [batches[i] for i in rng.permutation(len(batches))]
+
+# %% ../nbs/14_batch.ipynb #66d6437b
+def draw_clips(weights: np.ndarray, seed: int = 0, epoch: int = 0) -> list[int]:
+    """Indices into `weights` `(N,)`, N of them: each as often as its share of the weights times N says, rounded up or down by lot.
+
+    A pure function of its arguments (systematic sampling, Madow 1949). Raises `ValueError` for weights that no share follows from.
+    """
+    weights = np.asarray(weights, float)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad) or not weights.sum() > 0:
+        raise ValueError(f"{len(bad)} of {len(weights)} weights are negative or no numbers, and the others sum to {np.nansum(weights)}: "
+                         "they must be 0 or more, and one above 0; run 02_speakers again")
+    rng, n = np.random.default_rng([seed, 5, epoch]), len(weights)
+    order = rng.permutation(n)
+    ends = np.cumsum(weights[order])
+    at = np.searchsorted(ends, (np.arange(n) + rng.random())*(ends[-1]/n), side="right")
+    return order[np.minimum(at, np.flatnonzero(weights[order])[-1])].tolist()
 
 # %% ../nbs/14_batch.ipynb #7abf9d3a
 def columns_at(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:

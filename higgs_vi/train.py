@@ -251,8 +251,8 @@ def take_up(run: Run, checkpoint: Path):
     if run.cfg.patience and run.stale >= run.cfg.patience: run.stop = "patience"
 
 def plan_key(run: Run) -> list[int]:
-    "What the plan of a run follows from, beside its settings: processes, clips, a checksum of their names and lengths."
-    clips = "".join(f"{e.name}:{len(e)};" for e in run.data.train)
+    "What the plan of a run follows from, beside its settings: processes, clips, a checksum of their names, lengths and weights."
+    clips = "".join(f"{e.name}:{len(e)};" for e in run.data.train) + "".join(f"{w};" for w in run.data.weights)
     return [run.accelerator.num_processes, len(run.data.train), zlib.crc32(clips.encode())]
 
 def open_logs(run: Run):
