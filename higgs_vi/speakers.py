@@ -334,7 +334,8 @@ def balance(rows: list[dict], cfg: SpeakersSettings, clean: Callable[[dict], boo
     if not left: raise ValueError(f"all {len(rows)} clips are beyond the cap of {cfg.minutes:g} min: the shortest lasts "
                                   f"{min((r['duration'] for r in rows), default=0):.1f} s (parameter minutes)")
     sides, owners = divide(left, cfg)
-    reasons |= {r["id"]: f"{cfg.disjoint} puts it into {s}, its text is said by more clips, or by scarcer ones, in {o}"
+    reasons |= {r["id"]: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
+                "where more clips say it, or as many: a text on two sides would be a leak"
                 for r, s, o in zip(left, sides, owners) if s != o}
     kept = [r | dict(split=s) for r, s in zip(left, sides) if r["id"] not in reasons]
     refs = cfg.seed, cfg.shortest, cfg.longest, clean
