@@ -68,6 +68,7 @@ def scene_sentence(tag: str | None) -> str:
     if tag.endswith("."): return tag
     return DEFAULT_SCENE if tag in ("unknown", "none", "nan") else SCENES.get(tag, f"Audio is recorded from a {tag.replace('_', ' ')}.")
 
+# %% ../nbs/13_prompt.ipynb #96eb8cd8
 _ACCENTS = dict(bắc="Northern Vietnamese", trung="Central Vietnamese", nam="Southern Vietnamese")
 
 def voice_words(gender: str | None = None, emotion: str | None = None, dialect: str | None = None, pitch: str | None = None,

@@ -39,6 +39,7 @@ def bandwidth(active: np.ndarray) -> float:
 _BANDS = ((500, 1000), (1000, 2000), (2000, 4000))
 _FALL = 14         # frames, 150 ms, that a line is laid through
 
+# %% ../nbs/27_sound.ipynb #68fcfb49
 def decay(P: np.ndarray, noise: np.ndarray) -> float:
     "Seconds in which sound would fall by 60 dB, from the steepest tenth of the falls in three bands; NaN where nothing falls by 6 dB."
     t, found = (np.arange(_FALL) - (_FALL - 1)/2)*HOP/SAMPLE_RATE, []
@@ -68,8 +69,7 @@ def f0(x: np.ndarray, low: float = 65, high: float = 450, hop: int = 480) -> np.
     rows = np.arange(len(r))
     left, top, right = r[rows, at - 1], r[rows, at], r[rows, at + 1]
     lag = a - 1 + at + np.clip(0.5*(left - right)/np.minimum(left - 2*top + right, -1e-9), -0.5, 0.5)
-    loud = db((frames**2).mean(1))
-    return np.where((top > 0.6) & (loud > loud.max() - 30), SAMPLE_RATE/lag, np.nan)
+    return np.where((top > 0.6) & (R[:, 0] > R[:, 0].max()/1000), SAMPLE_RATE/lag, np.nan)
 
 # %% ../nbs/27_sound.ipynb #7b5a1a89
 def final_rise(track: np.ndarray, seconds: float = 0.16) -> float:
@@ -78,6 +78,7 @@ def final_rise(track: np.ndarray, seconds: float = 0.16) -> float:
     n = max(2, round(seconds/0.02))
     return float(12*np.log2(np.median(voiced[-n:])/np.median(voiced))) if len(voiced) >= 3*n else float("nan")
 
+# %% ../nbs/27_sound.ipynb #66969387
 def measure(x: np.ndarray) -> dict:
     """What `x` (24 kHz) sounds like, as floats.
 
@@ -106,6 +107,7 @@ def add_noise(x: np.ndarray, snr: float, colour: str = "white", seed: int = 0) -
     speech = np.mean(10**(levels[levels > np.percentile(levels, 95) - 25]/10))
     return (x + noise*np.sqrt(speech/10**(snr/10)/np.mean(noise**2))).astype(np.float32)
 
+# %% ../nbs/27_sound.ipynb #87cba777
 def add_room(x: np.ndarray, seconds: float, ratio: float = 0.0, seed: int = 0) -> np.ndarray:
     "`x` in a room that falls by 60 dB in `seconds`, the direct sound `ratio` dB above all that follows."
     n = int(seconds*SAMPLE_RATE)

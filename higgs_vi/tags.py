@@ -30,6 +30,7 @@ class TagSettings(Settings):
 # %% ../nbs/01_tags.ipynb #b062490b
 MEASURES = ["level", "floor", "snr", "low", "bandwidth", "decay", "hz", "rise", "speech"]
 
+# %% ../nbs/01_tags.ipynb #864a886e
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
     """The measures of each row's sound (columns of `measure`, `energy` in dB, `rate` in syllables/s) and `problem`.
 
@@ -55,12 +56,15 @@ def make_bins(m: pd.DataFrame, genders: pd.Series) -> dict:
     "Quartiles as edges: `{pitch: {all, male, female: [low, high]}, rate: [low, high], energy: [low, high]}` in Hz, syllables/s, dB."
     edges = lambda x: [round(float(q), 3) for q in np.nanpercentile(x, [25, 75])]
     groups = {"all": m["hz"]} | {g: m["hz"][genders == g] for g in ("male", "female") if m["hz"][genders == g].notna().sum() >= 8}
-    return dict(pitch={g: edges(x) for g, x in groups.items()}, rate=edges(m["rate"]), energy=edges(m["energy"]))
+    soft, strong = edges(m["energy"])
+    return dict(pitch={g: edges(x) for g, x in groups.items()}, rate=edges(m["rate"]), energy=[min(soft, -2.0), max(strong, 2.0)])
 
+# %% ../nbs/01_tags.ipynb #0b4a7d80
 def word(value: float, edges: list[float], ladder: tuple[str, str, str]) -> str:
     "The word for `value`: the first below `edges`, the last from their end on; 'unknown' for NaN."
     return "unknown" if np.isnan(value) else ladder[int(np.searchsorted(edges, value, side="right"))]
 
+# %% ../nbs/01_tags.ipynb #3bd98744
 def read_bins(path: Path) -> dict:
     "Bins that another run saved; `ValueError` if the file does not hold them."
     try:
@@ -78,6 +82,7 @@ def _free(sample: dict, tag: str) -> bool:
     "True if this step may set `tag`: nobody did, or it did itself."
     return tag in (sample.get("tagged") or ()) or sample.get(tag) in (None, "", "unknown")
 
+# %% ../nbs/01_tags.ipynb #856362ab
 def tags_of(text: str, m: dict | None, gender: object, bins: dict | None) -> dict:
     "All tags of a clip from its text, its measures (None, or NaN in them: no sound) and the bins."
     verdict = emotion_of(text)
@@ -88,6 +93,7 @@ def tags_of(text: str, m: dict | None, gender: object, bins: dict | None) -> dic
     return found | dict(scene="unknown" if m["problem"] else scene_of(m), pitch=word(m["hz"], pitch, LADDERS["pitch"]),
                         rate=word(m["rate"], bins["rate"], LADDERS["rate"]), energy=word(m["energy"], bins["energy"], LADDERS["energy"]))
 
+# %% ../nbs/01_tags.ipynb #7d8cc337
 def with_tags(sample: dict, found: dict) -> dict:
     "`sample` with those `found` tags that it may take, its region in our spelling, and `tagged`, the names of those taken and known."
     mine = {tag: found[tag] for tag in TAGS if tag in found and _free(sample, tag)}
@@ -97,6 +103,12 @@ def with_tags(sample: dict, found: dict) -> dict:
         tagged=[t for t in TAGS if t in kept or mine.get(t, "unknown") != "unknown"])
 
 # %% ../nbs/01_tags.ipynb #62a3c806
+def _usable(m: pd.DataFrame) -> pd.DataFrame:
+    "`m`; `ValueError` if no clip of it could be measured."
+    if m["level"].isna().all(): raise ValueError(f"none of the {len(m)} clips can be measured, the first: {m['problem'].iloc[0]}")
+    return m
+
+# %% ../nbs/01_tags.ipynb #93abb9e8
 def tag(cfg: TagSettings, m: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Tag a Higgs folder in place: its manifest as it is now, and the measures (None without `sound`).
 
@@ -104,15 +116,14 @@ def tag(cfg: TagSettings, m: pd.DataFrame | None = None) -> tuple[pd.DataFrame, 
     Raises `ValueError` for no Higgs folder or unusable bins.
     """
     folder = project_root()/cfg.data
-    rows = read_higgs(folder)
-    given = read_bins(project_root()/cfg.bins) if cfg.bins else None
-    if cfg.sound and m is None: m = measured(rows)
-    if cfg.sound and m["level"].isna().all(): raise ValueError(f"none of the {len(m)} clips can be measured, the first: {m['problem'].iloc[0]}")
-    bins = (given or make_bins(m, rows["gender"])) if cfg.sound else None
+    rows, bins = read_higgs(folder), read_bins(project_root()/cfg.bins) if cfg.bins else None
+    if cfg.sound:
+        m = _usable(measured(rows) if m is None else m)
+        bins = bins or make_bins(m, rows["gender"])
+        write_text(folder/"tag_bins.json", json.dumps(bins, ensure_ascii=False, indent=1))
     meta = json.loads((folder/"metadata.json").read_text(encoding="utf-8"))
-    measures = m.to_dict("records") if cfg.sound else [None]*len(rows)
-    meta["samples"] = [with_tags(s, tags_of(text, one, s.get("gender"), bins)) for s, text, one in zip(meta["samples"], rows["text"], measures)]
-    if cfg.sound: write_text(folder/"tag_bins.json", json.dumps(bins, ensure_ascii=False, indent=1))
+    clips = zip(meta["samples"], rows["text"], m.to_dict("records") if cfg.sound else [None]*len(rows))
+    meta["samples"] = [with_tags(s, tags_of(text, one, s.get("gender"), bins)) for s, text, one in clips]
     write_text(folder/"metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
     return read_higgs(folder), m if cfg.sound else None
 

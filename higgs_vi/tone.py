@@ -76,6 +76,7 @@ class Verdict:
     why: str
     sure: bool
 
+# %% ../nbs/26_tone.ipynb #4bd5347d
 def _judge(sentence: str) -> Verdict:
     "The verdict on one sentence with its mark."
     text = " ".join(re.sub(r"[^\w,]+", " ", sentence.lower()).replace(",", ", ").split()).replace(" ,", ",").strip(", ")
@@ -127,6 +128,7 @@ _OWN = dict(Bắc="giời nhớn thầy_u bu_nó",
             Trung="mô răng_rứa rứa nớ chừ mần bầy_tui đàng_tê",
             Nam="hổng hông_biết tui nghen dzậy dữ_vậy bự ổng má_nó vầy xài thiệt mắc_cười")
 
+# %% ../nbs/26_tone.ipynb #3c7e90c3
 def _finds(text: str, table: dict[str, str]) -> set[str]:
     "The regions of which `text` has a word."
     line = f" {' '.join(words(text))} "
