@@ -73,7 +73,7 @@ def f0(x: np.ndarray, low: float = 65, high: float = 450, hop: int = 480) -> np.
 
 # %% ../nbs/27_sound.ipynb #7b5a1a89
 def final_rise(track: np.ndarray, seconds: float = 0.16) -> float:
-    "Semitones by which the last voiced `seconds` of a pitch track lie above its median; NaN with less than three times as many voiced frames."
+    "Semitones by which the last voiced `seconds` of a pitch track lie above its median; NaN with less voiced than three times that."
     voiced = track[np.isfinite(track)]
     n = max(2, round(seconds/0.02))
     return float(12*np.log2(np.median(voiced[-n:])/np.median(voiced))) if len(voiced) >= 3*n else float("nan")
@@ -93,7 +93,8 @@ def measure(x: np.ndarray) -> dict:
     active, at = P[loud].mean(0), np.flatnonzero(loud)
     return dict(level=float(db(active.sum())), floor=float(db(quiet)),
                 snr=float(min(80, db(max(active[2:].sum() - quiet, 1e-12)) - db(quiet))), low=float(noise[2:cut].sum()/max(quiet, 1e-12)),
-                bandwidth=bandwidth(active), decay=decay(P, noise), hz=float(np.nanmedian(track)) if np.isfinite(track).any() else float("nan"),
+                bandwidth=bandwidth(active), decay=decay(P, noise),
+                hz=float(np.nanmedian(track)) if np.isfinite(track).any() else float("nan"),
                 rise=final_rise(track), speech=float((at[-1] - at[0] + 1)*HOP/SAMPLE_RATE))
 
 # %% ../nbs/27_sound.ipynb #74f95a84
@@ -128,10 +129,11 @@ def telephone(x: np.ndarray) -> np.ndarray:
 SCENE_BOUNDS = dict(phone=4200.0, noisy=15.0, rumble=0.5, room=0.42, studio_snr=40.0, studio_decay=0.27, studio_band=7500.0)
 
 def scene_of(m: dict) -> str:
-    "The scene tag of what `measure` gave: phone_call, outdoor, noisy_room, reverberant_room, studio or quiet_room; 'unknown' for near silence."
+    "The scene of what `measure` gave: phone_call, outdoor, noisy_room, reverberant_room, studio, quiet_room; 'unknown' for near silence."
     b = SCENE_BOUNDS
     if m["level"] < -60: return "unknown"
     if m["bandwidth"] <= b["phone"]: return "phone_call"
     if m["snr"] < b["noisy"]: return "outdoor" if m["low"] > b["rumble"] else "noisy_room"
     if m["decay"] > b["room"]: return "reverberant_room"
-    return "studio" if m["snr"] >= b["studio_snr"] and m["decay"] <= b["studio_decay"] and m["bandwidth"] >= b["studio_band"] else "quiet_room"
+    still, dry, wide = m["snr"] >= b["studio_snr"], m["decay"] <= b["studio_decay"], m["bandwidth"] >= b["studio_band"]
+    return "studio" if still and dry and wide else "quiet_room"

@@ -14,14 +14,19 @@ from .text import nfc, place_tone, split_tone, words
 
 EMOTIONS = ("questioning", "affirming", "alerting", "neutral")
 
-def _any(*phrases: str) -> str: return "(?:" + "|".join(sorted((p for line in phrases for p in line.split(", ")), key=len, reverse=True)) + ")"
+def _any(*phrases: str) -> str:
+    "A pattern for any of the phrases, which stand with commas between them; the longest first."
+    return "(?:" + "|".join(sorted((p for line in phrases for p in line.split(", ")), key=len, reverse=True)) + ")"
 
 # %% ../nbs/26_tone.ipynb #27fdec5e
-_YOU = _any("em, anh, chị, con, cháu, bạn, các bạn, các em, mọi người, bà con, ông, bà, cô, chú, bác, mày, xin, hãy, xin hãy, cần, phải, phải hết sức")
+_YOU = _any("em, anh, chị, con, cháu, bạn, các bạn, các em, mọi người, bà con, ông, bà, cô, chú, bác, mày, xin, hãy, xin hãy",
+            "cần, phải, phải hết sức")
 _OPENS = _any("cẩn thận, coi chừng, nguy hiểm, chú ý, lưu ý, cảnh báo, báo động, khẩn cấp, khẩn trương, đề phòng, cảnh giác, trông chừng",
-              "đừng, chớ, cấm, nghiêm cấm, tuyệt đối không, tuyệt đối cấm, không được, không nên, cứu, cứu với, cứu tôi, tránh ra, tránh xa",
+              "đừng, chớ, cấm, nghiêm cấm, tuyệt đối không, tuyệt đối cấm, không được, không nên, cứu, cứu với, cứu tôi",
+              "tránh ra, tránh xa",
               "dừng lại, dừng tay, đứng lại, đứng im, đứng yên, lùi lại, nằm xuống, im ngay")
-_TELLS = _any("không được mời, không được phép của, không được khỏe, không được vui, không được tốt, cứu hỏa, cứu hộ, cấm đoán, đứng im lìm")
+_TELLS = _any("không được mời, không được phép của, không được khỏe, không được vui, không được tốt, cứu hỏa, cứu hộ, cấm đoán",
+              "đứng im lìm")
 _SHOUTED = _any("cháy, nổ, sập, cướp, trộm, rắn, lũ, bão, động đất, bom, chết, ngã, đổ, tai nạn, lừa đảo",
                 "mau, ngay, ngay lập tức, kìa, kẻo, chạy đi, cứu, nguy hiểm, im lặng, công an, cảnh sát, cấp cứu")
 _DANGER = _any("rất nguy hiểm, nguy hiểm lắm, nguy hiểm đấy, kẻo ngã, kẻo muộn, kẻo bỏng")
@@ -33,10 +38,12 @@ def _warns(text: str, end: str) -> bool:
 
 # %% ../nbs/26_tone.ipynb #ffa51a8d
 _YES = re.compile(r"^(?:à |ồ |ôi |thì |rất |quá |thế thì )?(?:"
-    r"vâng|dạ|ừ|ừm|ờ|ok|okay|ô kê|đồng ý|nhất trí|tất nhiên|dĩ nhiên|đương nhiên|chắc chắn|nhất định|chính xác|hoan hô|chúc mừng|tuyệt(?! nhiên| đối)|xuất sắc"
+    r"vâng|dạ|ừ|ừm|ờ|ok|okay|ô kê|đồng ý|nhất trí|tất nhiên|dĩ nhiên|đương nhiên|chắc chắn|nhất định|chính xác|hoan hô|chúc mừng"
+    r"|tuyệt(?! nhiên| đối)|xuất sắc"
     r"|rõ ràng|quả thật|quả đúng|quả là|chuẩn|đúng(?! giờ| lúc| ngày| hẹn| lượt)|phải(?= rồi| đấy| đó|,|$)|được(?= thôi| rồi| chứ|,|$)"
     r"|có(?= chứ|,|$)|(?:giỏi|hay|đẹp|tốt|ngon|vui)(?= quá| lắm| thật| tuyệt|$))\b")
-_AGREES = re.compile(r"\b(?:hoàn toàn đồng ý|hoàn toàn nhất trí|tán thành|xin khẳng định|xin cam đoan|tôi cam đoan|đúng rồi|đúng vậy|rất phải|chí phải)\b")
+_AGREES = re.compile(r"\b(?:hoàn toàn đồng ý|hoàn toàn nhất trí|tán thành|xin khẳng định|xin cam đoan|tôi cam đoan|đúng rồi"
+                     r"|đúng vậy|rất phải|chí phải)\b")
 _INSISTS = re.compile(r"^chính .* (?:mà|đấy|đó)$")
 
 def _affirms(text: str) -> bool:
@@ -45,16 +52,22 @@ def _affirms(text: str) -> bool:
 
 # %% ../nbs/26_tone.ipynb #37d1b0ae
 _CALLS = re.compile(r"(?: (?:ạ|vậy|thế|đây|đấy|đó|rứa|dữ vậy|con|em|anh|chị|cô|chú|bác|mẹ|bố|ba))+$")
-_PARTICLE = re.compile(r"(?:^|\s)(?:hả|hở|nhỉ|à|ư|chăng|hỉ|phải không|đúng không|được không|có không|hay không|hay chưa|được chưa|thật chứ|hay sao|là sao)$|"
+_PARTICLE = re.compile(r"(?:^|\s)(?:hả|hở|nhỉ|à|ư|chăng|hỉ|phải không|đúng không|được không|có không|hay không|hay chưa|được chưa"
+                       r"|thật chứ|hay sao|là sao)$|"
                        r"(?<!không)(?<!ngôi)(?<!vì)(?<!ánh)(?<!chòm) sao$")
 _YES_NO = re.compile(r"(?:\S+ ){1,}(?:không|chưa)$|^(?:\S+ )*có \S.* (?:không|chưa|hông|hem)$|^.+ (?:hông|hôn|hem)$")
-_LAST = re.compile(r"(?:^|\s)(?:gì|ai|đâu|nào|mấy|bao nhiêu|bao giờ|khi nào|lúc nào|bao lâu|bao xa|thế nào|ra sao|tại sao|vì sao|làm sao|tính sao|thì sao"
+_LAST = re.compile(r"(?:^|\s)(?:gì|ai|đâu|nào|mấy|bao nhiêu|bao giờ|khi nào|lúc nào|bao lâu|bao xa|thế nào|ra sao|tại sao|vì sao"
+                   r"|làm sao|tính sao|thì sao"
                    r"|mô|chi|răng|mấy giờ|(?:lớp|được|hết|lúc|là) mấy(?: \S+){1,2}|(?:món|việc|chuyện|người|phòng|cái) nào)(?: rồi)?$")
-_FIRST = re.compile(r"^(?:ai(?! ai)|bao giờ|khi nào|lúc nào|bao lâu|bao nhiêu|tại sao|vì sao|làm sao|sao(?! băng| chép| chổi| nhãng| lưu)|thế nào|có phải|phải chăng"
+_FIRST = re.compile(r"^(?:ai(?! ai)|bao giờ|khi nào|lúc nào|bao lâu|bao nhiêu|tại sao|vì sao|làm sao|sao(?! băng| chép| chổi"
+                    r"| nhãng| lưu)|thế nào|có phải|phải chăng"
                     r"|chẳng lẽ|lẽ nào|liệu|hay là|răng|đi mô|mần chi|bộ|(?:người|cái|con|món|phòng) nào|\S+ ơi, (?:ai|sao|bao giờ))\s")
-_TOLD = re.compile(r"\b(?:hỏi|muốn biết|không biết|chẳng biết|không hiểu|chẳng hiểu|không rõ|không nhớ|bảo rằng|nói rằng|nói không|để biết|xem)\b")
-_ANY = re.compile(r"\b(?:cũng|thì (?:thôi|tùy)|(?:không|chẳng|chả|chưa|đừng|chớ)(?: \S+){0,4} (?:gì|ai|đâu|nào|sao|bao giờ|mấy|bao nhiêu)(?: cả| hết| đâu)?"
-                  r"|không sao|ngôi sao|vì sao(?= lấp| sáng)|những vì sao|(?:bao giờ|khi nào|lúc nào|ai) \S+(?: \S+)?(?: thì| tôi)? (?:sẽ|thì|nấy))\b")
+_TOLD = re.compile(r"\b(?:hỏi|muốn biết|không biết|chẳng biết|không hiểu|chẳng hiểu|không rõ|không nhớ|bảo rằng|nói rằng"
+                   r"|nói không|để biết|xem)\b")
+_ANY = re.compile(r"\b(?:cũng|thì (?:thôi|tùy)|(?:không|chẳng|chả|chưa|đừng|chớ)(?: \S+){0,4} (?:gì|ai|đâu|nào|sao|bao giờ|mấy"
+                  r"|bao nhiêu)(?: cả| hết| đâu)?"
+                  r"|không sao|ngôi sao|vì sao(?= lấp| sáng)|những vì sao|(?:bao giờ|khi nào|lúc nào|ai) \S+(?: \S+)?(?: thì"
+                  r"| tôi)? (?:sẽ|thì|nấy))\b")
 
 # %% ../nbs/26_tone.ipynb #3a16ab60
 def _asks(text: str, end: str) -> bool:
@@ -99,7 +112,10 @@ def emotion_of(text: str) -> Verdict:
 RISE, LOUD = 4.0, 6.0      # semitones that the end lies above the median; dB above the speaker's usual level
 
 def vote(verdict: Verdict, text: str, rise: float, energy: float) -> Verdict:
-    "`verdict`, or what the sound makes of an unsure one: `rise` in semitones at the end, `energy` in dB over the speaker's usual; NaN has no vote."
+    """`verdict`, or what the sound makes of an unsure one; NaN has no vote.
+
+    `rise` is how many semitones its end lies above its median, `energy` how many dB it is over its speaker's usual level.
+    """
     if verdict.sure: return verdict
     own = split_tone((words(text) or [""])[-1])[1] in ("\u0301", "\u0303", "\u0309")
     if verdict.why == "exclamation mark": return Verdict("alerting", "exclamation mark, loud", True) if energy >= LOUD else verdict
@@ -123,7 +139,8 @@ def confusion(pairs: list[tuple[str, str]]) -> list[list[int]]:
 
 # %% ../nbs/26_tone.ipynb #524e7bf4
 DIALECTS = ("Bắc", "Trung", "Nam")
-_NAMES = dict(Bắc="bắc bac north northern hà_nội hanoi", Trung="trung central huế hue nghệ đà_nẵng", Nam="nam south southern sài_gòn saigon")
+_NAMES = dict(Bắc="bắc bac north northern hà_nội hanoi", Trung="trung central huế hue nghệ đà_nẵng",
+              Nam="nam south southern sài_gòn saigon")
 _OWN = dict(Bắc="giời nhớn thầy_u bu_nó",
             Trung="mô răng_rứa rứa nớ chừ mần bầy_tui đàng_tê",
             Nam="hổng hông_biết tui nghen dzậy dữ_vậy bự ổng má_nó vầy xài thiệt mắc_cười")
