@@ -28,7 +28,7 @@ def right(part, judge): return sum(judge(r["sentence"]) == r["label"] for r in R
 
 
 def test_sentences_and_accuracy():
-    "As many as the keyword rules got wrong and more are now right; of the kept half, scored once, no more were mended."
+    "The kept half was scored once, when the rules were done; its four mistakes were left as they are."
     for part in ("seen", "kept"): assert [sum(r["label"] == e for r in ROWS if r["part"] == part) for e in EMOTIONS] == [40]*4
     assert len({r["sentence"] for r in ROWS}) == 320
     ours = lambda t: emotion_of(t).emotion
