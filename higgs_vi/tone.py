@@ -111,6 +111,8 @@ def emotion_of(text: str) -> Verdict:
 # %% ../nbs/26_tone.ipynb #7da22dec
 RISE, LOUD = 4.0, 6.0      # semitones that the end lies above the median; dB above the speaker's usual level
 
+_MAY_ASK = set("gì ai sao đâu nào không chưa hay à mấy bao hả nhỉ chứ".split())
+
 def vote(verdict: Verdict, text: str, rise: float, energy: float) -> Verdict:
     """`verdict`, or what the sound makes of an unsure one; NaN has no vote.
 
@@ -119,7 +121,7 @@ def vote(verdict: Verdict, text: str, rise: float, energy: float) -> Verdict:
     if verdict.sure: return verdict
     own = split_tone((words(text) or [""])[-1])[1] in ("\u0301", "\u0303", "\u0309")
     if verdict.why == "exclamation mark": return Verdict("alerting", "exclamation mark, loud", True) if energy >= LOUD else verdict
-    if verdict.emotion == "neutral" and rise >= RISE and not own: return Verdict("questioning", "its end is high", True)
+    if verdict.emotion == "neutral" and rise >= RISE and not own and _MAY_ASK & set(words(text)): return Verdict("questioning", "its end is high", True)
     return verdict
 
 # %% ../nbs/26_tone.ipynb #e88f8376

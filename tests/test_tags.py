@@ -74,7 +74,7 @@ def test_pitch_and_rate_follow_what_was_changed(voices):
 
 
 def test_the_sound_votes_only_where_the_text_is_unsure():
-    for text, rise, energy, said in (("anh về nhà", 6, 0, "questioning"), ("Anh về nhà.", 6, 9, "neutral"), ("anh uống nước", 6, 0, "neutral"),
+    for text, rise, energy, said in (("anh về hay ở nhà", 6, 0, "questioning"), ("anh về nhà", 6, 0, "neutral"), ("Anh về nhà.", 6, 9, "neutral"), ("anh uống chè hay nước", 6, 0, "neutral"),
                                      ("Lan ơi!", 0, 9, "alerting"), ("Lan ơi!", 0, 1, "affirming"), ("Vâng!", 0, 9, "affirming")):
         assert vote(emotion_of(text), text, rise, energy).emotion == said, text
 
