@@ -121,7 +121,8 @@ def vote(verdict: Verdict, text: str, rise: float, energy: float) -> Verdict:
     if verdict.sure: return verdict
     own = split_tone((words(text) or [""])[-1])[1] in ("\u0301", "\u0303", "\u0309")
     if verdict.why == "exclamation mark": return Verdict("alerting", "exclamation mark, loud", True) if energy >= LOUD else verdict
-    if verdict.emotion == "neutral" and rise >= RISE and not own and _MAY_ASK & set(words(text)): return Verdict("questioning", "its end is high", True)
+    may = verdict.emotion == "neutral" and not own and _MAY_ASK & set(words(text))
+    if may and rise >= RISE: return Verdict("questioning", "its end is high", True)
     return verdict
 
 # %% ../nbs/26_tone.ipynb #e88f8376
