@@ -73,7 +73,8 @@ def prompt_from_row(row: dict, text: str, references: list[np.ndarray] = (), tag
 # %% ../nbs/14_batch.ipynb #0f513df3
 def voice_line(row: dict) -> str:
     "What a row's tags say about its speaker."
-    return voice_words(*(row.get(k) if isinstance(row.get(k), str) else None for k in ("gender", "emotion", "dialect")))
+    tags = ("gender", "emotion", "dialect", "pitch", "rate", "energy")
+    return voice_words(**{k: row[k] for k in tags if isinstance(row.get(k), str)})
 
 # %% ../nbs/14_batch.ipynb #7d1fd6f8
 def epoch_batches(lengths: list[int], budget: int, seed: int = 0, epoch: int = 0, window: int = 64) -> list[list[int]]:

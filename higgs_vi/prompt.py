@@ -68,12 +68,23 @@ def scene_sentence(tag: str | None) -> str:
     if tag.endswith("."): return tag
     return DEFAULT_SCENE if tag in ("unknown", "none", "nan") else SCENES.get(tag, f"Audio is recorded from a {tag.replace('_', ' ')}.")
 
-def voice_words(gender: str | None = None, emotion: str | None = None, dialect: str | None = None) -> str:
-    "A speaker's description from tags: ('female', 'questioning') -> 'feminine, questioning tone'; unknown tags say nothing."
-    words = [dict(female="feminine", male="masculine").get((gender or "").lower()),
-             f"{emotion} tone" if emotion and emotion not in ("neutral", "unknown") else None,
-             f"{dialect} accent" if dialect and dialect != "unknown" else None]
-    return ", ".join(w for w in words if w)
+# %% ../nbs/13_prompt.ipynb #96eb8cd8
+_ACCENTS = dict(bắc="Northern Vietnamese", trung="Central Vietnamese", nam="Southern Vietnamese")
+
+def voice_words(gender: str | None = None, emotion: str | None = None, dialect: str | None = None, pitch: str | None = None,
+                rate: str | None = None, energy: str | None = None) -> str:
+    """A speaker's description from tags; unknown tags say nothing, nor do a neutral emotion and a moderate energy.
+
+    A gender alone is 'feminine' or 'masculine', as in Boson's dialogues; with more, the words and order of Boson's voice profiles:
+    'Female, Northern Vietnamese accent, slow speaking rate, high-pitch, questioning tone'.
+    """
+    gender, tag = (gender or "").lower(), lambda t, *silent: t if t and t not in ("unknown", *silent) else None
+    more = [(tag(dialect), f"{_ACCENTS.get((dialect or '').lower(), dialect)} accent"), (tag(rate), f"{rate} speaking rate"),
+            (tag(pitch), f"{pitch}-pitch"), (tag(emotion, "neutral"), f"{emotion} tone"),
+            (tag(energy, "moderate"), dict(low="soft voice", high="energetic voice").get(energy))]
+    said = [words for known, words in more if known and words]
+    who = dict(female="feminine", male="masculine").get(gender)
+    return ", ".join([gender.capitalize()]*bool(who) + said) if said else who or ""
 
 # %% ../nbs/13_prompt.ipynb #c5900189
 TASKS = ("single_speaker_smart_voice", "zero_shot_voice_cloning", "multi_speaker_smart_voice", "multi_speaker_voice_cloning")

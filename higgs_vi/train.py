@@ -70,7 +70,7 @@ class TrainSettings(Settings):
     validation: float = 0.05        # share of the clips that is only listened to
     replay: str = ""                # a second Higgs folder whose clips keep alive what the model could do before
     replay_share: float = 0.1       # its share of an epoch's clips
-    tags: float = 0.0               # share of the prompts that name gender, emotion and dialect
+    tags: float = 0.0               # share of the prompts that name the voice's tags (01_tags); the others go without
     sentences: int = 3              # validation clips spoken before and after
     text_weight: float = 0.0        # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
     noise: float = 0.0              # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
