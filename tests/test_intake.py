@@ -1,0 +1,172 @@
+"""Preparing many rows: the cap, the threads, runs that are broken off, settings that cannot be, a finished folder that is checked."""
+import csv, json, random, shutil, time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import soxr
+
+import higgs_vi.data as data
+from higgs_vi.codec import DEMO
+from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
+
+REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
+
+
+def run(table, out, **change): return prepare(DataSettings.of(dict(table=str(table), out=str(out)) | change))
+
+
+def content(folder): return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.name != "journal.jsonl"}
+
+
+def test_what_the_cap_keeps_is_the_first_good_clips_of_each(tmp_path):
+    "A bad row does not count; what comes behind the cap is not even read; whatever the number of threads."
+    for workers in (1, 3):
+        samples, rejected = run(DEMO/"demo.csv", tmp_path/f"out{workers}", max_samples_per_speaker=7, workers=workers)
+        assert set(Counter(s["speaker_id"] for s in samples).values()) == {7} and len(samples) + len(rejected) == 88
+    assert content(tmp_path/"out1") == content(tmp_path/"out3")
+    whole, left = run(DEMO/"demo.csv", tmp_path/"whole")
+    first = {}
+    for s in whole: first.setdefault(s["speaker_id"], []).append(s["original_audio_path"])
+    assert sorted(s["original_audio_path"] for s in samples) == sorted(f for fs in first.values() for f in fs[:7])
+    over = rejected["reason"].str.contains("has 7 clips .parameter max_samples_per_speaker.")
+    assert over.sum() >= len(whole) - len(samples) and reasons(rejected)["rows"].sum() == len(rejected)
+
+
+def write_table(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
+    return path
+
+
+def noise(path, i, seconds=0.04):
+    sf.write(path, np.random.default_rng(i).integers(-9000, 9000, int(24_000*seconds)).astype(np.int16), 24_000)
+
+
+def uneven(folder, speakers, rows):
+    "A table in the README's CSV form, `rows` rows by `speakers` people of unlike number, a 40 ms file each."
+    (folder/"wavs").mkdir(parents=True)
+    share = np.random.default_rng(0).dirichlet(np.full(speakers, 2.0))
+    who = np.random.default_rng(1).choice(speakers, rows, p=share)
+    for i in range(rows): noise(folder/f"wavs/{i}.wav", i)
+    return write_table(folder/"table.csv", [dict(wav_filename=f"wavs/{i}.wav", text=f"Câu số {i}.", normalized_text=f"Câu số {i}.",
+                                                 speaker=f"Người {w}", duration=0.04) for i, w in enumerate(who)]), Counter(who)
+
+
+@pytest.mark.parametrize("rows, speakers, cap", [(1000, 91, 8), pytest.param(38_625, 91, 500, marks=pytest.mark.slow)])
+def test_at_most_so_many_of_each_speaker_exactly(tmp_path, rows, speakers, cap):
+    "Of each of 91 people the first `cap`, or all; not one more or less; every other row with its reason."
+    table, had = uneven(tmp_path, speakers, rows)
+    samples, rejected = run(table, tmp_path/"out", max_samples_per_speaker=cap, shortest=0.01)
+    assert Counter(s["speaker_name"] for s in samples) == {f"Người {w}": min(n, cap) for w, n in had.items()}
+    assert len(samples) + len(rejected) == rows and len(list((tmp_path/"out").glob("*.wav"))) == len(samples)
+    assert rejected["reason"].str.contains("parameter max_samples_per_speaker").all() and len(rejected) > 0
+
+
+def test_same_names_of_two_sources_are_two_people(tmp_path):
+    for i in range(4): noise(tmp_path/f"{i}.wav", i)
+    rows = [dict(path=f"{i}.wav", text=f"Câu {i}.", speaker="an", source="a" if i < 2 else "b") for i in range(4)]
+    samples, _ = run(write_table(tmp_path/"t.csv", rows), tmp_path/"out", shortest=0.01, max_samples_per_speaker=1)
+    assert [s["speaker_name"] for s in samples] == ["a/an", "b/an"] and len({s["speaker_id"] for s in samples}) == 2
+
+
+def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
+    "Broken off after 30 rows, torn in its last line: the next run reads only the rest, and all equals an unbroken run."
+    run(DEMO/"demo.csv", tmp_path/"whole")
+    out, real, read = tmp_path/"out", data.examine, []
+    monkeypatch.setattr(data, "examine", lambda row, *rest: 1/0 if row["row"] == 30 else real(row, *rest))
+    with pytest.raises(ZeroDivisionError): run(DEMO/"demo.csv", out)
+    assert not list(out.glob(".row*")) and not (out/"metadata.json").exists()
+    with (out/"journal.jsonl").open("ab") as f: f.write('{"stamp": "đ'.encode()[:-1])
+    monkeypatch.setattr(data, "examine", lambda row, *rest: (read.append(row["row"]), real(row, *rest))[1])
+    run(DEMO/"demo.csv", out)
+    assert sorted(read) == list(range(30, 89)) and content(out) == content(tmp_path/"whole")
+    read.clear(); run(DEMO/"demo.csv", out)
+    assert read == [] and content(out) == content(tmp_path/"whole")
+    run(DEMO/"demo.csv", out, longest=1.9); run(DEMO/"demo.csv", tmp_path/"short", longest=1.9)      # other settings: all again, nothing stays
+    assert len(read) == 176 and content(out) == content(tmp_path/"short") != content(tmp_path/"whole")
+
+
+def test_a_changed_file_or_text_is_done_again(tmp_path):
+    (tmp_path/"in").mkdir()
+    for i in range(3): noise(tmp_path/f"in/{i}.wav", i); (tmp_path/f"in/{i}.txt").write_text(f"Câu {i}.")
+    run(tmp_path/"in", tmp_path/"out", shortest=0.01)
+    noise(tmp_path/"in/1.wav", 7); (tmp_path/"in/2.txt").write_text("Khác."); (tmp_path/"out/in_000000.txt").write_text("Hỏng.")
+    run(tmp_path/"in", tmp_path/"out", shortest=0.01); run(tmp_path/"in", tmp_path/"new", shortest=0.01)
+    assert content(tmp_path/"out") == content(tmp_path/"new") and (tmp_path/"out/in_000002.txt").read_text() == "Khác.\n"
+
+
+def slowly(out):
+    "In a process of its own: the demo table, 20 ms slower a row."
+    real = data.examine
+    data.examine = lambda *a: (time.sleep(0.02), real(*a))[1]
+    run(DEMO/"demo.csv", out, workers=2)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, kills):
+    "`kill -9` at random moments, then once to the end: the folder equals that of an unbroken run, and what is left comes from no run before."
+    run(DEMO/"demo.csv", tmp_path/"whole")
+    out, rng, held = tmp_path/"out", random.Random(0), []
+    for _ in range(kills):
+        p = get_context("fork").Process(target=slowly, args=(out,))
+        p.start()
+        journal, aim = out/"journal.jsonl", (held or [0])[-1] + rng.randint(2, 14)
+        while p.is_alive() and (not journal.is_file() or journal.read_bytes().count(b"\n") < aim): time.sleep(0.003)
+        time.sleep(rng.random()*0.05)
+        assert p.is_alive(), "it ended before it was killed"
+        p.kill(); p.join()
+        held.append(journal.read_bytes().count(b"\n"))
+    assert held == sorted(held) and len(set(held)) == kills and held[-1] < 88 and not (out/"metadata.json").exists()
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.wav")}
+    run(DEMO/"demo.csv", out)
+    assert content(out) == content(tmp_path/"whole") and len(before) > 0
+    kept = [e for e in map(json.loads, (out/"journal.jsonl").open(encoding="utf-8"))][:held[-1]]
+    assert all(before[f] == m[1] for e in kept for f, m in e["files"].items() if f in before)      # not written again
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(shortest=5, longest=2), "longest is 2.0: it takes seconds above shortest .5."), (dict(shortest=-1), "0 or more"),
+    (dict(tolerance=-0.1), "tolerance is -0.1"), (dict(silence=3), "silence is 3.0: it takes dBFS below 0"),
+    (dict(max_samples_per_speaker=-1), "max_samples_per_speaker is -1"), (dict(workers=-2), "workers is -2"),
+    (dict(workers=1.5), "workers is 1.5: it takes a whole number"), (dict(language=" "), "a code such as vi"),
+    (dict(longest=float("nan")), "longest is nan")])
+def test_impossible_settings_stop(change, message):
+    with pytest.raises(ValueError, match=message): DataSettings.of(change)
+
+
+def test_everything_dropped_says_how_many_for_what(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end: main(["--table", str(DEMO/"demo.csv"), "--out", str(tmp_path/"out"), "--longest", "0.4"])
+    assert "none of the 88 rows" in str(end.value) and "parameters shortest, longest" in str(end.value) and "rejected.csv" in str(end.value)
+    assert any(int(w) > 70 for w in str(end.value).replace("(", " ").split() if w.isdigit())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="the Common Voice clips are not at hand")
+def test_as_fast_as_a_plain_pool(tmp_path):
+    "1,000 clips of real people, three times each way in turn: soundfile, soxr and soundfile in a pool against the whole stage."
+    lines = (REAL/"manifest.jsonl").read_text(encoding="utf-8").splitlines()[:1000]
+    (tmp_path/"t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    sounds, out, times = [REAL/json.loads(line)["audio"] for line in lines], tmp_path/"out", dict(plain=[], ours=[])
+
+    def one(job):
+        x, rate = sf.read(job[1], dtype="float32", always_2d=True)
+        x = x.mean(1)
+        if rate != 24_000: x = soxr.resample(x, rate, 24_000)
+        sf.write(out/f"{job[0]}.wav", x, 24_000, subtype="PCM_16")
+
+    def plain():
+        with ThreadPoolExecutor(cfg.threads) as pool: list(pool.map(one, enumerate(sounds)))
+    cfg = DataSettings(table=str(tmp_path/"t.jsonl"), audio=str(REAL), out=str(out))
+    source = read_source(cfg)[0]
+    for _ in range(3):
+        for name, way in (("plain", plain), ("ours", lambda: conform(source.rows, source.root, out, cfg))):
+            shutil.rmtree(out, ignore_errors=True); out.mkdir()
+            began = time.perf_counter(); way()
+            times[name].append(time.perf_counter() - began)
+    print({name: [round(t, 2) for t in ts] for name, ts in times.items()}, "s for 1,000 clips")
+    assert min(times["ours"]) <= 1.05*min(times["plain"]), times
