@@ -307,7 +307,8 @@ def _work(rows: list[tuple[dict, str]], journal: Journal, root: Path, out: Path,
 def conform(rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings, keep: set[str] = frozenset()) -> tuple[list[dict], pd.DataFrame]:
     """Write the clips of `rows` into `out`: the samples of the metadata, and the rows left out as `row, reason, file, text`. None is lost.
 
-    Rows that an earlier run finished are taken over; of what else it left, the files in `keep` stay. At most four rows a thread are in memory.
+    Rows that an earlier run finished are taken over; of what else it left, the files in `keep` stay. At most four rows a thread are
+    in memory.
     """
     names, records, done = slugs([str(s).strip() for s in rows["speaker"]]), rows.to_dict("records"), Outcome()
     speakers = [names[str(r["speaker"]).strip()] for r in records]
@@ -321,13 +322,19 @@ def conform(rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings, keep: 
 def reasons(rejected: pd.DataFrame) -> pd.DataFrame:
     "How many rows were left out for each kind of reason (which is its text without numbers and names), with one row's as an example."
     kind = rejected["reason"].str.replace(r"'[^']*'|\S*[/\\]\S*|-?\d[\d.]*", "…", regex=True)
-    out = rejected.assign(kind=kind).groupby("kind", sort=False).agg(rows=("row", "size"), first=("row", "first"), example=("reason", "first"))
+    kinds = rejected.assign(kind=kind).groupby("kind", sort=False)
+    out = kinds.agg(rows=("row", "size"), first=("row", "first"), example=("reason", "first"))
     return out.sort_values("rows", ascending=False, kind="stable").reset_index(drop=True)
 
 def _nothing(rejected: pd.DataFrame, label: str, out: Path) -> str:
     "What to say of a table without a usable row."
     why = "; ".join(f"{r.rows} as row {r.first}: {r.example}" for r in reasons(rejected).head(5).itertuples())
     return f"none of the {len(rejected)} rows of {label} is usable ({why}): see {out/'rejected.csv'}"
+
+def _pace(stages: dict[str, float], rows: int) -> str:
+    "Time of each stage, rows a second, peak memory."
+    return ("; ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+            + f"; {rows/stages['clips']:.0f} rows/s, peak memory {memory_gib(torch.device('cpu')):.2f} GiB")
 
 # %% ../nbs/00_data.ipynb #2b2a3728
 def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple[list[dict], pd.DataFrame]:
@@ -353,8 +360,7 @@ def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple
                                                ensure_ascii=False, indent=1))
     for f in old - _old_files(out, label): inside(out, f).unlink(missing_ok=True)   # listed before, no longer
     stages["metadata"] = time.perf_counter() - began - sum(stages.values())
-    print("; ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
-          + f"; {len(rows)/stages['clips']:.0f} rows/s, peak memory {memory_gib(torch.device('cpu')):.2f} GiB", flush=True)
+    print(_pace(stages, len(rows)), flush=True)
     return samples, rejected
 
 # %% ../nbs/00_data.ipynb #2eaa0890

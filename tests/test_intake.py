@@ -1,5 +1,5 @@
 """Preparing many rows: the cap, the threads, runs that are broken off, settings that cannot be, a finished folder that is checked."""
-import csv, json, random, shutil, time
+import csv, json, random, shutil, subprocess, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -11,6 +11,8 @@ import soundfile as sf
 import soxr
 
 import higgs_vi.data as data
+from higgs_vi.check import BROKEN, ODD, CheckSettings, check
+from higgs_vi.check import main as check_command
 from higgs_vi.codec import DEMO
 from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
 
@@ -87,7 +89,8 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     assert sorted(read) == list(range(30, 89)) and content(out) == content(tmp_path/"whole")
     read.clear(); run(DEMO/"demo.csv", out)
     assert read == [] and content(out) == content(tmp_path/"whole")
-    run(DEMO/"demo.csv", out, longest=1.9); run(DEMO/"demo.csv", tmp_path/"short", longest=1.9)      # other settings: all again, nothing stays
+    run(DEMO/"demo.csv", out, longest=1.9)      # other settings: all again, nothing stays
+    run(DEMO/"demo.csv", tmp_path/"short", longest=1.9)
     assert len(read) == 176 and content(out) == content(tmp_path/"short") != content(tmp_path/"whole")
 
 
@@ -109,7 +112,7 @@ def slowly(out):
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path, kills):
-    "`kill -9` at random moments, then once to the end: the folder equals that of an unbroken run, and what is left comes from no run before."
+    "`kill -9` at random moments, then once to the end: the folder equals that of an unbroken run, nothing is done twice."
     run(DEMO/"demo.csv", tmp_path/"whole")
     out, rng, held = tmp_path/"out", random.Random(0), []
     for _ in range(kills):
@@ -148,7 +151,10 @@ def test_everything_dropped_says_how_many_for_what(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the Common Voice clips are not at hand")
 def test_as_fast_as_a_plain_pool(tmp_path):
-    "1,000 clips of real people, three times each way in turn: soundfile, soxr and soundfile in a pool against the whole stage."
+    """1,000 clips of real people, each way in turn, five times: soundfile, soxr and soundfile in a pool against the whole stage.
+
+    Printed are wall and processor time; judged is processor time, which other work on the machine disturbs less.
+    """
     lines = (REAL/"manifest.jsonl").read_text(encoding="utf-8").splitlines()[:1000]
     (tmp_path/"t.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sounds, out, times = [REAL/json.loads(line)["audio"] for line in lines], tmp_path/"out", dict(plain=[], ours=[])
@@ -163,10 +169,91 @@ def test_as_fast_as_a_plain_pool(tmp_path):
         with ThreadPoolExecutor(cfg.threads) as pool: list(pool.map(one, enumerate(sounds)))
     cfg = DataSettings(table=str(tmp_path/"t.jsonl"), audio=str(REAL), out=str(out))
     source = read_source(cfg)[0]
-    for _ in range(3):
+    for _ in range(5):
         for name, way in (("plain", plain), ("ours", lambda: conform(source.rows, source.root, out, cfg))):
             shutil.rmtree(out, ignore_errors=True); out.mkdir()
-            began = time.perf_counter(); way()
-            times[name].append(time.perf_counter() - began)
-    print({name: [round(t, 2) for t in ts] for name, ts in times.items()}, "s for 1,000 clips")
-    assert min(times["ours"]) <= 1.05*min(times["plain"]), times
+            began, used = time.perf_counter(), time.process_time(); way()
+            times[name].append((time.process_time() - used, time.perf_counter() - began))
+    best = {name: [round(min(t), 2) for t in zip(*ts)] for name, ts in times.items()}
+    print(f"1,000 clips, {cfg.threads} threads, least of five, seconds of processor and of wall: {best}")
+    assert best["ours"][0] <= best["plain"][0], times
+
+
+def spoil(out, name, key, value):
+    "Change an entry of the metadata."
+    meta = json.loads((out/"metadata.json").read_text(encoding="utf-8"))
+    next(s for s in meta["samples"] if s["id"] == name)[key] = value
+    (out/"metadata.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def sound(x, rate=24_000): return lambda out, name: sf.write(out/f"{name}.wav", x, rate)
+
+
+def voice(seconds=1.3, rate=24_000): return 0.3*np.sin(2*np.pi*220*np.arange(int(seconds*rate))/rate)
+
+
+FAULTS = {
+    "missing": lambda out, name: (out/f"{name}.wav").unlink(),
+    "missing text": lambda out, name: (out/f"{name}.txt").unlink(),
+    "missing outside": lambda out, name: spoil(out, name, "audio_file", "../secret.wav"),
+    "undecodable": lambda out, name: (out/f"{name}.wav").write_bytes(b"RIFF torn"),
+    "undecodable text": lambda out, name: (out/f"{name}.txt").write_bytes("Chào".encode("utf-16")),
+    "rate": sound(voice(rate=16_000), 16_000),
+    "channels": sound(np.stack([voice()]*2, 1)),
+    "duration": lambda out, name: spoil(out, name, "duration", 9.5),
+    "duration none": lambda out, name: spoil(out, name, "duration", "long"),
+    "silent": sound(np.zeros(30_000)),
+    "clipped": sound(np.sign(voice())),
+    "no text": lambda out, name: (out/f"{name}.txt").write_text(" \n"),
+    "no text in it": lambda out, name: (out/f"{name}.txt").write_text("?!…"),
+    "odd text": lambda out, name: (out/f"{name}.txt").write_text("Xin  chào hoà bình."),
+    "foreign": lambda out, name: (out/f"{name}.txt").write_text("This is not Vietnamese at all, is it."),
+    "pace": lambda out, name: (sound(voice())(out, name), spoil(out, name, "duration", 1.3),
+                               (out/f"{name}.txt").write_text("Chào cả nhà. "*30)),
+    "same sound": lambda out, name: shutil.copy(out/"bac_nam_000000.wav", out/f"{name}.wav"),
+    "same text": lambda out, name: shutil.copy(out/"bac_nam_000000.txt", out/f"{name}.txt"),
+    "same id": lambda out, name: spoil(out, name, "id", "bac_nam_000000"),
+    "metadata": lambda out, name: spoil(out, name, "speaker_id", "ai_do"),
+    "unlisted": lambda out, name: shutil.copy(out/f"{name}.wav", out/"stray.wav"),
+}
+
+
+@pytest.fixture(scope="module")
+def sound_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("good")/"demo"
+    run(DEMO/"demo.csv", out, max_samples_per_speaker=2)
+    return out
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_and_named(sound_folder, tmp_path, capsys, fault):
+    "A good folder passes; each fault planted in it is found at its clip, and what is broken ends the command with an error."
+    out, name = tmp_path/"demo", "bac_nam_000001"
+    shutil.copytree(sound_folder, out)
+    assert check(CheckSettings(data=str(out)))[1].empty
+    FAULTS[fault](out, name)
+    faults = check(CheckSettings(data=str(out)))[1]
+    kind = next(k for k in BROKEN + ODD if fault.startswith(k))
+    hit = faults[faults["fault"] == kind]
+    assert len(hit) == 1 and (hit["clip"].iloc[0] in (name, "bac_nam_000000") or kind in ("metadata", "unlisted")) and hit["what"].iloc[0]
+    if (kind in ODD) and not faults["broken"].any():
+        check_command([str(out)]); assert "nothing broken" in capsys.readouterr().out
+    if kind in BROKEN: assert hit["broken"].all()
+    with pytest.raises(SystemExit, match="is broken in .*" + kind): check_command([str(out), "--strict", "true"])
+
+
+def test_a_folder_that_cannot_be_checked(tmp_path, sound_folder):
+    with pytest.raises(SystemExit, match="no metadata.json"): check_command([str(tmp_path)])
+    with pytest.raises(SystemExit, match="name the folder"): check_command([])
+    with pytest.raises(ValueError, match="fastest is 2"): CheckSettings(fastest=2)
+    check_command([str(sound_folder), "--report", str(tmp_path/"report.csv")])
+    assert (tmp_path/"report.csv").read_text().splitlines() == ["clip,fault,broken,what"]
+
+
+@pytest.mark.slow
+def test_a_broken_folder_stops_papermill(sound_folder, tmp_path):
+    shutil.copytree(sound_folder, tmp_path/"demo")
+    (tmp_path/"demo/bac_nam_000001.wav").unlink()
+    out = subprocess.run([sys.executable, "-m", "papermill", "nbs/08_check.ipynb", str(tmp_path/"out.ipynb"), "-p", "data",
+                          str(tmp_path/"demo")], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert out.returncode != 0 and "is broken in 1 place" in out.stderr
