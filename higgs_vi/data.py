@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .audio import SAMPLE_RATE, atomic, frame_levels, inside, read_audio, straight, write_text, write_wav
 from .batch import as_list
 from .codec import DEMO, clip_key
+from .cut import read_subtitled, subtitled
 from .journal import Journal, stamp
 from .prompt import task_of
 from .settings import Settings, from_cli, from_notebook, in_test, project_root
@@ -107,6 +108,7 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
     source = Path(cfg.table) if cfg.table else DEMO/"demo.csv"
     path, audio = project_root()/source, project_root()/cfg.audio if cfg.audio else ""
     label = str(source.relative_to(DEMO.parent) if source.is_relative_to(DEMO) else source)
+    if layout(path)[0] == "pairs" and not cfg.columns and subtitled(path): return read_subtitled(path, cfg.encoding, cfg.longest), label
     if layout(path)[0] != "higgs": return read_table(path, audio, cfg.columns, cfg.encoding), label
     if cfg.columns: raise ValueError(f"{path} is a Higgs folder, without columns to choose: leave the parameter columns empty")
     rows = read_higgs_rows(path)
@@ -119,7 +121,8 @@ def _yes(cell: object) -> bool: return str(cell).strip().lower() not in ("false"
 def _check_duration(row: dict, seconds: float, cfg: DataSettings):
     "`ValueError` if the clip is outside the bounds, or the table says another duration."
     if not cfg.shortest <= seconds <= cfg.longest:
-        raise ValueError(f"it lasts {seconds:.2f} s: kept are {cfg.shortest:g} to {cfg.longest:g} s (parameters shortest, longest)")
+        raise ValueError(f"it lasts {seconds:.2f} s: kept are {cfg.shortest:g} to {cfg.longest:g} s (parameters shortest, longest)"
+                         + "; a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"*(seconds > cfg.longest))
     if not (said := str(row.get("duration", "")).strip()): return
     try: said = float(said)
     except ValueError: raise ValueError(f"the table says it lasts {said!r}: a duration is a number of seconds") from None
@@ -247,8 +250,8 @@ def _fetched(row: dict, blobs: Blobs) -> object:
     try: data = blobs(*row["blob"])
     except ValueError as e:
         error = e
-        def fail(*_): raise error
-        return fail
+        def _fail(*_): raise error
+        return _fail
     return lambda *_: data
 
 # %% ../nbs/00_data.ipynb #8c152dfd
@@ -356,8 +359,8 @@ def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple
     with atomic(out/"rejected.csv") as tmp: rejected.to_csv(tmp, index=False)
     if not samples: raise ValueError(_nothing(rejected, label, out))
     os.sync()        # the clips reach the disk before the metadata that names them
-    write_text(out/"metadata.json", json.dumps(dict(dataset_info=dataset_info(samples, label, kind, cfg), samples=samples),
-                                               ensure_ascii=False, indent=1))
+    meta = dict(dataset_info=dataset_info(samples, label, kind, cfg), samples=samples)
+    write_text(out/"metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
     for f in old - _old_files(out, label): inside(out, f).unlink(missing_ok=True)   # listed before, no longer
     stages["metadata"] = time.perf_counter() - began - sum(stages.values())
     print(_pace(stages, len(rows)), flush=True)
