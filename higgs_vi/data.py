@@ -4,22 +4,26 @@
 
 # %% auto #0
 __all__ = ['DataSettings', 'read_samples', 'read_higgs', 'read_higgs_rows', 'read_source', 'examine', 'slug', 'slugs', 'said',
-           'dataset_info', 'conform', 'prepare', 'main']
+           'dataset_info', 'Outcome', 'conform', 'reasons', 'prepare', 'main']
 
 # %% ../nbs/00_data.ipynb #9d2a8761
-import json, re, sys, unicodedata
-from collections import Counter
-from dataclasses import asdict, dataclass
+import json, os, re, sys, time, unicodedata
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from tqdm import tqdm
-from .audio import SAMPLE_RATE, atomic, frame_levels, inside, read_audio, write_text, write_wav
+from .audio import SAMPLE_RATE, atomic, frame_levels, inside, read_audio, straight, write_text, write_wav
 from .batch import as_list
 from .codec import DEMO, clip_key
+from .cut import read_subtitled, subtitled
+from .journal import Journal, stamp
 from .prompt import task_of
 from .settings import Settings, from_cli, from_notebook, in_test, project_root
 from .tables import COLUMNS, Blobs, Table, layout, read_table, sound_of
 from .text import clean, spoken, why_foreign
+from .watch import memory_gib
 
 # %% ../nbs/00_data.ipynb #0cb8dca3
 @dataclass
@@ -35,7 +39,25 @@ class DataSettings(Settings):
     tolerance: float = 0.2   # share by which the table's duration may differ from the file's
     silence: float = -50.0   # dBFS; a clip whose loudest 20 ms are below is silent
     language: str = "vi"     # written to the metadata
+    max_samples_per_speaker: int = 0   # the first so many good clips of each speaker are kept; 0: all
+    workers: int = 0         # threads that read and write sounds; 0: one a core
     aloud: bool = False      # write numbers, dates, abbreviations in words (needs higgs-vi[text]); the text as it was stays as raw_text
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, good, rule in (
+                ("longest", 0 <= self.shortest < self.longest, f"seconds above shortest ({self.shortest:g}), which is 0 or more"),
+                ("tolerance", self.tolerance >= 0, "a share, 0 or more"),
+                ("silence", self.silence < 0, "dBFS below 0, as -50"),
+                ("language", bool(self.language.strip()), "a code such as vi"),
+                ("max_samples_per_speaker", self.max_samples_per_speaker >= 0, "a number of clips, or 0 for all"),
+                ("workers", self.workers >= 0, "a number of threads, or 0 for one a core")):
+            if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)!r}: it takes {rule}")
+
+    @property
+    def threads(self) -> int:
+        "How many threads read and write sounds."
+        return self.workers or min(os.cpu_count() or 1, 16)
 
 # %% ../nbs/00_data.ipynb #2b81a095
 def _text_of(folder: Path, name: str, strict: bool) -> str:
@@ -86,6 +108,7 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
     source = Path(cfg.table) if cfg.table else DEMO/"demo.csv"
     path, audio = project_root()/source, project_root()/cfg.audio if cfg.audio else ""
     label = str(source.relative_to(DEMO.parent) if source.is_relative_to(DEMO) else source)
+    if layout(path)[0] == "pairs" and not cfg.columns and subtitled(path): return read_subtitled(path, cfg.encoding, cfg.longest), label
     if layout(path)[0] != "higgs": return read_table(path, audio, cfg.columns, cfg.encoding), label
     if cfg.columns: raise ValueError(f"{path} is a Higgs folder, without columns to choose: leave the parameter columns empty")
     rows = read_higgs_rows(path)
@@ -98,7 +121,8 @@ def _yes(cell: object) -> bool: return str(cell).strip().lower() not in ("false"
 def _check_duration(row: dict, seconds: float, cfg: DataSettings):
     "`ValueError` if the clip is outside the bounds, or the table says another duration."
     if not cfg.shortest <= seconds <= cfg.longest:
-        raise ValueError(f"it lasts {seconds:.2f} s: kept are {cfg.shortest:g} to {cfg.longest:g} s (parameters shortest, longest)")
+        raise ValueError(f"it lasts {seconds:.2f} s: kept are {cfg.shortest:g} to {cfg.longest:g} s (parameters shortest, longest)"
+                         + "; a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"*(seconds > cfg.longest))
     if not (said := str(row.get("duration", "")).strip()): return
     try: said = float(said)
     except ValueError: raise ValueError(f"the table says it lasts {said!r}: a duration is a number of seconds") from None
@@ -194,49 +218,152 @@ def _apart(out: Path, rows: pd.DataFrame, root: Path):
         raise ValueError(f"the dataset would be written into {out}, where clips of the table lie ({within[0]}): choose a folder apart "
                          "(parameter out)")
 
-def conform(rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings) -> tuple[list[dict], pd.DataFrame]:
-    "Write the clips of `rows` into `out`: the samples of the metadata, and the rows left out as `row, reason, file, text`. None is lost."
-    names, counts, seen, samples, rejected = slugs([str(s).strip() for s in rows["speaker"]]), Counter(), {}, [], []
-    blobs = Blobs()
-    for row in tqdm(rows.to_dict("records"), desc="clips", unit="clip", mininterval=1, file=sys.stdout):
-        try:
-            x, text = examine(row, root, blobs, cfg)
-            texts = _texts(text, cfg)
-            if (key := clip_key(x)) in seen: raise ValueError(f"it is the same sound as row {seen[key]}")
-            voices = _references(row, root, key)
-            speaker = names[str(row["speaker"]).strip()]
-            name = f"{speaker}_{counts[speaker]:06d}"
-            for i, voice in enumerate(voices): write_wav(out/f"{name}_ref{i}.wav", voice)
-            write_wav(out/f"{name}.wav", x); write_text(out/f"{name}.txt", texts["text"] + "\n")
-        except (ValueError, FileNotFoundError) as e:
-            rejected.append(dict(row=row["row"], reason=str(e), file=row["file"], text=row["text"])); continue
-        seen[key] = row["row"]; counts[speaker] += 1
-        refs = dict(ref_audio_file=[f"{name}_ref{i}.wav" for i in range(len(voices))],
-                    ref_transcript=[_texts(clean(t), cfg)["text"] for t in as_list(row.get("ref_transcript"))]) if voices else {}
-        samples.append(_sample(row | texts, name, speaker, len(x)/SAMPLE_RATE, cfg, refs))
-    return samples, pd.DataFrame(rejected, columns=["row", "reason", "file", "text"])
-
 # %% ../nbs/00_data.ipynb #19b73e05
+@dataclass
+class Outcome:
+    "What became of the rows so far: `samples` of the metadata, `rejected` rows with reasons, sounds seen, clips of each speaker."
+    samples: list[dict] = field(default_factory=list)
+    rejected: list[dict] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)
+    counts: Counter = field(default_factory=Counter)
+
+    def add(self, row: dict, entry: dict):
+        "Count an entry of the journal."
+        if "reason" in entry:
+            self.rejected.append(dict(row=row["row"], reason=entry["reason"], file=row["file"], text=row["text"])); return
+        self.samples.append(entry["sample"]); self.seen[entry["key"]] = row["row"]; self.counts[entry["sample"]["speaker_id"]] += 1
+
+# %% ../nbs/00_data.ipynb #6f7d4316
+def _passing(out: Path, row: dict, end: str) -> Path: return out/f".row{row['row']}{end}"
+
+def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, int]:
+    "Write the sounds of a row under passing names: the clip's key, its seconds, how many references. Raises as `examine` does."
+    x = examine(row, root, blobs, cfg)[0]
+    voices = _references(row, root, key := clip_key(x))
+    for end, sound in [(".wav", x), *((f"_ref{i}.wav", v) for i, v in enumerate(voices))]:
+        write_wav(_passing(out, row, end), sound, whole=False)
+    return key, len(x)/SAMPLE_RATE, len(voices)
+
+def _fetched(row: dict, blobs: Blobs) -> object:
+    "The sound's bytes of a Parquet row (which come in the table's order), or their error, as something to be called later."
+    if not row.get("blob"): return blobs
+    try: data = blobs(*row["blob"])
+    except ValueError as e:
+        error = e
+        def _fail(*_): raise error
+        return _fail
+    return lambda *_: data
+
+# %% ../nbs/00_data.ipynb #8c152dfd
+def _full(row: dict, speaker: str, done: Outcome, cfg: DataSettings) -> str:
+    "Why a row of a speaker with enough clips is left out, or ''."
+    cap = cfg.max_samples_per_speaker
+    return f"its speaker {str(row['speaker']).strip()!r} has {cap} clips (parameter max_samples_per_speaker)" if (
+        cap and done.counts[speaker] >= cap) else ""
+
+def _decide(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg: DataSettings) -> tuple[dict, dict[str, Path]]:
+    "The journal's entry for a row whose turn it is, and the files that it then has: name -> where they lie."
+    if why := _full(row, speaker, done, cfg): return dict(reason=why), {}
+    try:
+        key, seconds, voices = made.result()
+        if key in done.seen: raise ValueError(f"it is the same sound as row {done.seen[key]}")
+        texts = _texts(clean(row["text"]), cfg)
+        spoken_refs = [said(clean(t)) if cfg.aloud else clean(t) for t in as_list(row.get("ref_transcript"))]
+    except (ValueError, FileNotFoundError) as e: return dict(reason=str(e)), {}
+    with straight(_passing(out, row, ".txt")) as path: path.write_text(texts["text"] + "\n", encoding="utf-8")
+    name = f"{speaker}_{done.counts[speaker]:06d}"
+    refs = dict(ref_audio_file=[f"{name}_ref{i}.wav" for i in range(voices)], ref_transcript=spoken_refs) if voices else {}
+    ends = [".wav", ".txt", *(f"_ref{i}.wav" for i in range(voices))]
+    return (dict(key=key, sample=_sample(row | texts, name, speaker, seconds, cfg, refs)),
+            {name + end: _passing(out, row, end) for end in ends})
+
+# %% ../nbs/00_data.ipynb #3d383a0c
+def _depends(row: dict, root: Path, speaker: str, cfg: DataSettings) -> str:
+    "What the outcome of a row depends on, as a stamp."
+    files = [row["blob"][0]] if row.get("blob") else [root/str(row["file"])]
+    taken = {k: v for k, v in asdict(cfg).items() if k not in ("table", "audio", "out", "workers")}
+    return stamp(row, [*files, *(root/str(f) for f in as_list(row.get("ref_paths")))], speaker, taken)
+
+def _sweep(out: Path):
+    "Remove passing files."
+    for path in out.glob(".row*"): path.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #70b12648
+def _work(rows: list[tuple[dict, str]], journal: Journal, root: Path, out: Path, cfg: DataSettings, done: Outcome):
+    "Do the rows (with their speakers' slugs) that the journal does not have yet."
+    blobs, waiting, begun = Blobs(), deque(), len(journal.entries)
+    def _turn(row, speaker, made):
+        entry, files = _decide(row, speaker, made, done, out, cfg)
+        done.add(row, journal.add(entry, files))
+        if "reason" in entry and made:
+            for end in (".wav", *(f"_ref{i}.wav" for i in range(len(as_list(row.get("ref_paths")))))):
+                _passing(out, row, end).unlink(missing_ok=True)
+    try:
+        with ThreadPoolExecutor(cfg.threads) as pool:
+            for row, speaker in tqdm(rows[begun:], "clips", len(rows), initial=begun, unit="clip", mininterval=1, file=sys.stdout):
+                if len(waiting) >= 4*cfg.threads: _turn(*waiting.popleft())
+                made = None if _full(row, speaker, done, cfg) else pool.submit(_make, row, root, _fetched(row, blobs), out, cfg)
+                waiting.append((row, speaker, made))
+            while waiting: _turn(*waiting.popleft())
+    finally: _sweep(out)
+
+def conform(rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings, keep: set[str] = frozenset()) -> tuple[list[dict], pd.DataFrame]:
+    """Write the clips of `rows` into `out`: the samples of the metadata, and the rows left out as `row, reason, file, text`. None is lost.
+
+    Rows that an earlier run finished are taken over; of what else it left, the files in `keep` stay. At most four rows a thread are
+    in memory.
+    """
+    names, records, done = slugs([str(s).strip() for s in rows["speaker"]]), rows.to_dict("records"), Outcome()
+    speakers = [names[str(r["speaker"]).strip()] for r in records]
+    _sweep(out)
+    with Journal(out, [_depends(r, root, s, cfg) for r, s in zip(records, speakers)], keep) as journal:
+        for row, entry in zip(records, journal.entries): done.add(row, entry)
+        _work(list(zip(records, speakers)), journal, root, out, cfg, done)
+    return done.samples, pd.DataFrame(done.rejected, columns=["row", "reason", "file", "text"])
+
+# %% ../nbs/00_data.ipynb #2faa2130
+def reasons(rejected: pd.DataFrame) -> pd.DataFrame:
+    "How many rows were left out for each kind of reason (which is its text without numbers and names), with one row's as an example."
+    kind = rejected["reason"].str.replace(r"'[^']*'|\S*[/\\]\S*|-?\d[\d.]*", "…", regex=True)
+    kinds = rejected.assign(kind=kind).groupby("kind", sort=False)
+    out = kinds.agg(rows=("row", "size"), first=("row", "first"), example=("reason", "first"))
+    return out.sort_values("rows", ascending=False, kind="stable").reset_index(drop=True)
+
+def _nothing(rejected: pd.DataFrame, label: str, out: Path) -> str:
+    "What to say of a table without a usable row."
+    why = "; ".join(f"{r.rows} as row {r.first}: {r.example}" for r in reasons(rejected).head(5).itertuples())
+    return f"none of the {len(rejected)} rows of {label} is usable ({why}): see {out/'rejected.csv'}"
+
+def _pace(stages: dict[str, float], rows: int) -> str:
+    "Time of each stage, rows a second, peak memory."
+    return ("; ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+            + f"; {rows/stages['clips']:.0f} rows/s, peak memory {memory_gib(torch.device('cpu')):.2f} GiB")
+
+# %% ../nbs/00_data.ipynb #2b2a3728
 def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple[list[dict], pd.DataFrame]:
     """Table to Higgs folder: the samples written and the rows rejected, which together are all rows.
 
     `source` is what `read_source` gave, if it was called. Raises `ValueError` where nothing can be done: no table, no column,
     no usable clip (`rejected.csv` then says why), another dataset in the folder.
     """
+    began = time.perf_counter()
     table, label = source or read_source(cfg)
     if not source: print(*table.notes, sep="\n", flush=True)
     rows, root, kind, out = table.rows, table.root, table.kind, project_root()/cfg.out
     _apart(out, rows, root)
     old = _old_files(out, label)
     out.mkdir(parents=True, exist_ok=True)
-    samples, rejected = conform(rows, root, out, cfg)
+    stages = dict(table=time.perf_counter() - began)
+    samples, rejected = conform(rows, root, out, cfg, old)
+    stages["clips"] = time.perf_counter() - began - stages["table"]
     with atomic(out/"rejected.csv") as tmp: rejected.to_csv(tmp, index=False)
-    if not samples:
-        first = "; ".join(f"row {r}: {why}" for r, why in zip(rejected["row"][:3], rejected["reason"]))
-        raise ValueError(f"none of the {len(rows)} rows of {label} is usable ({first}): see {out/'rejected.csv'}")
-    write_text(out/"metadata.json", json.dumps(dict(dataset_info=dataset_info(samples, label, kind, cfg), samples=samples),
-                                               ensure_ascii=False, indent=1))
+    if not samples: raise ValueError(_nothing(rejected, label, out))
+    os.sync()        # the clips reach the disk before the metadata that names them
+    meta = dict(dataset_info=dataset_info(samples, label, kind, cfg), samples=samples)
+    write_text(out/"metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
     for f in old - _old_files(out, label): inside(out, f).unlink(missing_ok=True)   # listed before, no longer
+    stages["metadata"] = time.perf_counter() - began - sum(stages.values())
+    print(_pace(stages, len(rows)), flush=True)
     return samples, rejected
 
 # %% ../nbs/00_data.ipynb #2eaa0890

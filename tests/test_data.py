@@ -59,7 +59,7 @@ def test_the_demo_table_gives_its_clips_and_names_its_faults(tmp_path):
         assert (wav.samplerate, wav.channels, wav.subtype) == (24_000, 1, "PCM_16") and abs(wav.duration - s["duration"]) < 1e-3
         assert (tmp_path/"out"/s["transcript_file"]).read_text(encoding="utf-8").strip()
     assert pd.read_csv(tmp_path/"out/rejected.csv").shape == (8, 4)
-    assert {p.suffix for p in (tmp_path/"out").iterdir()} == {".wav", ".txt", ".json", ".csv"}    # no temporary file stays
+    assert {p.suffix for p in (tmp_path/"out").iterdir()} == {".wav", ".txt", ".json", ".csv", ".jsonl"}    # no temporary file stays
 
 
 def test_again_gives_the_same_and_another_table_is_refused(tmp_path):
@@ -178,10 +178,10 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         if len(written) == 2: raise OSError(errno.ENOSPC, "No space left on device")
         written.append(args[0]); return real(*args, **kwargs)
-    real = sf.write
-    monkeypatch.setattr(audio.sf, "write", full)
-    with pytest.raises(OSError, match="no space left .* finished files stay"): run(DEMO/"demo.csv", tmp_path/"out")
-    assert sorted(p.suffix for p in (tmp_path/"out").iterdir()) == [".txt", ".txt", ".wav", ".wav"]
+    real = audio.wave.open
+    monkeypatch.setattr(audio.wave, "open", full)
+    with pytest.raises(OSError, match="no space left .* finished files stay"): run(DEMO/"demo.csv", tmp_path/"out", workers=1)
+    assert sorted(p.suffix for p in (tmp_path/"out").iterdir()) == [".jsonl", ".txt", ".txt", ".wav", ".wav"]
 
 
 def test_atomic_leaves_the_old_file(tmp_path):
