@@ -310,7 +310,8 @@ def read_kaldi(folder: Path, encoding: str = "") -> pd.DataFrame:
     return df
 
 # %% ../nbs/25_tables.ipynb #1cff28a7
-SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf")  # what libsndfile reads
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf",  # libsndfile
+          ".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma", ".amr", ".3gp")                                       # ffmpeg
 
 def _beside(folder: Path, sound: Path, encoding: str) -> tuple[str, str]:
     "The text beside a sound and what is wrong with it, or ''."
