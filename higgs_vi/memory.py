@@ -29,6 +29,7 @@ class MemorySettings(Settings):
     budget: int = 8192                # positions a batch
     checkpointing: int = 1            # layers recomputed: every (1), every n-th, none (0)
     text_weight: float = 0.0          # above 0: the text head is there too
+    ema: float = 0.0                  # above 0: the average of the weights is kept
     gpu: float = 0.0                  # GiB of the GPU to plan for; 0: what is free on this one
 
 # %% ../nbs/03_memory.ipynb #4dd0da03
@@ -132,8 +133,9 @@ def held(cfg: MemorySettings) -> dict[str, float]:
                    full=4*total + 2*linear if wholly else 2*total)[cfg.mode]        # fp32 weights are cast for each step's products
     wide = 2 if cfg.mode == "full" and not wholly else 4                            # bytes of a trained weight and of its gradient
     moments = 8 if cfg.optimizer == "adamw" else 2*(1 + 4/256)
+    average = 4 if cfg.ema else 0               # while it validates, the weights themselves stand where the gradients were
     return dict(weights=weights/GIB, adapters=(0 if cfg.mode == "full" else wide*trained)/GIB, gradients=wide*trained/GIB,
-                optimiser=moments*trained/GIB)
+                optimiser=(moments + average)*trained/GIB)
 
 def forecast(cfg: MemorySettings) -> dict[str, float]:
     "The peak GiB of training with `cfg`, by what it is for; `total` is their sum."

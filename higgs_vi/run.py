@@ -128,7 +128,9 @@ class Average:
     @torch.no_grad()
     def update(self, step: int):
         "Take in the weights after step `step` (1 is the first)."
-        torch._foreach_lerp_(self.mean, [p.float() for p in self.trained], 1 - min(self.decay, step/(step + 9)))
+        share = 1 - min(self.decay, step/(step + 9))
+        for i in range(0, len(self.mean), 8):       # what is trained in bf16 is in fp32 for eight tensors at a time
+            torch._foreach_lerp_(self.mean[i:i + 8], [p.float() for p in self.trained[i:i + 8]], share)
 
     @torch.no_grad()
     def put(self, values: list[torch.Tensor]):

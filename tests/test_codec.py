@@ -1,0 +1,87 @@
+"""Clips padded into few shapes keep the codes that each has alone."""
+import json, random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from higgs_vi import codec as module
+from higgs_vi.audio import read_audio
+from higgs_vi.codec import DEMO, _embeddings, encode, few_shapes, load_codec
+from higgs_vi.run import NANO
+
+SHARED = Path(__file__).parents[1]/"../shared/data/cv_vi"
+
+
+@pytest.fixture(scope="module", params=["group", "layer"])
+def codec(request, parts):
+    "HuBERT's two norms: over a clip's whole time, as the released codec's, and within a frame, as the nano's."
+    own = parts.codec if request.param == "group" else load_codec(NANO/"codec")
+    assert own.config.semantic_model_config.feat_extract_norm == request.param
+    return own
+
+
+@pytest.fixture(scope="module")
+def waves():
+    "Demo clips cut to 1 to 40 frames, two of a length: few shapes, some smaller than HuBERT's own edge."
+    clips = [read_audio(p) for p in sorted((DEMO/"clips").glob("*_0*.ogg"))[:12]]
+    return [x[9600:9600 + n] for x, n in zip(clips, [900, 960, 4800, 8000, 9700, 16_000, 19_200, 20_000, 23_900, 30_000, 33_000, 38_400])]
+
+
+def alone(codec, waves):
+    "The codes of HF's own `encode`, clip by clip, padded to whole frames."
+    with torch.inference_mode():
+        return [codec.encode(torch.from_numpy(module.pad_to_frames(x, 960))[None, None]).audio_codes[0].numpy() for x in waves]
+
+
+def share(codes, others): return np.mean(np.concatenate([(a == b).ravel() for a, b in zip(codes, others)]))
+
+
+@torch.inference_mode()
+def gaps(codec, wave, mine, true):
+    "By how much, relatively, the entry of each frame's first difference is further from the vector than the true one."
+    residual, found, equal = codec.fc(_embeddings(codec, [wave])), [], np.ones(mine.shape[1], bool)
+    for k, q in enumerate(codec.quantizer.quantizers):
+        z = q.project_in(residual)
+        for t in np.flatnonzero(equal & (mine[k] != true[k])):
+            a, b = ((z[t] - q.codebook.embed[int(c[k, t])]).norm().item() for c in (mine, true))
+            found.append(a/b - 1)
+        equal &= mine[k] == true[k]
+        residual = residual - q.project_out(q.codebook.decode(torch.from_numpy(true[k].astype(np.int64))))
+    return found
+
+
+def check(codec, waves, codes):
+    "99.9 % of the codes are those of each clip alone, and every first difference is a near tie."
+    true = alone(codec, waves)
+    assert all(a.shape == b.shape for a, b in zip(codes, true)) and share(codes, true) >= 0.999
+    assert all(abs(g) < 1e-4 for x, a, b in zip(waves, codes, true) for g in gaps(codec, x, a, b))
+
+
+def test_padding_keeps_the_codes(codec, waves):
+    frames = [-(-len(x)//960) for x in waves]
+    shapes = few_shapes(frames, 1500)
+    assert any(len({frames[i] for i in b}) > 1 for b, _ in shapes) and any(len(b) == 1 and size > frames[b[0]] for b, size in shapes)
+    check(codec, waves, encode(codec, waves))
+    check(codec, waves[::-1], encode(codec, waves[::-1], seconds=3))
+
+
+@pytest.mark.parametrize("left_out", ["_clear", "_norm", "attention"])
+def test_what_stands_behind_a_clip_would_be_heard(codec, waves, monkeypatch, left_out):
+    "Each of the three parts is needed: without it the check above fails."
+    if left_out == "_norm" and codec.config.semantic_model_config.feat_extract_norm == "layer": pytest.skip("its norm is within a frame")
+    if left_out == "_clear": monkeypatch.setattr(module, "_clear", lambda x, ends: x)
+    if left_out == "_norm": monkeypatch.setattr(module, "_norm", lambda m, x, ends: torch.nn.functional.group_norm(x, m.num_groups, m.weight, m.bias, m.eps))
+    if left_out == "attention":
+        blind = type(codec.semantic_model)._get_feature_vector_attention_mask
+        monkeypatch.setattr(type(codec.semantic_model), "_get_feature_vector_attention_mask", lambda *a: torch.ones_like(blind(*a)))
+    with pytest.raises(AssertionError): check(codec, waves, encode(codec, waves))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
+def test_padding_keeps_the_codes_of_two_hundred_people():
+    rows = [json.loads(line) for line in (SHARED/"manifest.jsonl").open()]
+    waves, codec = [read_audio(SHARED/r["audio"]) for r in random.Random(0).sample(rows, 200)], load_codec(NANO/"codec")
+    check(codec, waves, encode(codec, waves))
