@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'SHARE', 'LENGTH', 'GIB', 'SPARE', 'CARDS', 'REACHED', 'LADDER', 'CONTEXT', 'USABLE', 'MemorySettings',
            'configuration', 'skeleton', 'parameter_groups', 'kept', 'kept_compiled', 'counts', 'held', 'is_compiled',
-           'forecast', 'Card', 'speed', 'free_memory', 'rungs', 'fitting', 'told', 'smaller', 'cards', 'main']
+           'forecast', 'Card', 'operations', 'speed', 'free_memory', 'rungs', 'fitting', 'told', 'smaller', 'cards',
+           'main']
 
 # %% ../nbs/03_memory.ipynb #6926aaaa
 from dataclasses import dataclass, replace
@@ -189,13 +190,18 @@ CARDS = (Card("RTX 3050", 6, 13.5, 168), Card("RTX 4060", 8, 30, 272), Card("RTX
          Card("H200", 141, 989, 4800))
 REACHED = dict(attention=0.47, ffn=0.35, eager=0.66, again=0.65)    # of the limit; the last two multiply where they apply
 
-def speed(cfg: MemorySettings, card: Card) -> float:
-    "Positions a second of training with `cfg` on `card`: a forecast, see above."
+def operations(cfg: MemorySettings) -> float:
+    "Operations for a position, forward and backward; what is recomputed counts once."
     groups = counts(cfg)[0]
     passed = groups["attention"] + (1 - SHARE)*groups["text FFN"] + SHARE*(groups["audio FFN"] + groups["audio head"])
+    return passed*(6 if cfg.mode == "full" else 4)
+
+def speed(cfg: MemorySettings, card: Card) -> float:
+    "Positions a second of training with `cfg` on `card`: a forecast, see above."
     share = REACHED["ffn" if cfg.mode == "full" or set(cfg.targets) - {"attention"} else "attention"]
     share *= (1 if is_compiled(cfg) else REACHED["eager"])*(REACHED["again"] if cfg.checkpointing == 1 else 1)
-    compute = cfg.budget*passed*(6 if cfg.mode == "full" else 4)/(0.8*card.tflops*1e12*share)
+    compute = cfg.budget*operations(cfg)/(0.8*card.tflops*1e12*share)
+    groups = counts(cfg)[0]
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
     unpack = 4.5*linear*(2 + (cfg.checkpointing > 0))/(card.bandwidth*1e9) if cfg.mode == "qlora" else 0      # read, written, read
     return cfg.budget/(compute + unpack)
