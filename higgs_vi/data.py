@@ -67,17 +67,17 @@ def _text_of(folder: Path, name: str, strict: bool) -> str:
         if strict: raise ValueError(f"the transcript {name} of {folder} cannot be read ({e}): restore it or make the folder again") from e
         return ""
 
-def read_samples(folder: Path) -> pd.DataFrame:
-    "The `samples` of a Higgs folder's metadata.json; absent values are None. `ValueError` if it is missing, damaged or of another form."
-    try: samples = json.loads((folder/"metadata.json").read_text(encoding="utf-8"))["samples"]
+def read_samples(folder: Path, name: str = "metadata.json") -> pd.DataFrame:
+    "The `samples` of a Higgs folder's metadata.json (or of `name` beside it); absent values are None. `ValueError` if it is missing, damaged or of another form."
+    try: samples = json.loads((folder/name).read_text(encoding="utf-8"))["samples"]
     except FileNotFoundError:
-        raise ValueError(f"{folder} is no Higgs dataset folder: it has no metadata.json; make one with 00_data") from None
+        raise ValueError(f"{folder} is no Higgs dataset folder: it has no {name}; make one with 00_data") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{folder/'metadata.json'} is damaged ({e!r}): it must hold dataset_info and samples; "
+        raise ValueError(f"{folder/name} is damaged ({e!r}): it must hold dataset_info and samples; "
                          "make the folder again with 00_data") from e
     df = pd.DataFrame(samples).astype(object)
     for need in ("id", "audio_file", "transcript_file", "speaker_id"):
-        if need not in df: raise ValueError(f"the samples in {folder/'metadata.json'} have no {need}: it is not Higgs' format")
+        if need not in df: raise ValueError(f"the samples in {folder/name} have no {need}: it is not Higgs' format")
     return df.where(df.notna(), None)
 
 # %% ../nbs/00_data.ipynb #1b64d108

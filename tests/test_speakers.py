@@ -10,6 +10,8 @@ import pytest
 
 import higgs_vi.speakers as speakers
 from higgs_vi.batch import draw_clips, epoch_batches
+from higgs_vi.check import CheckSettings
+from higgs_vi.check import check as look_through
 from higgs_vi.data import DataSettings, prepare, read_higgs
 from higgs_vi.plan import Dataset, plan_epoch, plan_from, split
 from higgs_vi.run import read_metrics
@@ -275,3 +277,12 @@ def test_common_voice_is_balanced():
     three = sum(seconds_by(train)[p] for p, _ in before.most_common(3))/sum(seconds_by(train).values())
     assert sum(v for _, v in before.most_common(3))/sum(before.values()) > 0.4 and three < 0.06
     assert effective(before) < 15 and effective(seconds_by(train)) > 120
+
+
+def test_a_balanced_folder_is_not_broken(folder):
+    "Pairs are clips again and dropped clips stay on disk: neither is a fault, a foreign file is."
+    execute(small(folder, clips=15, cloned=1, seed=1))
+    clips, faults = look_through(CheckSettings(data=str(folder), strict=True))
+    assert sum(i.endswith("_clone") for i in clips["id"]) > 3 and list(faults["fault"]) == []
+    (folder/"mine.txt").write_text("Xin chào.")
+    assert list(look_through(CheckSettings(data=str(folder)))[1]["fault"]) == ["unlisted"]
