@@ -102,7 +102,9 @@ def read_higgs_rows(folder: Path) -> pd.DataFrame:
     rows = df.rename(columns=dict(audio_file="file", original_audio_path="origin")).assign(
         speaker=names.where(~shared, df["speaker_id"]), text=[_text_of(folder, f, strict=False) for f in df["transcript_file"]],
         ref_paths=[as_list(r) for r in df.get("ref_audio_file", [None]*len(df))])
-    return rows[[c for c in [*COLUMNS, "ref_paths", "ref_transcript"] if c in rows and c not in ("source", "start", "end")]]
+    known = dict(zip(df["speaker_id"], rows["speaker"]))
+    rows["ref_speakers"] = [[known.get(s, s) for s in as_list(r)] for r in df.get("ref_speakers", [None]*len(df))]
+    return rows[[c for c in [*COLUMNS, "ref_paths", "ref_transcript", "ref_speakers"] if c in rows and c not in ("source", "start", "end")]]
 
 # %% ../nbs/00_data.ipynb #cdf4e8ed
 def read_source(cfg: DataSettings) -> tuple[Table, str]:
@@ -187,7 +189,7 @@ def _sample(row: dict, name: str, speaker: str, seconds: float, cfg: DataSetting
                 original_audio_path=str(row.get("origin") or row["file"]), user_instruction="",
                 task_type=task_of(row["text"], bool(refs)),
                 topic=known("topic"), dialect=known("dialect"), sample_rate=SAMPLE_RATE,
-                **{k: row[k] for k in ("split", "raw_text", "foreign") if row.get(k)}, **refs)
+                **{k: row[k] for k in ("split", "raw_text", "foreign", "ref_speakers") if row.get(k)}, **refs)
 
 # %% ../nbs/00_data.ipynb #75afe3ab
 def _references(row: dict, root: Path, key: str) -> list[np.ndarray]:
@@ -320,6 +322,8 @@ def conform(rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings, keep: 
     """
     names, records, done = slugs([str(s).strip() for s in rows["speaker"]]), rows.to_dict("records"), Outcome()
     speakers = [names[str(r["speaker"]).strip()] for r in records]
+    for r in records:
+        if r.get("ref_speakers"): r["ref_speakers"] = [names.get(s) or slug(s) for s in r["ref_speakers"]]
     _sweep(out)
     with Journal(out, [_depends(r, root, s, cfg) for r, s in zip(records, speakers)], keep) as journal:
         for row, entry in zip(records, journal.entries): done.add(row, entry)
