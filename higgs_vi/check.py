@@ -83,7 +83,7 @@ def _opened(folder: Path, name: object, sound: bool) -> tuple[dict | str | None,
     except ValueError as e: return None, [("missing", str(e))]
     if not path.is_file(): return None, [("missing", f"there is no file {name} in the folder")]
     try: return (measure(path) if sound else path.read_text(encoding="utf-8")), []
-    except (ValueError, OSError) as e: return None, [("undecodable", str(e))]
+    except (ValueError, OSError, sf.LibsndfileError) as e: return None, [("undecodable", str(e))]
 
 def look_at(sample: dict, folder: Path, cfg: CheckSettings) -> tuple[dict, list[tuple[str, str]]]:
     "The measures (with `id`, `text`, `pace`) and the faults of a sample, those of its reference clips among them."
@@ -114,12 +114,14 @@ def folder_faults(folder: Path, samples: list[dict], clips: pd.DataFrame) -> lis
     "Faults of the folder as a whole: (id, fault, sentence) each."
     info = json.loads((folder/"metadata.json").read_text(encoding="utf-8")).get("dataset_info") or {}
     out = _twice(clips.assign(same=clips["id"]), ["same"], "same id", "its id is that of an earlier clip,")
-    out += _twice(clips, ["key"], "same sound", "it is the same sound as") if "key" in clips else []
-    out += _twice(clips, ["speaker", "text"], "same text", "the same speaker says the same as in")
+    own = clips[[not s.get("pair_of") for s in samples]]          # 02's pairs are clips again, and meant to be
+    out += _twice(own, ["key"], "same sound", "it is the same sound as") if "key" in clips else []
+    out += _twice(own, ["speaker", "text"], "same text", "the same speaker says the same as in")
     counts = dict(Counter(s["speaker_id"] for s in samples))
     for key, is_so in (("total_samples", len(samples)), ("speaker_counts", counts)):
         if key in info and info[key] != is_so:
             out.append(("", "metadata", f"dataset_info says {key} {str(info[key])[:60]}, it is {str(is_so)[:60]}"))
+    samples = samples + (read_samples(folder, "unbalanced.json").to_dict("records") if "balanced" in info else [])    # 02 drops no file
     listed = {str(f) for s in samples for f in (s["audio_file"], s["transcript_file"], *as_list(s.get("ref_audio_file")))}
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".wav", ".txt") and not p.name.startswith("."))
     return out + [("", "unlisted", f"{f} is in the folder and in no sample") for f in files if f not in listed]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, soundfile as sf
 from .audio import frame_levels, inside
+from .text import nfc
 from .tables import SOUNDS, Table, by_folder, read_pairs, read_text
 
 # %% ../nbs/29_cut.ipynb #635d711c
@@ -31,15 +32,17 @@ def _at(h: str | None, m: str, s: str) -> float: return 3600*int(h or 0) + 60*in
 def parse_cues(text: str, name: str) -> list[Cue]:
     "The cues of SRT or WebVTT `text` in order of time, without markup; `ValueError` if there is none, or one ends before it starts."
     out = []
-    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+    text = re.sub(r"\r\n?", "\n", text)
+    text = re.sub(rf"\n(?=(?:\d+[ \t]*\n)?{_ARROW.pattern})", "\n\n", text)      # where nobody left a line between cues
+    for block in re.split(r"\n\s*\n", text):
         lines = block.strip().split("\n")
         at = next((i for i, line in enumerate(lines[:2]) if _ARROW.match(line)), None)
         if at is None: continue                              # a header, a note, a style
         times = _ARROW.match(lines[at]).groups()
         said = " ".join(lines[at + 1:])
-        who = re.search(r"<v(?:\.[^\s>]*)?\s+([^>]+)>", said)
+        who = " + ".join(dict.fromkeys(w.strip() for w in re.findall(r"<v(?:\.[^\s>]*)?\s+([^>]+)>", said)))
         words = " ".join(html.unescape(re.sub(r"<[^>]*>|\{\\[^}]*\}", "", said)).split())
-        cue = Cue(_at(*times[:3]), _at(*times[3:]), words, who[1].strip() if who else "")
+        cue = Cue(_at(*times[:3]), _at(*times[3:]), words, who)
         if cue.end <= cue.start: raise ValueError(f"{name}: the cue {lines[at].strip()!r} ends before it starts: mend it")
         if words: out.append(cue)
     if not out: raise ValueError(f"{name} has no cue: it takes SRT or WebVTT, times with --> and text below")
@@ -80,7 +83,7 @@ def fit(cues: list[Cue], spans: list[tuple[float, float]], total: float, reach: 
         a, b = _near(c.start, starts), _near(c.end, ends)
         a, b = c.start if a is None else max(a - air, 0.0), c.end if b is None else b + air
         if out and a < out[-1].end and c.start >= out[-1].end - 2*reach: a = out[-1].end = (a + out[-1].end)/2
-        b = min(b, total) if c.start < total else b
+        b = min(b, total) if c.end <= total + 0.5 else b     # what ends later is another recording's: it will be refused
         out.append(replace(c, start=a, end=b) if b > a else replace(c))
     return out
 
@@ -102,14 +105,16 @@ def _rows(folder: Path, file: str, encoding: str, longest: float) -> list[dict]:
         levels, hop = levels_of(folder/file)
     except (ValueError, OSError, sf.LibsndfileError) as e:
         return [dict(file=file, problem=f"it cannot be cut: {e}".replace("the table", "the subtitles"))]
-    return [dict(file=file, text=c.text, start=f"{c.start:.3f}", end=f"{c.end:.3f}", voice=c.speaker, problem="")
+    return [dict(file=file, text=c.text, start=f"{c.start:.3f}", end=f"{c.end:.3f}", voice=c.speaker,
+                 problem=f"{c.speaker} speak in one cue: part it, a clip has one voice"*(" + " in c.speaker))
             for c in fit(cues, speech(levels, hop), len(levels)*hop)]
 
 # %% ../nbs/29_cut.ipynb #3eddbf25
 def read_subtitled(folder: Path, encoding: str = "", longest: float = 30.0) -> Table:
     """A folder of sounds with subtitles beside them: a row a sentence of at most `longest` seconds.
 
-    Speakers are the subtitles' voices, else folders, as in part 25. What cannot be cut is a row with a problem.
+    Speakers are the subtitles' voices (numbered ones of each recording apart), else folders, as in part 25. What cannot be
+    cut is a row with a problem.
     """
     rows = []
     for row in read_pairs(folder, encoding).to_dict("records"):
@@ -118,5 +123,6 @@ def read_subtitled(folder: Path, encoding: str = "", longest: float = 30.0) -> T
     folders, note = by_folder(list(df["file"]), folder.resolve().name)
     notes = [f"{sum(df['start'] != '')} sentences from the subtitles of {df['file'][df['start'] != ''].nunique()} recordings"]
     if (df["voice"] == "").any(): notes.append(note)
-    df["speaker"] = [v or f for v, f in zip(df["voice"], folders)]
+    df["speaker"] = [f"{Path(file).with_suffix('')}/{v}" if re.search(r"\d$", v) else v or f         # 'Speaker 1' is no name
+                     for file, v, f in zip(df["file"], map(nfc, df["voice"]), folders)]
     return Table(df.drop(columns="voice").assign(row=range(1, len(df) + 1)), folder, "subtitles", notes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 from .audio import write_text
-from .batch import Example, build_example, draw_clips, epoch_batches, prompt_from_row
+from .batch import Example, as_list, build_example, draw_clips, epoch_batches, prompt_from_row
 from .codec import CodeCache, encode_files
 from .model import Checkpoint
 from .settings import Settings, project_root
@@ -55,9 +55,11 @@ def build_examples(cfg: Settings, parts: Checkpoint, rows: list[dict], run: Path
         raise ValueError(f"{len(good)} clip(s) can be trained on, of {len(rows)}: see {cfg.out}/left_out.csv for the reasons")
     return [e for e, _ in good], [r for _, r in good]
 
+def _names(row: dict) -> set[str]: return {row["id"], *as_list(row.get("pair_of"))}     # of the clips that are heard in it
+
 def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
     """What trains and what validates: rows whose `split` says valid (validation, dev), or else a seeded share, at least one clip
-    unless it is 0.
+    unless it is 0; 02's pairs and dialogues of those then do not train.
 
     Rows whose `split` says test are left alone. If any has a `weight`, those that train are drawn by it; 1 is that of rows without.
     `ValueError` for another word, or if nothing is left to train on.
@@ -71,7 +73,8 @@ def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
     if not len(valid):
         n = min(len(train) - 1, math.ceil(cfg.validation*len(train)))
         order = train[np.random.default_rng([cfg.seed, 1]).permutation(len(train))]
-        train, valid = sorted(order[n:]), order[:n]
+        held = set().union(*(_names(rows[i]) for i in order[:n]))
+        train, valid = sorted(i for i in order[n:] if not _names(rows[i]) & held), order[:n]
     weights = weights_of([rows[i] for i in train])
     return Dataset([examples[i] for i in train], [examples[i] for i in valid], [rows[i] for i in valid], weights=weights)
 

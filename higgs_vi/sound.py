@@ -84,12 +84,14 @@ def measure(x: np.ndarray) -> dict:
 
     `level` of its speech and `floor` of its noise in dBFS, `snr` in dB, `low` the share of the noise below 300 Hz, `bandwidth` in Hz,
     `decay` (RT60) in s, `hz` the median pitch, `rise` of its end in semitones, `speech` in s from its first to its last loud frame.
-    What cannot be measured is NaN. Raises `ValueError` for less than 0.2 s.
+    What cannot be measured is NaN. Raises `ValueError` for less than 0.2 s, or silence.
     """
     P, track = power(x), f0(x)
     total, noise = P.sum(1), noise_spectrum(P)
     quiet, cut = noise[2:].sum(), round(300*WINDOW/SAMPLE_RATE)
-    loud = total > max(np.percentile(total, 95)/300, min(2*quiet, np.percentile(total, 90)))
+    if total.max() < 1e-12: raise ValueError("it is silent: there is nothing to measure")
+    bar = max(np.percentile(total, 95)/300, min(2*quiet, np.percentile(total, 90)))
+    loud = total > min(bar, 0.999*total.max())                 # of an even tone too something is loud
     active, at = P[loud].mean(0), np.flatnonzero(loud)
     return dict(level=float(db(active.sum())), floor=float(db(quiet)),
                 snr=float(min(80, db(max(active[2:].sum() - quiet, 1e-12)) - db(quiet))), low=float(noise[2:cut].sum()/max(quiet, 1e-12)),

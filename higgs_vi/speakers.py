@@ -78,6 +78,8 @@ def original(folder: Path) -> tuple[str, list[dict]]:
         raise ValueError(f"{len(odd)} of {len(rows)} clips in {folder} have no duration, the first is {odd[0]}: make it again with 00_data")
     if many := [i for i, n in Counter(s["id"] for s in rows).items() if n > 1]:
         raise ValueError(f"{len(many)} ids in {folder} are those of several clips, the first is {many[0]}: make it again with 00_data")
+    if mute := [s["id"] for s in rows if not re.sub(r"\[SPEAKER\d+\]", "", s["text"]).strip()]:
+        raise ValueError(f"{len(mute)} of {len(rows)} clips in {folder} have no text, the first is {mute[0]}: make it again with 00_data")
     return name, rows
 
 # %% ../nbs/02_speakers.ipynb #88893550
@@ -268,8 +270,12 @@ def _dialogue(voices: dict[str, list[dict]], references: dict[str, list[dict]], 
 
 def _dialogue_row(name: str, turns: list[dict], refs: list[dict]) -> dict:
     "The row of a dialogue: what all its turns agree on, else `unknown`, or nothing for what is no word."
-    row = {k: v if all(t.get(k) == v for t in turns) else "unknown" for k, v in turns[0].items() if isinstance(v, (str, int, float))}
-    text = " ".join(f"[SPEAKER{i % 2}] {t['text']}" for i, t in enumerate(turns))
+    row = {k: v if all(t.get(k) == v for t in turns) else "unknown" for k, v in turns[0].items()
+           if isinstance(v, (str, int, float)) and k not in ("raw_text", "foreign")}
+    line = lambda key: " ".join(f"[SPEAKER{i % 2}] {t.get(key) or t['text']}" for i, t in enumerate(turns))
+    text = line("text")
+    if any(t.get("raw_text") for t in turns): row["raw_text"] = line("raw_text")
+    if odd := [t["foreign"] for t in turns if t.get("foreign")]: row["foreign"] = odd[0]
     row |= dict(id=name, audio_file=f"{name}.wav", transcript_file=f"{name}.txt", text=text, task_type=task_of(text, True),
                 duration=round(sum(t["duration"] for t in turns) + PAUSE*(len(turns) - 1), 3))
     pair = [r["speaker_id"] for r in refs]
@@ -371,24 +377,28 @@ def _info(old: dict, samples: list[dict], cfg: SpeakersSettings) -> dict:
                       balanced={k: v for k, v in asdict(cfg).items() if k != "data"} | dict(sum=_sum_of(samples)))
 
 def made_files(folder: Path) -> set[str]:
-    "The files of dialogues that the metadata of `folder` lists: this step made them."
-    samples = json.loads((folder/"metadata.json").read_text(encoding="utf-8"))["samples"]
-    return {s[k] for s in samples if kind_of(s) == "dialogue" for k in ("audio_file", "transcript_file")}
+    "The files in `folder` that have names of dialogues and are not of its rows as they were: this step made them, also if broken off."
+    own = {s[k] for s in original(folder)[1] for k in ("audio_file", "transcript_file")}
+    return {p.name for p in folder.iterdir() if re.fullmatch(r"dialogue_(?:train|valid|test|all)_\d{6}\.(wav|txt)", p.name)} - own
 
 def write(folder: Path, source: str, rows: list[dict], samples: list[dict], dropped: pd.DataFrame, cfg: SpeakersSettings):
-    "Write what `balance` gave; metadata.json comes last and whole, so a run that is broken off leaves the folder as it was."
-    old, file = made_files(folder), {r["id"]: r["audio_file"] for r in rows}
+    """Write what `balance` gave; metadata.json comes last and whole, so a run that is broken off leaves the folder unbalanced.
+
+    An earlier run's metadata goes first: it lists dialogues that this run overwrites.
+    """
+    before, file = (folder/source).read_text(encoding="utf-8"), {r["id"]: r["audio_file"] for r in rows}
+    if source != "metadata.json": write_text(folder/"metadata.json", before)
+    old = made_files(folder)
     for s in samples:
         if kind_of(s) == "dialogue":
             write_wav(folder/s["audio_file"], joined([read_audio(inside(folder, file[i])) for i in s["pair_of"]]))
             write_text(folder/s["transcript_file"], s["text"] + "\n")
-    before = (folder/source).read_text(encoding="utf-8")
     if source == "metadata.json": write_text(folder/"unbalanced.json", before)
     with atomic(folder/"dropped.csv") as tmp: dropped.to_csv(tmp, index=False)
     bare = [{k: v for k, v in s.items() if k != "text"} for s in samples]
     info = _info(json.loads(before).get("dataset_info", {}), bare, cfg)
     write_text(folder/"metadata.json", json.dumps(dict(dataset_info=info, samples=bare), ensure_ascii=False, indent=1))
-    for f in old - made_files(folder): inside(folder, f).unlink(missing_ok=True)
+    for f in old - {s[k] for s in samples for k in ("audio_file", "transcript_file")}: (folder/f).unlink()
 
 # %% ../nbs/02_speakers.ipynb #ff46ae8b
 def execute(cfg: SpeakersSettings) -> tuple[list[dict], list[dict], pd.DataFrame]:

@@ -8,12 +8,13 @@ __all__ = ['EQUAL', 'COLUMNS', 'SOUNDS', 'parse_columns', 'match_columns', 'Tabl
            'by_folder', 'apart', 'located', 'layout', 'read_table', 'sound_of']
 
 # %% ../nbs/25_tables.ipynb #831bbaa1
-import csv, io, json, os, re
+import csv, io, json, math, os, re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from .audio import SAMPLE_RATE, decode, inside, read_audio, write_wav
+from .text import nfc
 
 # %% ../nbs/25_tables.ipynb #67b1a1cc
 EQUAL = ["text", "transcription", "transcript", "sentence"]
@@ -161,14 +162,14 @@ def number_columns(cells: pd.DataFrame, chosen: dict[str, str], table: str) -> d
         raise ValueError(f"the table {table} has no header and {n} columns: say what they are with the parameter columns, as in "
                          f"file=1,speaker=2,text={n}")
     guess = dict(file="1", text=str(n))
-    if n == 3 and not cells["2"].str.contains(" ").any() and cells["2"].nunique() < len(cells) and cells["3"].str.contains(" ").any():
-        guess["speaker"] = "2"
+    names = [c for c in ("2", "3") if n == 3 and not cells[c].str.contains(" ").any() and cells[c].nunique() < len(cells)]
+    if len(names) == 1: guess |= dict(speaker=names[0], text="3" if names == ["2"] else "2")
     return {k: v for k, v in guess.items() if k not in chosen and v not in chosen.values()} | chosen
 
 # %% ../nbs/25_tables.ipynb #5da0d494
 def _flat(row: dict) -> dict:
     "A row of JSON as strings; of ms-swift's `messages` and `audios` one file and one text. `ValueError` if they are not one each."
-    plain = {k: "" if v is None else str(v) for k, v in row.items() if not isinstance(v, (list, dict))}
+    plain = {k: "" if v is None or v != v else str(v) for k, v in row.items() if not isinstance(v, (list, dict))}
     if isinstance(row.get("audio"), dict): plain["audio"] = str(row["audio"].get("path") or "")
     if "messages" not in row: return plain
     sounds, said = row.get("audios") or [], [m for m in row["messages"] if m.get("role") in ("user", "assistant")]
@@ -339,14 +340,16 @@ def by_folder(files: list[str], table: str) -> tuple[list[str], str]:
         return [table]*len(files), (f"no column for the speaker: all clips are taken for one speaker, {table!r}; if they are not, choose "
                                     "one (parameter columns, as in speaker=theirs)")
     short = Counter(os.path.basename(k) for k in kinds)
-    names = {k: os.path.basename(k) if short[os.path.basename(k)] == 1 else k for k in kinds} | ({"": table} if "" in kinds else {})
+    names = {k: os.path.basename(k) if short[os.path.basename(k)] == 1 else k for k in kinds}
+    if "" in kinds: names[""] = table if table not in names.values() else f"{table}/"
     shown = ", ".join(list(names.values())[:5]) + ", …"*(len(names) > 5)
     return [names[f] for f in folders], f"no column for the speaker: each of {len(kinds)} folders is taken for a speaker ({shown})"
 
 # %% ../nbs/25_tables.ipynb #3a2c965a
 def apart(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    "`rows` in which a speaker's name that several sources use has the source before it, and the sentence that says so."
-    if "source" not in rows or "speaker" not in rows: return rows, ""
+    "`rows` with tidy speakers' names, of which one that several sources use has the source before it, and the sentence that says so."
+    rows = rows.assign(speaker=[nfc(str(s)).strip() for s in rows["speaker"]])
+    if "source" not in rows: return rows, ""
     shared = rows[rows["speaker"] != ""].groupby("speaker")["source"].nunique()
     twice = set(shared[shared > 1].index)
     if not twice: return rows, ""
@@ -435,8 +438,10 @@ def read_table(path: str | Path, audio: str | Path = "", columns: str = "", enco
 def _seconds(row: dict, key: str) -> float | None:
     "A time of a row, None if it has none; `ValueError` if it is not a number."
     if not (said := str(row.get(key) or "").strip()): return None
-    try: return float(said)
-    except ValueError: raise ValueError(f"its {key} is {said!r}: it takes seconds") from None
+    try: seconds = float(said)
+    except ValueError: seconds = float("nan")
+    if not math.isfinite(seconds): raise ValueError(f"its {key} is {said!r}: it takes seconds")
+    return seconds
 
 # %% ../nbs/25_tables.ipynb #90123c1c
 def sound_of(row: dict, root: Path, blobs: Blobs) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
 from .audio import read_audio, write_text
+from .batch import as_list
 from .data import DataSettings, prepare, read_higgs
 from .settings import Settings, from_cli, from_notebook, in_test, project_root
 from .sound import measure, scene_of
@@ -119,7 +120,8 @@ def tag(cfg: TagSettings, m: pd.DataFrame | None = None) -> tuple[pd.DataFrame, 
     rows, bins = read_higgs(folder), read_bins(project_root()/cfg.bins) if cfg.bins else None
     if cfg.sound:
         m = _usable(measured(rows) if m is None else m)
-        bins = bins or make_bins(m, rows["gender"])
+        own = [not as_list(p) for p in rows.get("pair_of", [None]*len(rows))]         # 02's pairs are clips again
+        bins = bins or make_bins(m[own], rows["gender"][own])
         write_text(folder/"tag_bins.json", json.dumps(bins, ensure_ascii=False, indent=1))
     meta = json.loads((folder/"metadata.json").read_text(encoding="utf-8"))
     clips = zip(meta["samples"], rows["text"], m.to_dict("records") if cfg.sound else [None]*len(rows))

@@ -16,7 +16,7 @@ from higgs_vi.audio import read_audio
 from higgs_vi.check import BROKEN, ODD, CheckSettings, check
 from higgs_vi.check import main as check_command
 from higgs_vi.codec import DEMO
-from higgs_vi.cut import levels_of, speech
+from higgs_vi.cut import levels_of, parse_cues, speech
 from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
 
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
@@ -318,3 +318,22 @@ def test_a_long_recording_without_times_is_refused_with_a_way_out(tmp_path):
     (tmp_path/"in").mkdir()
     recording(tmp_path/"in"); (tmp_path/"in/talk.txt").write_text("Một. Hai. Ba.")
     with pytest.raises(ValueError, match="with subtitles beside it .*cut into its sentences"): run(tmp_path/"in", tmp_path/"out", longest=10)
+
+
+@pytest.mark.parametrize("text", ["1\n00:00:01,000 --> 00:00:02,500\n<i>Một</i>\n2\n00:00:03,000 --> 00:00:04,000\nHai 2\n",
+                                  "WEBVTT\r\rx\r00:01.000 --> 00:02.500 line:0\r{\\an8}Một\r\rNOTE no\r\r00:03.000 --> 00:04.000\rHai 2\r",
+                                  "\ufeff2\r\n00:00:03,000 --> 00:00:04,000\r\nHai 2\r\n\r\n1\r\n00:00:01,000 --> 00:00:02,5\r\nMột\r\n"])
+def test_cues_in_the_forms_people_have(text):
+    "Without lines between them, with the line ends of an old Mac or Windows, out of order: each cue has its own words only."
+    assert [(c.start, c.end, c.text) for c in parse_cues(text.removeprefix("\ufeff"), "x")] == [(1.0, 2.5, "Một"), (3.0, 4.0, "Hai 2")]
+
+
+def test_voices_of_recordings_and_cues_are_kept_apart(tmp_path):
+    "'Speaker 1' of two recordings is two people, Lan is one; a cue of two voices, and one that ends behind the recording, say why they go."
+    for i, name in enumerate("ab"):
+        sf.write(tmp_path/f"{name}.wav", voice(9) + 0.01*np.random.default_rng(i).normal(size=216_000), 24_000)
+        (tmp_path/f"{name}.vtt").write_text(f"WEBVTT\n\n00:01.000 --> 00:02.000\n<v Speaker 1>Xin chào {name}.\n\n00:03.000 --> 00:04.000\n<v Lan>Chào {name}."
+                                            f"\n\n00:05.000 --> 00:06.000\n<v Lan>Đi {name}.</v> <v Minh>Ừ.</v>\n\n00:08.000 --> 00:14.000\n<v Lan>Dài {name}.\n")
+    samples, rejected = run(tmp_path, tmp_path.with_name("cut"))
+    assert [s["speaker_name"] for s in samples] == ["a/Speaker 1", "Lan", "b/Speaker 1", "Lan"]
+    assert ["Lan + Minh speak in one cue" in r for r in rejected["reason"]] == [True, False]*2 and rejected["reason"].str.contains("is not in it").sum() == 2

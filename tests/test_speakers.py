@@ -10,6 +10,8 @@ import pytest
 
 import higgs_vi.speakers as speakers
 from higgs_vi.batch import draw_clips, epoch_batches
+from higgs_vi.check import CheckSettings
+from higgs_vi.check import check as look_through
 from higgs_vi.data import DataSettings, prepare, read_higgs
 from higgs_vi.plan import Dataset, plan_epoch, plan_from, split
 from higgs_vi.run import read_metrics
@@ -275,3 +277,56 @@ def test_common_voice_is_balanced():
     three = sum(seconds_by(train)[p] for p, _ in before.most_common(3))/sum(seconds_by(train).values())
     assert sum(v for _, v in before.most_common(3))/sum(before.values()) > 0.4 and three < 0.06
     assert effective(before) < 15 and effective(seconds_by(train)) > 120
+
+
+def test_a_balanced_folder_is_not_broken(folder):
+    "Pairs are clips again and dropped clips stay on disk: neither is a fault, a foreign file is."
+    execute(small(folder, clips=15, cloned=1, seed=1))
+    clips, faults = look_through(CheckSettings(data=str(folder), strict=True))
+    assert sum(i.endswith("_clone") for i in clips["id"]) > 3 and list(faults["fault"]) == []
+    (folder/"mine.txt").write_text("Xin chào.")
+    assert list(look_through(CheckSettings(data=str(folder)))[1]["fault"]) == ["unlisted"]
+
+
+def test_another_balancing_broken_off_leaves_no_dialogue_whose_words_are_not_its_sound(folder, monkeypatch):
+    "Files of the broken run do not stay either."
+    whole = shutil.copytree(folder, folder.parent/"whole")
+    for f in (folder, whole): execute(small(f))
+    with monkeypatch.context() as m:
+        real = speakers.write_text
+        def write_text(path, text):
+            if Path(path).name == "dialogue_train_000001.txt": raise OSError("no space")
+            real(path, text)
+        m.setattr(speakers, "write_text", write_text)
+        with pytest.raises(OSError): execute(small(folder, seed=5, dialogues=0.3))
+    left = read_higgs(folder).to_dict("records")
+    assert len(left) == 80 and not any(kind_of(s) == "dialogue" for s in left)
+    execute(small(folder))
+    assert files(folder) == files(whole)
+
+
+def test_a_dialogue_keeps_its_raw_text_and_a_clip_without_words_is_named(folder):
+    meta = json.loads((folder/"metadata.json").read_text())
+    for s in meta["samples"]: s |= dict(raw_text=f"{s['id']}!", foreign=s["id"])
+    (folder/"metadata.json").write_text(json.dumps(meta))
+    talk = next(s for s in execute(small(folder))[1] if kind_of(s) == "dialogue")
+    assert talk["raw_text"] == " ".join(f"[SPEAKER{i % 2}] {t}!" for i, t in enumerate(talk["pair_of"])) and talk["foreign"] == talk["pair_of"][0]
+    (folder/meta["samples"][3]["transcript_file"]).write_text("\n")
+    with pytest.raises(ValueError, match=f"1 of 80 clips in .* have no text, the first is {meta['samples'][3]['id']}"): execute(small(folder))
+
+
+def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_path):
+    "A balanced folder as 00's table: who speaks in its dialogues is known, so no speaker is on two sides."
+    execute(small(folder, valid=0, test=0, dialogues=0.3))
+    prepare(DataSettings(table=str(folder), out=str(tmp_path/"again")))
+    talks = [r for r in original(tmp_path/"again")[1] if "[SPEAKER" in r["text"]]
+    people = {r["speaker_id"] for r in original(folder)[1]}
+    assert talks and all(len(speakers_of(r)) == 2 and set(speakers_of(r)) <= people for r in talks)
+
+
+def test_a_share_drawn_for_validation_has_no_pair_in_training(folder):
+    _, samples, _ = execute(small(folder, valid=0, test=0, cloned=1, dialogues=0.2))
+    data = split(SimpleNamespace(validation=0.1, seed=3), [SimpleNamespace(name=s["id"]) for s in samples], samples)
+    of = {s["id"]: {s["id"], *s.get("pair_of", [])} for s in samples}
+    held, trained = set().union(*(of[r["id"]] for r in data.rows)), set().union(*(of[e.name] for e in data.train))
+    assert data.rows and len(data.train) > 60 and not held & trained

@@ -1,5 +1,5 @@
 """Every layout that people have: rows in = kept + rejected, whose text and whose voice; and tables that must not pass."""
-import io, json
+import io, json, unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 
 from higgs_vi.data import DataSettings, prepare, read_source
-from higgs_vi.tables import Blobs, read_parquet, read_table
+from higgs_vi.tables import Blobs, by_folder, read_parquet, read_table
 
 TEXTS = ["Một con mèo.", "Hai con chó.", "Ba con gà.", "Bốn con vịt."]
 
@@ -219,3 +219,36 @@ def test_what_a_person_chooses_is_taken(tmp_path):
     assert read_table(same).rows["text"].tolist() == ["Một"]
     utf16 = lines(tmp_path/"w.csv", "path,text,speaker", "0.wav,Một,an", encoding="utf-16")
     assert run(utf16, tmp_path/"out2", encoding="utf-16").texts == ["Một"]
+
+
+def test_names_are_told_apart_by_what_they_say_not_by_their_bytes(tmp_path):
+    "A blank or another Unicode form makes no new person in one corpus, and joins no two of different corpora."
+    for i in range(5): wav(tmp_path/f"{i}.wav", i)
+    apart = unicodedata.normalize("NFD", "Hòa")
+    table = lines(tmp_path/"t.csv", "path,text,speaker,source", "0.wav,Một.,Lan,a", "1.wav,Hai.,Lan ,b", "2.wav,Ba.,Hòa,a", f"3.wav,Bốn.,{apart},a")
+    assert run(table, tmp_path/"out").speakers == ["a/Lan", "b/Lan", "Hòa", "Hòa"]
+    meta = json.loads((tmp_path/"out/metadata.json").read_text())
+    assert [s["speaker_id"] for s in meta["samples"]] == ["a_lan", "b_lan", "hoa", "hoa"]
+    for s in meta["samples"]: s["speaker_name"] = "unknown"                 # a Higgs folder whose names say nothing
+    (tmp_path/"out/metadata.json").write_text(json.dumps(meta))
+    assert run(tmp_path/"out", tmp_path/"again").speakers == ["a_lan", "b_lan", "hoa", "hoa"]
+    with pytest.raises(ValueError, match="already holds the dataset made from"): run(table, tmp_path/"again")
+    (tmp_path/"again/metadata.json").write_text('{"samples": []}')
+    with pytest.raises(ValueError, match="made from something else"): run(table, tmp_path/"again")
+    assert len(set(by_folder(["a.wav", "lan/b.wav"], "lan")[0])) == 2
+
+
+def test_cells_that_say_nothing_and_times_that_are_none(tmp_path):
+    for i in range(5): wav(tmp_path/f"{i}.wav", i)
+    table = lines(tmp_path/"t.jsonl", '{"audio": "0.wav", "text": "Một.", "speaker": NaN}', '{"audio": "1.wav", "text": "Hai.", "speaker": "None"}',
+                  '{"audio": "2.wav", "text": "Ba.", "speaker": "lan", "emotion": "nan", "gender": NaN}',
+                  '{"audio": "3.wav", "text": "Bốn.", "speaker": "lan", "offset": Infinity}', '{"audio": "4.wav", "text": "Năm.", "speaker": "lan", "offset": "nan"}')
+    got = run(table, tmp_path/"out")
+    assert got.texts == ["Ba."] and got.samples[0]["emotion"] == got.samples[0]["gender"] == "unknown"
+    assert ["speaker is empty" in r for r in got.reasons] == [True, True, False, False] and all("takes seconds" in r for r in got.reasons[2:])
+
+
+def test_a_list_whose_last_column_is_the_speaker(tmp_path):
+    for i in range(3): wav(tmp_path/f"{i}.wav", i)
+    got = run(lines(tmp_path/"list.txt", *(f"{i}.wav|Xin chào {i}.|{i % 2}" for i in range(3))), tmp_path/"out")
+    assert got.texts == [f"Xin chào {i}." for i in range(3)] and got.speakers == ["0", "1", "0"]

@@ -141,3 +141,18 @@ def test_real_people_are_measured_fast_enough():
     rate = 60/(time.process_time() - start)
     print(f"{rate:.0f} clips/s on one core")
     assert rate > 15 and sum(np.isfinite(m["hz"]) for m in found) >= 57
+
+
+def test_silence_and_an_even_tone_are_measured_or_say_why():
+    with pytest.raises(ValueError, match="silent"): measure(np.zeros(24_000, np.float32))
+    for hz in (93.75, 1000): assert abs(measure((0.1*np.sin(2*np.pi*hz*np.arange(48_000)/24_000)).astype(np.float32))["level"] + 23) < 1
+
+
+def test_pairs_do_not_count_twice_in_the_bins(folder):
+    tag(TagSettings(data=str(folder)))
+    before, meta = (folder/"tag_bins.json").read_text(), json.loads((folder/"metadata.json").read_text())
+    meta["samples"] += [s | dict(id=f"{s['id']}_clone", pair_of=[s["id"]]) for s in meta["samples"][:20]]
+    (folder/"metadata.json").write_text(json.dumps(meta))
+    tag(TagSettings(data=str(folder)))
+    after = json.loads((folder/"tag_bins.json").read_text())
+    assert {k: after[k] for k in ("pitch", "rate")} == {k: json.loads(before)[k] for k in ("pitch", "rate")}
