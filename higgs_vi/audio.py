@@ -85,7 +85,7 @@ def _by_ffmpeg(source: object, name: str, why: Exception) -> tuple[np.ndarray, i
         command = ["ffmpeg", "-v", "error", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{Path(source).resolve()}",
                    "-map", "0:a:0", "-c:a", "pcm_f32le", f"{tmp}/out.wav"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode: raise ValueError(f"{refused}, nor by ffmpeg ({done.stderr.strip().splitlines()[-1]}): drop it") from why
+        if done.returncode: raise ValueError(f"{refused}, nor by ffmpeg ({done.stderr.strip()[-200:]}): drop it") from why
         return sf.read(f"{tmp}/out.wav", dtype="float32", always_2d=True)
 
 # %% ../nbs/11_audio.ipynb #f1074f50
