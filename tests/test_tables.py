@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from higgs_vi.data import DataSettings, prepare, read_source
+from higgs_vi.data import DataSettings, gender_of, prepare, read_source
 from higgs_vi.tables import Blobs, by_folder, read_parquet, read_table
 
 TEXTS = ["Một con mèo.", "Hai con chó.", "Ba con gà.", "Bốn con vịt."]
@@ -252,3 +252,8 @@ def test_a_list_whose_last_column_is_the_speaker(tmp_path):
     for i in range(3): wav(tmp_path/f"{i}.wav", i)
     got = run(lines(tmp_path/"list.txt", *(f"{i}.wav|Xin chào {i}.|{i % 2}" for i in range(3))), tmp_path/"out")
     assert got.texts == [f"Xin chào {i}." for i in range(3)] and got.speakers == ["0", "1", "0"]
+
+
+def test_genders_as_tables_write_them():
+    said = ["male_masculine", "Female", "M", "f", "Nam", "Nữ", "unknown", "non-binary"]
+    assert [gender_of(g) for g in said] == ["male", "female", "male", "female", "male", "female", "unknown", "non-binary"]
