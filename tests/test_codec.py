@@ -56,7 +56,8 @@ def check(codec, waves, codes):
     "99.9 % of the codes are those of each clip alone, and every first difference is a near tie."
     true = alone(codec, waves)
     assert all(a.shape == b.shape for a, b in zip(codes, true)) and share(codes, true) >= 0.999
-    assert all(abs(g) < 1e-4 for x, a, b in zip(waves, codes, true) for g in gaps(codec, x, a, b))
+    # HF takes distances as |z|² - 2z·e + |e|², whose fp32 rounding alone is some 1e-4 of them
+    assert all(abs(g) < 5e-4 for x, a, b in zip(waves, codes, true) for g in gaps(codec, x, a, b))
 
 
 def test_padding_keeps_the_codes(codec, waves):
