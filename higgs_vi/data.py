@@ -173,9 +173,11 @@ def said(text: str) -> str:
     parts = re.split(r"(\[SPEAKER\d+\])", text)
     return " ".join(p if p.startswith("[SPEAKER") else spoken(p) for p in parts if p.strip())
 
+def _aloud(text: str, cfg: DataSettings) -> str: return said(text) if cfg.aloud else text
+
 def _texts(text: str, cfg: DataSettings) -> dict:
     "The text of a sample and what the metadata says of it: how it was before, and why it may not be Vietnamese."
-    out = said(text) if cfg.aloud else text
+    out = _aloud(text, cfg)
     why = why_foreign(text) if cfg.language == "vi" else ""
     return dict(text=out) | (dict(raw_text=text) if out != text else {}) | (dict(foreign=why) if why else {})
 
@@ -199,14 +201,14 @@ def _sample(row: dict, name: str, speaker: str, seconds: float, cfg: DataSetting
                 **{k: row[k] for k in ("split", "raw_text", "foreign", "ref_speakers") if row.get(k)}, **refs)
 
 # %% ../nbs/00_data.ipynb #75afe3ab
-def _references(row: dict, root: Path, key: str) -> list[np.ndarray]:
-    "The sounds of a row's reference clips; `ValueError` if one is the clip itself (`key`), or has no transcript."
+def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list[str]]:
+    "The sounds and clean texts of a row's reference clips; `ValueError` if one is the clip itself (`key`), or has no transcript."
     files, texts = as_list(row.get("ref_paths")), as_list(row.get("ref_transcript"))
     if len(files) != len(texts): raise ValueError(f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: give one each")
     sounds = [read_audio(inside(root, f)) for f in files]
-    for t in texts: clean(t)
+    texts = [clean(t) for t in texts]
     if any(clip_key(x) == key for x in sounds): raise ValueError("its reference is the clip itself: the model would be shown the answer")
-    return sounds
+    return sounds, texts
 
 def dataset_info(samples: list[dict], source: str, kind: str, cfg: DataSettings) -> dict:
     "The head of `metadata.json`."
@@ -250,13 +252,13 @@ class Outcome:
 # %% ../nbs/00_data.ipynb #6f7d4316
 def _passing(out: Path, row: dict, end: str) -> Path: return out/f".row{row['row']}{end}"
 
-def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, int]:
-    "Write the sounds of a row under passing names: the clip's key, its seconds, how many references. Raises as `examine` does."
-    x = examine(row, root, blobs, cfg)[0]
-    voices = _references(row, root, key := clip_key(x))
+def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, str, list[str]]:
+    "Write the sounds of a row under passing names: its key, its seconds, its text, its references' texts. Raises as `examine` does."
+    x, text = examine(row, root, blobs, cfg)
+    voices, refs = _references(row, root, key := clip_key(x))
     for end, sound in [(".wav", x), *((f"_ref{i}.wav", v) for i, v in enumerate(voices))]:
         write_wav(_passing(out, row, end), sound, whole=False)
-    return key, len(x)/SAMPLE_RATE, len(voices)
+    return key, len(x)/SAMPLE_RATE, text, refs
 
 def _fetched(row: dict, blobs: Blobs) -> object:
     "The sound's bytes of a Parquet row (which come in the table's order), or their error, as something to be called later."
@@ -279,16 +281,16 @@ def _decide(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg
     "The journal's entry for a row whose turn it is, and the files that it then has: name -> where they lie."
     if why := _full(row, speaker, done, cfg): return dict(reason=why), {}
     try:
-        key, seconds, voices = made.result()
+        key, seconds, text, refs = made.result()
         if key in done.seen: raise ValueError(f"it is the same sound as row {done.seen[key]}")
-        texts = _texts(clean(row["text"]), cfg)
-        spoken_refs = [said(clean(t)) if cfg.aloud else clean(t) for t in as_list(row.get("ref_transcript"))]
+        texts, spoken_refs = _texts(text, cfg), [_aloud(t, cfg) for t in refs]
     except (ValueError, FileNotFoundError) as e: return dict(reason=str(e)), {}
     with straight(_passing(out, row, ".txt")) as path: path.write_text(texts["text"] + "\n", encoding="utf-8")
     name = f"{speaker}_{done.counts[speaker]:06d}"
-    refs = dict(ref_audio_file=[f"{name}_ref{i}.wav" for i in range(voices)], ref_transcript=spoken_refs) if voices else {}
-    ends = [".wav", ".txt", *(f"_ref{i}.wav" for i in range(voices))]
-    return (dict(key=key, sample=_sample(row | texts, name, speaker, seconds, cfg, refs)),
+    voices = [f"_ref{i}.wav" for i in range(len(refs))]
+    more = dict(ref_audio_file=[name + v for v in voices], ref_transcript=spoken_refs) if refs else {}
+    ends = [".wav", ".txt", *voices]
+    return (dict(key=key, sample=_sample(row | texts, name, speaker, seconds, cfg, more)),
             {name + end: _passing(out, row, end) for end in ends})
 
 # %% ../nbs/00_data.ipynb #3d383a0c

@@ -376,9 +376,9 @@ def _info(old: dict, samples: list[dict], cfg: SpeakersSettings) -> dict:
                       avg_duration=round(total/len(samples), 2),
                       balanced={k: v for k, v in asdict(cfg).items() if k != "data"} | dict(sum=_sum_of(samples)))
 
-def made_files(folder: Path) -> set[str]:
-    "The files in `folder` that have names of dialogues and are not of its rows as they were: this step made them, also if broken off."
-    own = {s[k] for s in original(folder)[1] for k in ("audio_file", "transcript_file")}
+def made_files(folder: Path, rows: list[dict]) -> set[str]:
+    "The files in `folder` that have names of dialogues and are not of its `rows` as they were: this step made them, also if broken off."
+    own = {s[k] for s in rows for k in ("audio_file", "transcript_file")}
     return {p.name for p in folder.iterdir() if re.fullmatch(r"dialogue_(?:train|valid|test|all)_\d{6}\.(wav|txt)", p.name)} - own
 
 def write(folder: Path, source: str, rows: list[dict], samples: list[dict], dropped: pd.DataFrame, cfg: SpeakersSettings):
@@ -388,7 +388,7 @@ def write(folder: Path, source: str, rows: list[dict], samples: list[dict], drop
     """
     before, file = (folder/source).read_text(encoding="utf-8"), {r["id"]: r["audio_file"] for r in rows}
     if source != "metadata.json": write_text(folder/"metadata.json", before)
-    old = made_files(folder)
+    old = made_files(folder, rows)
     for s in samples:
         if kind_of(s) == "dialogue":
             write_wav(folder/s["audio_file"], joined([read_audio(inside(folder, file[i])) for i in s["pair_of"]]))

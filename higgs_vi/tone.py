@@ -125,14 +125,12 @@ def vote(verdict: Verdict, text: str, rise: float, energy: float) -> Verdict:
     if may and rise >= RISE: return Verdict("questioning", "its end is high", True)
     return verdict
 
-# %% ../nbs/26_tone.ipynb #e88f8376
+# %% ../nbs/26_tone.ipynb #4915b777
 def keyword_emotion(text: str) -> str:
     "The keyword rules of train-higgs-audio-vi (its data_preprocess_vn.py): letters found anywhere decide."
     low = nfc(text).lower()
     rules = (("questioning", "? gì nào sao"), ("affirming", "! tuyệt tốt đúng"), ("alerting", "lỗi sai không nguy_hiểm"))
     return next((name for name, hits in rules if any(h.replace("_", " ") in low for h in hits.split())), "neutral")
-
-assert keyword_emotion("Tôi không biết bơi.") == "alerting" and keyword_emotion("Ngôi sao sáng.") == "questioning"
 
 # %% ../nbs/26_tone.ipynb #fd9f4367
 def confusion(pairs: list[tuple[str, str]]) -> list[list[int]]:
