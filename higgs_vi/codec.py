@@ -235,19 +235,24 @@ def _read(path: str, rate: int) -> tuple[np.ndarray | None, str]:
     except (ValueError, FileNotFoundError) as e: return None, str(e)
     return x, clip_key(x)
 
-def encode_files(paths: list[str | Path], cache: CodeCache, every: int = 512) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    "The codes of the audio files `paths` as {path: `(K, T)` int16}, and {path: reason} for those that cannot be read."
-    keys, bad = {}, {}
+def encode_files(paths: list[str | Path], cache: CodeCache, seconds: float = 1200) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The codes of the audio files `paths` as {path: `(K, T)` int16}, and {path: reason} for those that cannot be read.
+
+    So many `seconds` of new sound, a little more at most, are in memory at once and become one shard.
+    """
+    keys, bad, fresh, rate = {}, {}, {}, cache.codec.config.sample_rate
     bar = tqdm(total=len(paths), desc="codes", unit="clip", mininterval=1, file=sys.stdout)
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), every):
-            part, fresh = list(map(str, paths[start:start + every])), {}
-            for path, (x, key) in zip(part, pool.map(partial(_read, rate=cache.codec.config.sample_rate), part)):
+        for end in range(32, len(paths) + 32, 32):
+            part = list(map(str, paths[end - 32:end]))
+            for path, (x, key) in zip(part, pool.map(partial(_read, rate=rate), part)):
                 if x is None: bad[path] = key; continue
                 keys[path] = key
                 if key not in cache.shard_of: fresh[key] = x
+            if end < len(paths) and sum(map(len, fresh.values())) < seconds*rate: continue
             cache.add(dict(zip(fresh, encode(cache.codec, list(fresh.values())))))
-            bar.update(len(part))
+            fresh = {}
+            bar.update(min(end, len(paths)) - bar.n)
     bar.close()
     return dict(zip(keys, cache.get(list(keys.values())))), bad
 

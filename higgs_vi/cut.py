@@ -10,7 +10,7 @@ import html, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, soundfile as sf
-from .audio import frame_levels, inside
+from .audio import by_ffmpeg, frame_levels, inside
 from .text import nfc
 from .tables import SOUNDS, Table, by_folder, read_pairs, read_text
 
@@ -61,11 +61,17 @@ def sentences(cues: list[Cue], longest: float, pause: float = 1.0) -> list[Cue]:
 
 # %% ../nbs/29_cut.ipynb #87956372
 def levels_of(path: str | Path) -> tuple[np.ndarray, float]:
-    "Level in dBFS of each 10 ms of a sound, and how many seconds such a frame really is; read in pieces. Raises what soundfile does."
-    with sf.SoundFile(path) as f:
-        n = f.samplerate//100
-        parts = [frame_levels(x.mean(1), 1, n) for x in f.blocks(n*1000, dtype="float32", always_2d=True)]
-        return np.concatenate([*parts, np.zeros(0)]), n/f.samplerate
+    """Level in dBFS of each 10 ms of a sound, and how many seconds such a frame really is; read in pieces.
+
+    Raises `ValueError` for what neither libsndfile nor ffmpeg reads.
+    """
+    try:
+        with sf.SoundFile(path) as f:
+            n = f.samplerate//100
+            parts = [frame_levels(x.mean(1), 1, n) for x in f.blocks(n*1000, dtype="float32", always_2d=True)]
+            return np.concatenate([*parts, np.zeros(0)]), n/f.samplerate
+    except (sf.LibsndfileError, RuntimeError) as e:
+        with by_ffmpeg(path, str(path), e) as whole: return levels_of(whole)
 
 def speech(levels: np.ndarray, hop: float, pause: float = 0.15, least: float = 0.08) -> list[tuple[float, float]]:
     "Stretches of speech in seconds: pauses shorter than `pause` are in them, bursts shorter than `least` are not. No rise, no speech."
@@ -103,7 +109,7 @@ def _rows(folder: Path, file: str, encoding: str, longest: float) -> list[dict]:
     try:
         cues = sentences(parse_cues(read_text(inside(folder, path.relative_to(folder)), encoding), path.name), longest - 1)
         levels, hop = levels_of(folder/file)
-    except (ValueError, OSError, sf.LibsndfileError) as e:
+    except (ValueError, OSError) as e:
         return [dict(file=file, problem=f"it cannot be cut: {e}".replace("the table", "the subtitles"))]
     return [dict(file=file, text=c.text, start=f"{c.start:.3f}", end=f"{c.end:.3f}", voice=c.speaker,
                  problem=f"{c.speaker} speak in one cue: part it, a clip has one voice"*(" + " in c.speaker))
