@@ -18,7 +18,7 @@ from .prompt import DEFAULT_SCENE, Prompt, Reference, encode_prompt, task_of, vo
 @dataclass(frozen=True)
 class Sampling:
     "How codes are drawn. `seconds` bounds the length; `ras` is the length of RAS' window, 0 switches it off."
-    temperature: float = 1.0
+    temperature: float = 0.7
     top_k: int = 50
     top_p: float = 0.95
     ras: int = 7

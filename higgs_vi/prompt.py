@@ -40,10 +40,14 @@ def token_id(tokenizer, token: str) -> int:
     return i
 
 # %% ../nbs/13_prompt.ipynb #e2c115da
-def tiny_tokenizer(texts: list[str], vocab_size: int = 640) -> PreTrainedTokenizerFast:
-    "A byte-level BPE tokenizer learnt from `texts`, of at most `vocab_size` words plus the 256 control tokens."
+def tiny_tokenizer(texts: list[str], vocab_size: int = 640, normalizer=None, cut=None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer learnt from `texts`, of at most `vocab_size` words plus the 256 control tokens.
+
+    `normalizer` and `cut` are what the library tokenizers calls normalizer and pre-tokenizer, which must end in bytes.
+    """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = cut or pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    if normalizer: bpe.normalizer = normalizer
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     bpe.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
