@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .audio import SAMPLE_RATE, atomic, frame_levels, inside, read_audio, straight, write_text, write_wav
 from .batch import as_list
 from .codec import DEMO, clip_key
-from .cut import read_subtitled, subtitled
+from .cut import has_recordings, read_recordings
 from .journal import Journal, stamp
 from .prompt import task_of
 from .settings import Settings, from_cli, from_notebook, in_test, project_root
@@ -112,7 +112,8 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
     source = Path(cfg.table) if cfg.table else DEMO/"demo.csv"
     path, audio = project_root()/source, project_root()/cfg.audio if cfg.audio else ""
     label = str(source.relative_to(DEMO.parent) if source.is_relative_to(DEMO) else source)
-    if layout(path)[0] == "pairs" and not cfg.columns and subtitled(path): return read_subtitled(path, cfg.encoding, cfg.longest), label
+    if layout(path)[0] == "pairs" and not cfg.columns and has_recordings(path, cfg.longest):
+        return read_recordings(path, cfg.encoding, cfg.longest), label
     if layout(path)[0] != "higgs": return read_table(path, audio, cfg.columns, cfg.encoding), label
     if cfg.columns: raise ValueError(f"{path} is a Higgs folder, without columns to choose: leave the parameter columns empty")
     rows = read_higgs_rows(path)

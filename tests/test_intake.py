@@ -16,7 +16,7 @@ from higgs_vi.audio import read_audio
 from higgs_vi.check import BROKEN, ODD, CheckSettings, check
 from higgs_vi.check import main as check_command
 from higgs_vi.codec import DEMO
-from higgs_vi.cut import levels_of, parse_cues, speech
+from higgs_vi.cut import by_pauses, levels_of, parse_cues, speech
 from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
 
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
@@ -262,13 +262,13 @@ def test_a_broken_folder_stops_papermill(sound_folder, tmp_path):
     assert out.returncode != 0 and "is broken in 1 place" in out.stderr
 
 
-def recording(folder, n=14, snr=30, seed=0):
-    "A long recording of demo clips, trimmed, 0.4 to 1.5 s apart, in noise `snr` dB below: the texts and the true borders in seconds."
+def recording(folder, n=14, snr=30, seed=0, gap_from=0.4):
+    "A long recording of demo clips, trimmed, 0.4 (`gap_from`) to 1.5 s apart, in noise `snr` dB below: the texts and the true borders in seconds."
     rows, rng = list(csv.DictReader((DEMO/"demo.csv").open(encoding="utf-8")))[:n], np.random.default_rng(seed)
     parts, limits, at = [], [], 0
     for r in rows:
         x = librosa.effects.trim(read_audio(DEMO/r["wav_filename"]), top_db=35, frame_length=480, hop_length=120)[0]
-        gap = np.zeros(int(rng.uniform(0.4, 1.5)*24_000), np.float32)
+        gap = np.zeros(int(rng.uniform(gap_from, 1.5)*24_000), np.float32)
         parts += [gap, x]; limits.append(((at + len(gap))/24_000, (at + len(gap) + len(x))/24_000)); at += len(gap) + len(x)
     x = np.concatenate([*parts, np.zeros(12_000, np.float32)])
     loud = np.sqrt(np.mean(np.concatenate(parts[1::2])**2))
@@ -317,6 +317,22 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
     print(f"air around the words: {1000*off.min():.0f} to {1000*off.max():.0f} ms")
     assert (off > 0).all() and (off < 0.25).all(), off
     assert [s["speaker_name"] for s in samples] == ["in"]*len(samples)
+
+
+def test_a_long_recording_is_cut_at_its_longest_pauses_if_they_fit_its_sentences(tmp_path):
+    "Each clip is one sentence, whole; a transcript that lacks a sentence, has one twice, or is another's is refused."
+    texts, limits = recording(tmp_path, gap_from=0.9)
+    spans = speech(*levels_of(tmp_path/"talk.wav"))
+    ended = [x if x[-1] in ".!?" else x + "." for x in texts]
+    cues = by_pauses(" ".join(ended), spans)
+    assert [c.text for c in cues] == ended
+    assert all(abs(c.start - a) < 0.15 and abs(c.end - b) < 0.15 for c, (a, b) in zip(cues, limits))
+    for i in range(len(ended)):
+        for wrong in (ended[:i] + ended[i + 1:], ended[:i] + ended[i:i + 1]*2 + ended[i + 1:]):
+            with pytest.raises(ValueError): by_pauses(" ".join(wrong), spans)
+    (tmp_path/"talk.txt").write_text(" ".join(ended))
+    samples, rejected = run(tmp_path, tmp_path/"out", longest=10)[:2]
+    assert len(samples) == len(texts) and not len(rejected)
 
 
 def test_a_long_recording_without_times_is_refused_with_a_way_out(tmp_path):
