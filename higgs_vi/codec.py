@@ -8,7 +8,7 @@ __all__ = ['DEMO', 'tiny_codec_config', 'pad_to_frames', 'fill_codebooks', 'tiny
            'codec_weights_from_boson', 'codec_config_from_boson', 'no_bars', 'load_codec']
 
 # %% ../nbs/12_codec.ipynb #44724f9d
-import hashlib, json, pickle, re, sys
+import hashlib, json, os, pickle, re, sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from transformers.utils import logging as hf_logging
 from .audio import atomic, read_audio
 
 DEMO = Path(str(files("higgs_vi")))/"assets"/"demo"  # the clips that travel with the package
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")    # a CPU's convolutions keep a workspace for each of 1,024 shapes else
 
 # %% ../nbs/12_codec.ipynb #716e3422
 def tiny_codec_config() -> HiggsAudioV2TokenizerConfig:
