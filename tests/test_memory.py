@@ -1,5 +1,5 @@
 """The forecast of 03_memory against what the training code really keeps: counted on tensors without memory, and by the compiler."""
-import weakref
+import os, subprocess, sys, weakref
 from unittest import mock
 
 import pytest
@@ -138,3 +138,13 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
                    if t.dim() and t.shape[0] in (n, sound, n - sound, 2) and t.data_ptr() != args[3][0].data_ptr())
         print(f"said {said/n:.0f}, kept {real/n:.0f} bytes a position")
         assert abs(said/real - 1) < 0.03
+
+
+@pytest.mark.parametrize("users, told", [({}, "expandable_segments:True"), ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+                                         ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native")])
+def test_the_allocator_is_set_by_the_library(users, told):
+    "Who imports the package gets segments that grow, unless the user asked for something."
+    env = {k: v for k, v in os.environ.items() if not k.endswith("ALLOC_CONF")} | users
+    out = subprocess.run([sys.executable, "-c", "import higgs_vi, torch; print(torch._C._accelerator_getAllocatorSettings())"], env=env,
+                         capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == told
