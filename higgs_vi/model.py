@@ -277,21 +277,21 @@ def save_checkpoint(folder: str | Path, parts: Checkpoint):
         build_processor(parts.tokenizer, parts.codec).save_pretrained(tmp)
 
 # %% ../nbs/15_model.ipynb #856e1111
-def nano_config(tokenizer, hidden: int = 128, layers: int = 2) -> HiggsAudioV2Config:
-    "The released architecture at `hidden` width, with the ids of `tokenizer`."
+def nano_config(tokenizer, hidden: int = 128, layers: int = 2, feedforward: int = 0) -> HiggsAudioV2Config:
+    "The released architecture at `hidden` width, with the ids of `tokenizer`; `feedforward` units a branch, twice the width by default."
     return HiggsAudioV2Config(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2*hidden, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=hidden//4, codebook_size=1026, num_codebooks=8, audio_stream_bos_id=1024,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=feedforward or 2*hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=hidden//4, codebook_size=1026, num_codebooks=8, audio_stream_bos_id=1024,
         audio_stream_eos_id=1025, pad_token_id=tokenizer.pad_token_id,
         **stop_ids(tokenizer), audio_token_id=token_id(tokenizer, AUDIO_TOKEN), audio_bos_token_id=token_id(tokenizer, AUDIO_BOS),
         audio_delay_token_id=token_id(tokenizer, DELAY_TOKEN))
 
 # %% ../nbs/15_model.ipynb #dc32aa8f
-def untrained(tokenizer, codec, hidden: int, layers: int, seed: int = 0) -> Checkpoint:
+def untrained(tokenizer, codec, hidden: int, layers: int, seed: int = 0, feedforward: int = 0) -> Checkpoint:
     "A random language model of `nano_config` with this tokenizer and codec."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = route(HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden, layers)).eval())
+        model = route(HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden, layers, feedforward)).eval())
     model.generation_config = generation_settings(model.config)
     return Checkpoint(model, tokenizer, codec)
 

