@@ -50,12 +50,14 @@ def parse_cues(text: str, name: str) -> list[Cue]:
     return sorted(out, key=lambda c: c.start)
 
 # %% ../nbs/29_cut.ipynb #a18efb08
+_END = r"[.!?…][\"'”’)\]]*"      # of a sentence, with what closes behind it
+
 def sentences(cues: list[Cue], longest: float, pause: float = 1.0) -> list[Cue]:
     "`cues` merged into sentences of at most `longest` seconds; a single longer cue stays as it is."
     out = []
     for c in cues:
         last = out[-1] if out else None
-        ended = last is None or re.search(r"[.!?…][\"'”’)\]]*$", last.text) or c.start - last.end > pause
+        ended = last is None or re.search(_END + "$", last.text) or c.start - last.end > pause
         if ended or c.speaker != last.speaker or c.end - last.start > longest: out.append(replace(c))
         else: last.end, last.text = max(last.end, c.end), f"{last.text} {c.text}"
     return out
@@ -97,7 +99,7 @@ def fit(cues: list[Cue], spans: list[tuple[float, float]], total: float, reach: 
 # %% ../nbs/29_cut.ipynb #83f3efa4
 def by_pauses(text: str, spans: list[tuple[float, float]], clearly: float = 1.25) -> list[Cue]:
     "The sentences of `text`, cut at the longest pauses between `spans`; `ValueError` with what speaks against it."
-    said = [x for x in re.split(r"(?<=[.!?…])[\"'”’)\]]*\s+", text.strip()) if x]
+    said = re.findall(rf"\S.*?(?:{_END}(?=\s)|\Z)", text.strip(), re.S)
     gaps = np.array([b - a for (_, a), (b, _) in zip(spans, spans[1:])])
     if len(said) < 2 or len(gaps) < len(said) - 1: raise ValueError(f"{len(said)} sentence(s) with an end mark, {len(gaps)} pause(s)")
     order = np.argsort(-gaps, kind="stable")
