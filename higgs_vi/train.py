@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'FREE', 'DTYPES', 'TrainSettings', 'with_preset', 'memory_settings', 'for_gpu', 'open_folder', 'load_rows',
-           'read_rows', 'wholly_fp32', 'load_parts', 'Run', 'Stopped', 'build_model', 'find_device', 'start', 'take_up',
-           'plan_key', 'open_logs', 'validate', 'autocast', 'speak', 'keep_samples', 'load_step', 'one_step', 'train',
+           'wholly_fp32', 'load_parts', 'Run', 'Stopped', 'build_model', 'find_device', 'start', 'take_up', 'plan_key',
+           'open_logs', 'validate', 'autocast', 'speak', 'keep_samples', 'load_step', 'one_step', 'train',
            'catch_sigterm', 'agree', 'log_step', 'keep_row', 'judge', 'save_run', 'finish', 'samples_once', 'execute',
            'tiny_run', 'main']
 
@@ -121,6 +121,8 @@ def memory_settings(cfg: TrainSettings) -> MemorySettings:
 
 def for_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
     "`cfg` with the fastest plan for its GPU that leaves what is `given`; `ValueError` if nothing fits, or there is no GPU to ask."
+    if cfg.adapter == "dora" or "precision" in given and cfg.precision == "fp32":
+        raise ValueError("gpu plans neither for dora nor for fp32: leave gpu empty; give checkpointing and budget")
     room = free_memory() if cfg.gpu == "auto" else float(cfg.gpu)
     if room is None: raise ValueError("gpu is auto, and there is no GPU to ask: give its GiB, or leave the parameter empty")
     plan = fitting(memory_settings(cfg), room, given)
@@ -153,10 +155,6 @@ def load_rows(cfg: TrainSettings) -> list[dict]:
     "The rows of the Higgs folder; the demo clips are prepared if that was not done."
     folder = cfg.data or "data/demo"
     if not cfg.data and not (project_root()/folder/"metadata.json").is_file(): prepare(DataSettings(out=folder))
-    return read_rows(folder)
-
-def read_rows(folder: str) -> list[dict]:
-    "The rows of a Higgs folder below the project root."
     return read_higgs(project_root()/folder).to_dict("records")
 
 def wholly_fp32(cfg: TrainSettings) -> bool:
@@ -227,7 +225,7 @@ def start(cfg: TrainSettings) -> Run:
         if accelerator.is_main_process: open_folder(cfg)
         parts = load_parts(cfg, accelerator)
         data = split(cfg, *build_examples(cfg, parts, load_rows(cfg), folder))
-        if cfg.replay: data = with_replay(data, build_examples(cfg, parts, read_rows(cfg.replay), folder/"replay")[0])
+        if cfg.replay: data = with_replay(data, build_examples(cfg, parts, load_rows(replace(cfg, data=cfg.replay)), folder/"replay")[0])
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, parts)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], cfg.optimizer, cfg.rate, cfg.decay)

@@ -26,8 +26,8 @@ def parts():
 @pytest.fixture(scope="session")
 def clips(parts):
     "Four demo clips of different lengths: (prompt, codes)."
-    rows = {"bac_nam_000": "Xin chào các bạn.", "bac_nu_001": "Hôm nay trời đẹp quá!",
-            "trung_nu_002": "Bạn ăn cơm chưa?", "nam_nam_003": "Tôi tên là Lan."}
+    rows = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!",
+            "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
     codes = encode(parts.codec, [read_audio(DEMO/f"clips/{name}.ogg") for name in rows])
     return [(Prompt(text), c) for text, c in zip(rows.values(), codes)]
 

@@ -19,6 +19,7 @@ from higgs_vi.codec import DEMO
 from higgs_vi.cut import by_pauses, levels_of, parse_cues, speech
 from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
 
+CLEAN = Path(__file__).parent/"voices"
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
 
 
@@ -213,9 +214,9 @@ FAULTS = {
     "foreign": lambda out, name: (out/f"{name}.txt").write_text("This is not Vietnamese at all, is it."),
     "pace": lambda out, name: (sound(voice())(out, name), spoil(out, name, "duration", 1.3),
                                (out/f"{name}.txt").write_text("Chào cả nhà. "*30)),
-    "same sound": lambda out, name: shutil.copy(out/"bac_nam_000000.wav", out/f"{name}.wav"),
-    "same text": lambda out, name: shutil.copy(out/"bac_nam_000000.txt", out/f"{name}.txt"),
-    "same id": lambda out, name: spoil(out, name, "id", "bac_nam_000000"),
+    "same sound": lambda out, name: shutil.copy(out/"minh_000000.wav", out/f"{name}.wav"),
+    "same text": lambda out, name: shutil.copy(out/"minh_000000.txt", out/f"{name}.txt"),
+    "same id": lambda out, name: spoil(out, name, "id", "minh_000000"),
     "metadata": lambda out, name: spoil(out, name, "speaker_id", "ai_do"),
     "unlisted": lambda out, name: shutil.copy(out/f"{name}.wav", out/"stray.wav"),
 }
@@ -231,14 +232,14 @@ def sound_folder(tmp_path_factory):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_and_named(sound_folder, tmp_path, capsys, fault):
     "A good folder passes; each fault planted in it is found at its clip, and what is broken ends the command with an error."
-    out, name = tmp_path/"demo", "bac_nam_000001"
+    out, name = tmp_path/"demo", "minh_000001"
     shutil.copytree(sound_folder, out)
     assert check(CheckSettings(data=str(out)))[1].empty
     FAULTS[fault](out, name)
     faults = check(CheckSettings(data=str(out)))[1]
     kind = next(k for k in BROKEN + ODD if fault.startswith(k))
     hit = faults[faults["fault"] == kind]
-    assert len(hit) == 1 and (hit["clip"].iloc[0] in (name, "bac_nam_000000") or kind in ("metadata", "unlisted")) and hit["what"].iloc[0]
+    assert len(hit) == 1 and (hit["clip"].iloc[0] in (name, "minh_000000") or kind in ("metadata", "unlisted")) and hit["what"].iloc[0]
     if (kind in ODD) and not faults["broken"].any():
         check_command([str(out)]); assert "nothing broken" in capsys.readouterr().out
     if kind in BROKEN: assert hit["broken"].all()
@@ -256,7 +257,7 @@ def test_a_folder_that_cannot_be_checked(tmp_path, sound_folder):
 @pytest.mark.slow
 def test_a_broken_folder_stops_papermill(sound_folder, tmp_path):
     shutil.copytree(sound_folder, tmp_path/"demo")
-    (tmp_path/"demo/bac_nam_000001.wav").unlink()
+    (tmp_path/"demo/minh_000001.wav").unlink()
     out = subprocess.run([sys.executable, "-m", "papermill", "nbs/08_check.ipynb", str(tmp_path/"out.ipynb"), "-p", "data",
                           str(tmp_path/"demo")], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert out.returncode != 0 and "is broken in 1 place" in out.stderr
@@ -264,10 +265,10 @@ def test_a_broken_folder_stops_papermill(sound_folder, tmp_path):
 
 def recording(folder, n=14, snr=30, seed=0, gap_from=0.4):
     "A long recording of demo clips, trimmed, 0.4 (`gap_from`) to 1.5 s apart, in noise `snr` dB below: the texts and the true borders in seconds."
-    rows, rng = list(csv.DictReader((DEMO/"demo.csv").open(encoding="utf-8")))[:n], np.random.default_rng(seed)
+    rows, rng = list(csv.DictReader((CLEAN/"demo.csv").open(encoding="utf-8")))[:n], np.random.default_rng(seed)
     parts, limits, at = [], [], 0
     for r in rows:
-        x = librosa.effects.trim(read_audio(DEMO/r["wav_filename"]), top_db=35, frame_length=480, hop_length=120)[0]
+        x = librosa.effects.trim(read_audio(CLEAN/r["wav_filename"]), top_db=35, frame_length=480, hop_length=120)[0]
         gap = np.zeros(int(rng.uniform(gap_from, 1.5)*24_000), np.float32)
         parts += [gap, x]; limits.append(((at + len(gap))/24_000, (at + len(gap) + len(x))/24_000)); at += len(gap) + len(x)
     x = np.concatenate([*parts, np.zeros(12_000, np.float32)])

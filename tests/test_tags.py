@@ -8,7 +8,6 @@ import pytest
 
 from higgs_vi.audio import read_audio, write_wav
 from higgs_vi.batch import prompt_from_row
-from higgs_vi.codec import DEMO
 from higgs_vi.data import DataSettings, prepare, read_higgs
 from higgs_vi.prompt import render
 from higgs_vi.sound import add_noise, add_room, f0, measure, scene_of, telephone
@@ -17,7 +16,7 @@ from higgs_vi.tone import EMOTIONS, emotion_of, keyword_emotion, vote
 
 ROWS = list(csv.DictReader(open(Path(__file__).with_name("emotions.csv"), encoding="utf-8")))
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
-VOICES = [f"{DEMO}/clips/{n}.ogg" for n in ("bac_nam_016", "bac_nu_017", "trung_nu_018", "nam_nam_019", "bac_nu_025", "trung_nu_026")]
+VOICES = [str(Path(__file__).parent/f"voices/clips/{n}.ogg") for n in ("minh_016", "ngan_017", "thu_018", "son_019", "ngan_025", "thu_026")]
 
 
 @pytest.fixture(scope="module")
