@@ -21,6 +21,7 @@ _VOWELS = "aăâeêioôơuưy"
 _SYLLABLE = re.compile(rf"(ngh|ng|nh|ch|gh|gi(?=[{_VOWELS}])|kh|ph|qu(?=[{_VOWELS}])|th|tr|[bcdđghklmnprstvx])?"
                        rf"([{_VOWELS}]{{1,3}})(ng|nh|ch|[cmnpt])?")
 
+@lru_cache(65536)     # words come again and again
 def split_tone(word: str) -> tuple[str, str]:
     "`word` without its tone marks, and the marks as combining characters: 'Hoà' -> ('Hoa', '\u0300')."
     letters = unicodedata.normalize("NFD", word)
@@ -64,6 +65,7 @@ def words(text: str) -> list[str]:
 _RHYME = re.compile(r"(?:[aăâeêioôơuư]|ia|iê|oa|oă|oe|oo|ua|uâ|uê|uô|uơ|uy|uyê|uya|ưa|ươ|yê|y)(?:ng|nh|ch|[cmnpt])"
                     r"|[aeêioôơuưy]|[aâ][iouy]|[eê][ou]|i[au]|iêu|[oôơ]i|o[ae]|oa[ioy]|oe[ou]?|uây|u[aêiơy]|uôi|uy[au]|ư[aiu]|ươ[iu]|yêu")
 
+@lru_cache(65536)
 def is_syllable(word: str) -> bool:
     "True if `word` is spelled as a Vietnamese syllable, whether it has a meaning or not."
     bare, tone = split_tone(word.lower())
