@@ -264,7 +264,7 @@ def test_a_broken_folder_stops_papermill(sound_folder, tmp_path):
 
 
 def recording(folder, n=14, snr=30, seed=0, gap_from=0.4):
-    "A long recording of demo clips, trimmed, 0.4 (`gap_from`) to 1.5 s apart, in noise `snr` dB below: the texts and the true borders in seconds."
+    "A long recording of clean clips, trimmed, 0.4 (`gap_from`) to 1.5 s apart, in noise `snr` dB below: the texts and the true borders in seconds."
     rows, rng = list(csv.DictReader((CLEAN/"demo.csv").open(encoding="utf-8")))[:n], np.random.default_rng(seed)
     parts, limits, at = [], [], 0
     for r in rows:
