@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'tiny_codec_config', 'pad_to_frames', 'fill_codebooks', 'tiny_codec', 'padded_size', 'few_shapes',
-           'each_alone', 'encode', 'decode', 'delay', 'undelay', 'codec_key', 'clip_key', 'CodeCache', 'encode_files',
-           'codec_weights_from_boson', 'codec_config_from_boson', 'no_bars', 'load_codec']
+           'each_alone', 'full_precision', 'encode', 'decode', 'delay', 'undelay', 'codec_key', 'clip_key', 'CodeCache',
+           'encode_files', 'codec_weights_from_boson', 'codec_config_from_boson', 'no_bars', 'load_codec']
 
 # %% ../nbs/12_codec.ipynb #44724f9d
 import hashlib, json, os, pickle, re, sys
@@ -46,7 +46,7 @@ def _embeddings(codec, waves: list[np.ndarray]) -> torch.Tensor:
     seen = []
     hook = codec.fc.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
     try:
-        for x in waves: codec.encode(torch.from_numpy(pad_to_frames(x, codec.config.hop_length))[None, None])
+        for x in waves: codec.encode(torch.from_numpy(pad_to_frames(x, codec.config.hop_length))[None, None].to(codec.device))
     finally: hook.remove()
     return torch.cat(seen)
 
@@ -61,11 +61,11 @@ def fill_codebooks(codec, waves: list[np.ndarray], seed: int = 0):
     codec.fc.weight.copy_(torch.diag(scale)); codec.fc.bias.copy_(-x.mean(0)*scale)
     residual = codec.fc(x)
     for q in codec.quantizer.quantizers:
-        torch.nn.init.orthogonal_(q.project_in.weight, generator=rng)
+        q.project_in.weight.copy_(torch.nn.init.orthogonal_(torch.empty(q.project_in.weight.shape), generator=rng))
         q.project_out.weight.copy_(q.project_in.weight.T)
         q.project_in.bias.zero_(); q.project_out.bias.zero_()
         z = q.project_in(residual)
-        q.codebook.embed.copy_(z[torch.randperm(len(z), generator=rng)[:len(q.codebook.embed)]])
+        q.codebook.embed.copy_(z[torch.randperm(len(z), generator=rng)[:len(q.codebook.embed)].to(z.device)])
         q.codebook.embed_avg.copy_(q.codebook.embed)
         residual = residual - q.project_out(q.codebook.decode(q.codebook.encode(z)))
 
@@ -134,6 +134,15 @@ def each_alone(codec, frames: list[int], size: int):
         for h in hooks: h.remove()
 
 # %% ../nbs/12_codec.ipynb #cdbc85e7
+@contextmanager
+def full_precision():
+    "Within, products of fp32 keep its 24 bits: TF32's 11, PyTorch's default for convolutions on a GPU, turn codes that are nearly tied."
+    matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest"); torch.backends.cudnn.allow_tf32 = False
+    try: yield
+    finally: torch.set_float32_matmul_precision(matmul); torch.backends.cudnn.allow_tf32 = conv
+
+# %% ../nbs/12_codec.ipynb #e01c732d
 @torch.inference_mode()
 def encode(codec, waves: list[np.ndarray], seconds: float | None = None) -> list[np.ndarray]:
     """The codes of `waves` (float32 mono at the codec's rate, any lengths): int16 `(K, T)` each, T = ceil(samples/960).
@@ -149,7 +158,8 @@ def encode(codec, waves: list[np.ndarray], seconds: float | None = None) -> list
     frames = [-(-len(x)//hop) for x in waves]
     for part, size in few_shapes(frames, int(seconds*codec.config.sample_rate/hop)):
         x = torch.from_numpy(np.stack([np.pad(waves[i], (0, size*hop - len(waves[i]))) for i in part]))[:, None]    # (B, 1, samples)
-        with each_alone(codec, own := [frames[i] for i in part], size): codes = codec.encode(x.to(codec.device, codec.dtype)).audio_codes
+        with full_precision(), each_alone(codec, own := [frames[i] for i in part], size):
+            codes = codec.encode(x.to(codec.device, codec.dtype)).audio_codes
         for i, c, n in zip(part, codes.cpu().numpy().astype(np.int16), own): out[i] = c[:, :n]
     return out
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import DacConfig, HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel, HubertConfig
 
 from higgs_vi import codec as module
 from higgs_vi.audio import read_audio
-from higgs_vi.codec import DEMO, _embeddings, encode, few_shapes, load_codec
+from higgs_vi.codec import DEMO, _embeddings, encode, few_shapes, fill_codebooks, load_codec
 from higgs_vi.run import NANO
 
 SHARED = Path(__file__).parents[1]/"../shared/data/cv_vi"
@@ -32,7 +33,8 @@ def waves():
 def alone(codec, waves):
     "The codes of HF's own `encode`, clip by clip, padded to whole frames."
     with torch.inference_mode():
-        return [codec.encode(torch.from_numpy(module.pad_to_frames(x, 960))[None, None]).audio_codes[0].numpy() for x in waves]
+        return [codec.encode(torch.from_numpy(module.pad_to_frames(x, 960))[None, None].to(codec.device)).audio_codes[0].cpu().numpy()
+                for x in waves]
 
 
 def share(codes, others): return np.mean(np.concatenate([(a == b).ravel() for a, b in zip(codes, others)]))
@@ -48,7 +50,7 @@ def gaps(codec, wave, mine, true):
             a, b = ((z[t] - q.codebook.embed[int(c[k, t])]).norm().item() for c in (mine, true))
             found.append(a/b - 1)
         equal &= mine[k] == true[k]
-        residual = residual - q.project_out(q.codebook.decode(torch.from_numpy(true[k].astype(np.int64))))
+        residual = residual - q.project_out(q.codebook.decode(torch.from_numpy(true[k].astype(np.int64)).to(codec.device)))
     return found
 
 
@@ -66,6 +68,39 @@ def test_padding_keeps_the_codes(codec, waves):
     assert any(len({frames[i] for i in b}) > 1 for b, _ in shapes) and any(len(b) == 1 and size > frames[b[0]] for b, size in shapes)
     check(codec, waves, encode(codec, waves))
     check(codec, waves[::-1], encode(codec, waves[::-1], seconds=3))
+
+
+def test_products_are_not_rounded_to_tf32(codec, waves, monkeypatch):
+    "Whatever the caller allows: TF32 changes some 2 % of the nano's codes. Afterwards it is allowed again."
+    seen, own = [], codec.encode
+    def spy(x):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return own(x)
+    monkeypatch.setattr(codec, "encode", spy)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        encode(codec, waves[:2])
+        assert set(seen) == {("highest", False)} and (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally: torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("size", ["nano", "released"])
+def test_padding_keeps_the_codes_on_a_gpu(waves, size):
+    if size == "nano": codec = load_codec(NANO/"codec", "cuda")
+    else:
+        ratios = [8, 5, 4, 2, 3]
+        dac = DacConfig(encoder_hidden_size=64, decoder_hidden_size=1024, hidden_size=256, downsampling_ratios=ratios, upsampling_ratios=ratios)
+        torch.manual_seed(0)
+        codec = HiggsAudioV2TokenizerModel(HiggsAudioV2TokenizerConfig(
+            acoustic_model_config=dac, semantic_model_config=HubertConfig(mask_time_prob=0.0), target_bandwidths=[0.5, 1, 1.5, 2])).cuda().eval()
+        fill_codebooks(codec, [read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))[:40]])
+    sound = np.concatenate([read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))])
+    rng = np.random.default_rng(0)
+    more = [sound[(at := rng.integers(0, len(sound) - n)):][:n] for n in (24_000*rng.lognormal(1.2, 0.55, 100).clip(0.8, 15)).astype(int)]
+    with module.full_precision(): check(codec, waves + more, encode(codec, waves + more))
 
 
 @pytest.mark.parametrize("left_out", ["_clear", "_norm", "attention"])
