@@ -26,6 +26,7 @@ def _librosa():
         noise = np.random.default_rng(0).normal(0, 0.1, 8192).astype(np.float32)
         librosa.pyin(noise, fmin=60, fmax=450, sr=SAMPLE_RATE, frame_length=2048, hop_length=480)
         librosa.power_to_db(librosa.feature.melspectrogram(y=noise, sr=SAMPLE_RATE, n_fft=1024, hop_length=240))
+        librosa.effects.pitch_shift(noise, sr=SAMPLE_RATE, n_steps=1)
     return librosa
 
 # %% ../nbs/19_show.ipynb #ef7a3555
