@@ -357,7 +357,7 @@ def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch
 @pytest.fixture(scope="module")
 def by_heart(place):
     "An adapter that knows four clips by heart."
-    return execute(settings(place, place/"heart", data=str(place/"four"), steps=160, epochs=400, rate=4e-3, dropout=0.0, validation=0.0, evaluate=1000, save=1000,
+    return execute(settings(place, place/"heart", data=str(place/"four"), steps=220, epochs=400, rate=4e-3, dropout=0.0, validation=0.0, evaluate=1000, save=1000,
                             targets=["attention", "text_ffn", "audio_ffn"], budget=2048, report=40))
 
 
