@@ -88,9 +88,10 @@ def hidden_states(model, batch: dict) -> torch.Tensor:
     audio, words = core.embed_audio_tokens(batch["columns"]), core.embed_tokens
     text = words(batch["text_ids"].to(words.weight.device, non_blocking=True)).to(audio.device, non_blocking=True)
     turn = tuple(t[0] for t in core.rotary_emb(text, (batch["place"] % batch["shape"][1])[None]))
+    where = {k: batch[k] for k in ("order", "place", "shape")}      # no names: compiled layers ask how many
     with nullcontext() if audio.dtype == torch.float32 else torch.autocast(audio.device.type, audio.dtype):
         for i, layer in enumerate(core.layers):
-            args = layer, text, audio, turn, batch
+            args = layer, text, audio, turn, where
             text, audio = checkpoint(way, *args, use_reentrant=False) if every and i % every == 0 else way(*args)
     at = batch["order"][batch["predict_at"]]
     if "text_from" in batch: at = torch.cat([at, batch["text_from"]])
