@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 from transformers import HiggsAudioV2ForConditionalGeneration
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
@@ -312,18 +311,15 @@ def test_compiled_layers_are_the_layers(parts, monkeypatch):
         assert all(torch.allclose(g, grads[n], rtol=1e-4, atol=1e-6) for n, g in seen[False, 0].items()) and len(grads) > 8
 
 
-def test_a_layer_is_compiled_for_few_kinds_of_batches(parts, monkeypatch):
-    "For the first layer, whose input asks for no gradients, and those behind it; not for every number of clips."
+def test_a_compiled_layer_is_given_no_names(parts, monkeypatch):
+    "PyTorch 2.11 compiles anew for every length of a list: after eight batches with other numbers of clips it gave up."
     from higgs_vi import step
-    counter, real = CompileCounterWithBackend("aot_eager"), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, backend=counter, **how))
-    step._compiled.cache_clear(); torch.compiler.reset()
-    model = add_lora(copy.deepcopy(parts.model), lora_config(rank=2, targets=["attention"], dropout=0.0)).train()
-    base_of(model).model.compiled, base_of(model).model.gradient_checkpointing = True, 0
-    examples = mixed_examples(parts.tokenizer)
-    for n in range(2, 7): audio_loss(model, collate((examples*2)[:n], parts.tokenizer)).total.backward()
-    step._compiled.cache_clear()
-    assert counter.frame_count <= 3
+    given = []
+    monkeypatch.setattr(step, "_compiled", lambda: lambda *args: given.append(args[-1]) or step._layer(*args))
+    model = copy.deepcopy(parts.model)
+    base_of(model).model.compiled = True
+    audio_loss(model, collate(mixed_examples(parts.tokenizer), parts.tokenizer))
+    assert given and all(type(v) in (torch.Tensor, tuple) for where in given for v in where.values())
 
 
 @pytest.mark.parametrize("fault", ["other network", "other place", "other company"])
