@@ -92,6 +92,9 @@ def peak_of_a_step(cfg):
         for p in trained*(cfg.accumulation > 1): p.grad = torch.empty_like(p)
         elsewhere = core.embed_tokens.weight.untyped_storage().nbytes() if cfg.mode == "qlora" else 0      # in the host's memory
         step.audio_loss(model, batch_of(cfg.budget)).total.backward()
+        if cfg.optimizer == "rounded8bit":      # torchao's update, compiled: both moments of a weight in fp32 (exps/speed.ipynb)
+            update = torch.empty(2, max(p.numel() for p in trained))
+            del update
         del state
     return (live.peak - elsewhere)/GIB
 
