@@ -171,12 +171,12 @@ def forecast(cfg: MemorySettings) -> dict[str, float]:
     back = redone + 2*2*cfg.budget*config.intermediate_size + unpacked      # and gradients on their way through it
     stays = (n - again)*layer + again*entry
     parts |= dict(activations=(stays + back*(back >= logits))/GIB, logits=logits*(logits > back)/GIB, workspace=SPARE)
+    # the update: the largest weight's moments in fp32
+    update = 8*max(counts(cfg)[0]["text embedding"], config.hidden_size*config.intermediate_size)*(cfg.optimizer == "rounded8bit")/GIB
+    after = parts | dict(activations=0.0, logits=0.0, workspace=SPARE + update)
     if cfg.accumulation == 1:
         later = parts["gradients"] > parts["activations"] + parts["logits"]
         parts |= dict(activations=4*cfg.budget*config.intermediate_size/GIB, logits=0.0) if later else dict(gradients=0.0)
-    # the update: the largest weight's moments in fp32
-    update = 8*max(counts(cfg)[0]["text embedding"], config.hidden_size*config.intermediate_size)*(cfg.optimizer == "rounded8bit")/GIB
-    after = parts | dict(gradients=held(cfg)["gradients"], activations=0.0, logits=0.0, workspace=SPARE + update)
     parts = max(parts, after, key=lambda stage: sum(stage.values()))
     return parts | dict(total=sum(parts.values()))
 
