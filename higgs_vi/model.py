@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_config_from_boson', 'stop_ids',
-           'generation_settings', 'load_model', 'load_tokenizer', 'need_bitsandbytes', 'nf4', 'HostEmbedding',
+           'generation_settings', 'load_model', 'load_tokenizer', 'need_bitsandbytes', 'nf4', 'HostEmbedding', 'places',
            'keep_text_on_host', 'base_of', 'routes', 'RoutedLayer', 'route', 'find_codec', 'build_processor',
            'check_parts', 'Checkpoint', 'load_checkpoint', 'load_processor', 'save_checkpoint', 'nano_config',
            'untrained', 'nano', 'write_nano', 'lora_config', 'add_lora', 'for_full_training']
 
 # %% ../nbs/15_model.ipynb #51848ff9
 import logging
+logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)    # that a text embedding waits on the host, where it shall be
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)     # PEFT imports it; it asks CPUs for a kernel of its own
 import json, re, warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 import torch
+from accelerate.hooks import remove_hook_from_module
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -109,7 +111,7 @@ def _read_model(source, dtype, device, text_head: bool, quantised: bool):
     if kind != "higgs_audio_v2":
         raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
                          "(higgs_audio_v2, or Boson's higgs_audio)")
-    more = dict(quantization_config=nf4(dtype), device_map={"": device}) if quantised else {}
+    more = dict(quantization_config=nf4(dtype, device), device_map=places(device, text_head)) if quantised else {}
     return HiggsAudioV2ForConditionalGeneration.from_pretrained(source, dtype=dtype, use_text_head=text_head, use_safetensors=True,
                                                                 output_loading_info=True, **more)
 
@@ -153,11 +155,12 @@ def need_bitsandbytes(what: str, instead: str):
     if not find_spec("bitsandbytes"):
         raise ValueError(f"{what} needs the package bitsandbytes: pip install 'higgs-vi[quant]', or {instead}")
 
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    "Settings for a base in 4 bits that computes in `dtype`; `ValueError` without bitsandbytes."
+def nf4(dtype: torch.dtype, device: str | torch.device = "cpu") -> BitsAndBytesConfig:
+    "Settings for a base in 4 bits on `device` that computes in `dtype`; `ValueError` without bitsandbytes."
     need_bitsandbytes("a base in 4 bits", "train with mode lora")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-                              llm_int8_skip_modules=["audio_lm_head", "text_lm_head"])
+                              llm_int8_skip_modules=["audio_lm_head", "text_lm_head"],
+                              llm_int8_enable_fp32_cpu_offload=torch.device(device).type != "cpu")
 
 # %% ../nbs/15_model.ipynb #4b2d10d0
 class HostEmbedding(torch.nn.Embedding):
@@ -166,11 +169,27 @@ class HostEmbedding(torch.nn.Embedding):
         "`(…,)` to `(…, H)`."
         return super().forward(ids.to(self.weight.device)).to(ids.device)
 
+def places(device: str | torch.device, text_head: bool) -> dict:
+    """HF's `device_map` of a base in 4 bits whose text embedding never passes through the GPU. Named part by part: accelerate
+    would take all of what "" names there first.
+    """
+    if torch.device(device).type == "cpu": return {"": device}
+    parts = ["model.layers", "model.norm", "model.rotary_emb", "model.embed_audio_tokens", "audio_lm_head"] + ["text_lm_head"]*text_head
+    return {"model.embed_tokens": "cpu"} | dict.fromkeys(parts, device)
+
 def keep_text_on_host(model):
-    "Freeze the text embedding of `model` and move it to the host, in place."
+    """Freeze the text embedding of `model`, which is on the host or goes there, in place. It becomes a buffer of the same name,
+    since HF's `generate` works where a model's first parameter is. What accelerate has hung on a model in two places is taken
+    off: `HostEmbedding` does its work, and PEFT would dispatch the model anew.
+    """
+    remove_hook_from_module(model, recurse=True)
     words = model.model.embed_tokens
-    words.to("cpu").requires_grad_(False)
+    vars(words).pop("forward", None)        # the plain one, left by the hook, would hide HostEmbedding's
+    table = words.weight.detach().to("cpu")
+    del words.weight
+    words.register_buffer("weight", table)
     words.__class__ = HostEmbedding
+    model.hf_device_map = {"": model.device}
 
 # %% ../nbs/15_model.ipynb #c2a5fbf7
 def base_of(model):

@@ -10,6 +10,7 @@ __all__ = ['NANO', 'fingerprint', 'same_base', 'save_adapter', 'load_weights', '
 import json, re, shutil
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
@@ -28,7 +29,7 @@ _SAMPLED = re.compile(r"(embed_tokens|embed_audio_tokens|audio_lm_head|layers\.\
 def fingerprint(model) -> dict[str, list[int]]:
     "64 values of each of the base's main matrices, as the bits of their bf16 roundings; a 4-bit matrix has none."
     seen = {}
-    for name, w in base_of(model).named_parameters():
+    for name, w in chain(base_of(model).named_parameters(), base_of(model).named_buffers()):    # a text embedding on the host is one
         if "lora_" in name or "modules_to_save" in name: continue
         name = name.replace(".base_layer", "").replace(".original_module", "")
         if _SAMPLED.search(name) and w.is_floating_point() and w.dim() == 2:

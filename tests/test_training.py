@@ -13,12 +13,12 @@ from higgs_vi.audio import read_audio, write_text, write_wav
 from higgs_vi.batch import build_example, collate
 from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.generate import Sampling, make_prompt, say
+from higgs_vi.generate import Sampling, generate_columns, make_prompt, say
 from higgs_vi.memory import MemorySettings, fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
-from higgs_vi.model import add_lora, load_checkpoint, load_model, lora_config, save_checkpoint, write_nano
+from higgs_vi.model import add_lora, base_of, load_checkpoint, load_model, lora_config, save_checkpoint, write_nano
 from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
-from higgs_vi.run import NANO, checkpoints, load_adapter, read_metrics
+from higgs_vi.run import NANO, checkpoints, fingerprint, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
 from higgs_vi.step import OutOfMemory, build_optimizer, train_step
 from higgs_vi.train import TrainSettings, execute, finish, main as train_main, open_folder, start, train, with_preset
@@ -321,11 +321,25 @@ def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
     matrices = {n: w.dtype for n, w in run.model.named_parameters() if "base_layer" in n}
     assert len(matrices) >= 14 and set(matrices.values()) == {torch.uint8}      # attention and audio FFN of two layers
     assert {w.dtype for w in run.model.parameters() if w.requires_grad} == {torch.float32}
+    assert "model.embed_tokens.weight" in base_of(run.model).state_dict() and "embed_tokens" in str(fingerprint(run.model).keys())
+    assert not any("embed_tokens" in n for n, _ in run.model.named_parameters())      # on the host: `model.device` is the layers'
     whole = execute(settings(place, place/"beside", precision="fp32", steps=8, dropout=0.0))
     a, b = ([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"] for r in (run, whole))
     assert a[-1] < a[0] and 0 < abs(a[0] - b[0]) < 0.1 and abs(a[-1] - b[-1]) < 0.2
     d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged4")))      # onto the base as it was
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_loading_four_bits_keeps_the_text_embedding_off_the_gpu_and_speaks_there(place):
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    parts = load_checkpoint(place/"nano", dtype=torch.bfloat16, device="cuda", quantised=True)
+    words = parts.model.model.embed_tokens.weight
+    used = torch.cuda.memory_allocated() - before
+    assert words.device.type == "cpu" and parts.model.device.type == "cuda"
+    assert torch.cuda.max_memory_allocated() - before - used < words.nbytes
+    assert len(generate_columns(parts, make_prompt("Xin chào các bạn."), Sampling(seconds=1.0)))
 
 
 @pytest.mark.parametrize("adapter, optimizer, more", [("dora", "adamw8bit", {}), ("rslora", "paged8bit", dict(mode="qlora"))])
