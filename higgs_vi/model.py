@@ -111,7 +111,7 @@ def _read_model(source, dtype, device, text_head: bool, quantised: bool):
     if kind != "higgs_audio_v2":
         raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
                          "(higgs_audio_v2, or Boson's higgs_audio)")
-    more = dict(quantization_config=nf4(dtype, device), device_map=places(device, text_head)) if quantised else {}
+    more = nf4(dtype, device, text_head) if quantised else {}
     return HiggsAudioV2ForConditionalGeneration.from_pretrained(source, dtype=dtype, use_text_head=text_head, use_safetensors=True,
                                                                 output_loading_info=True, **more)
 
@@ -155,12 +155,14 @@ def need_bitsandbytes(what: str, instead: str):
     if not find_spec("bitsandbytes"):
         raise ValueError(f"{what} needs the package bitsandbytes: pip install 'higgs-vi[quant]', or {instead}")
 
-def nf4(dtype: torch.dtype, device: str | torch.device = "cpu") -> BitsAndBytesConfig:
-    "Settings for a base in 4 bits on `device` that computes in `dtype`; `ValueError` without bitsandbytes."
+def nf4(dtype: torch.dtype, device: str | torch.device, text_head: bool) -> dict:
+    "What HF's `from_pretrained` is told of a base in 4 bits on `device` that computes in `dtype`; `ValueError` without bitsandbytes."
     need_bitsandbytes("a base in 4 bits", "train with mode lora")
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-                              llm_int8_skip_modules=["audio_lm_head", "text_lm_head"],
-                              llm_int8_enable_fp32_cpu_offload=torch.device(device).type != "cpu")
+    where = places(device, text_head)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+                             llm_int8_skip_modules=["audio_lm_head", "text_lm_head"],
+                             llm_int8_enable_fp32_cpu_offload="model.embed_tokens" in where)
+    return dict(quantization_config=how, device_map=where)
 
 # %% ../nbs/15_model.ipynb #4b2d10d0
 class HostEmbedding(torch.nn.Embedding):
@@ -183,8 +185,8 @@ def keep_text_on_host(model):
     off: `HostEmbedding` does its work, and PEFT would dispatch the model anew.
     """
     remove_hook_from_module(model, recurse=True)
+    for m in model.modules(): vars(m).pop("forward", None)      # HF's, left by a hook, would hide a HostEmbedding's and a RoutedLayer's
     words = model.model.embed_tokens
-    vars(words).pop("forward", None)        # the plain one, left by the hook, would hide HostEmbedding's
     table = words.weight.detach().to("cpu")
     del words.weight
     words.register_buffer("weight", table)

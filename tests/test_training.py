@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.hooks import attach_align_device_hook_on_blocks
 from safetensors.torch import load_file
 
 from higgs_vi.audio import read_audio, write_text, write_wav
@@ -16,7 +17,7 @@ from higgs_vi.data import DataSettings, prepare
 from higgs_vi.generate import Sampling, generate_columns, make_prompt, say
 from higgs_vi.memory import MemorySettings, fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
-from higgs_vi.model import add_lora, base_of, load_checkpoint, load_model, lora_config, save_checkpoint, write_nano
+from higgs_vi.model import add_lora, base_of, keep_text_on_host, load_checkpoint, load_model, lora_config, places, save_checkpoint, write_nano
 from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
 from higgs_vi.run import NANO, checkpoints, fingerprint, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
@@ -328,6 +329,17 @@ def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
     assert a[-1] < a[0] and 0 < abs(a[0] - b[0]) < 0.1 and abs(a[-1] - b[-1]) < 0.2
     d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged4")))      # onto the base as it was
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
+
+
+def test_what_accelerate_hangs_on_a_model_in_two_places_comes_off_again(place):
+    model, plain = (load_model(place/"nano") for _ in range(2))
+    where, words = places("cuda", False), {k: v for k, v in model.state_dict().items() if "embed_tokens" in k}
+    attach_align_device_hook_on_blocks(model, dict.fromkeys(["", *where], "cpu"), {k: v == "cpu" for k, v in where.items()}, weights_map=words)
+    assert model.model.embed_tokens.weight.device.type == "meta"
+    keep_text_on_host(model)
+    assert not [m for m in model.modules() if "forward" in vars(m) or hasattr(m, "_hf_hook")]      # each is its class's again
+    ids = torch.arange(20, 40)[None]
+    assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
