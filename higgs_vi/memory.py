@@ -11,6 +11,7 @@ __all__ = ['GROUPS', 'SHARE', 'LENGTH', 'GIB', 'SPARE', 'CARDS', 'REACHED', 'LAU
 # %% ../nbs/03_memory.ipynb #6926aaaa
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import hypot
 import pandas as pd, torch
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
 from . import step
@@ -159,11 +160,15 @@ def is_compiled(cfg: MemorySettings) -> bool:
     "Whether 04_train compiles the layers on a GPU."
     return cfg.compiled and cfg.mode != "qlora" and sum(counts(cfg)[0].values()) > 1e9
 
+def _recomputed(cfg: MemorySettings) -> int:
+    "How many layers are recomputed."
+    return len(range(0, configuration(cfg).num_hidden_layers, cfg.checkpointing)) if cfg.checkpointing else 0
+
 def forecast(cfg: MemorySettings) -> dict[str, float]:
     "The peak GiB of training with `cfg`, by what it is for; `total` is their sum."
     config, layer, parts = configuration(cfg), kept_compiled(cfg) if is_compiled(cfg) else kept(cfg), held(cfg)
     n, entry = config.num_hidden_layers, 2*cfg.budget*config.hidden_size
-    again = len(range(0, n, cfg.checkpointing)) if cfg.checkpointing else 0
+    again = _recomputed(cfg)
     text = step.TEXT_ROWS*config.vocab_size if cfg.text_weight else 0
     logits = 12*(cfg.budget*SHARE*config.num_codebooks*config.codebook_size + text)
     redone = layer if again and (n - 1) % cfg.checkpointing == 0 else 0       # of an earlier layer when those behind it are gone
@@ -193,7 +198,7 @@ CARDS = (Card("RTX 3050", 6, 13.5, 168), Card("RTX 4060", 8, 30, 272), Card("RTX
          Card("RTX 4090", 24, 165, 1008), Card("A100", 40, 312, 1555), Card("RTX A6000", 48, 155, 768), Card("H100", 80, 989, 3350),
          Card("H200", 141, 989, 4800))
 REACHED = dict(attention=0.45, ffn=0.39, eager=0.66, again=0.68)    # of the limit; the last two multiply where they apply
-LAUNCH = 0.03       # seconds that the host took for the kernels of a layer in 4 bits, forward, again and backward
+LAUNCH = dict(kept=0.01, again=0.021, qlora=0.03)                   # seconds of the host for a layer's kernels: kept, recomputed, in 4 bits
 
 def operations(cfg: MemorySettings) -> float:
     "Operations for a position, forward and backward; what is recomputed counts once."
@@ -209,8 +214,9 @@ def speed(cfg: MemorySettings, card: Card) -> float:
     groups = counts(cfg)[0]
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
     unpack = 4.5*linear*(2 + (cfg.checkpointing > 0))/(card.bandwidth*1e9) if cfg.mode == "qlora" else 0      # read, written, read
-    launch = LAUNCH*configuration(cfg).num_hidden_layers if cfg.mode == "qlora" else 0
-    return cfg.budget/max(compute + unpack, launch)
+    n, again = configuration(cfg).num_hidden_layers, _recomputed(cfg)
+    launch = n*LAUNCH["qlora"] if cfg.mode == "qlora" else again*LAUNCH["again"] + (n - again)*LAUNCH["kept"]
+    return cfg.budget/hypot(compute + unpack, launch)
 
 # %% ../nbs/03_memory.ipynb #061e52eb
 LADDER = ([dict(mode="lora", checkpointing=c, budget=b) for c, b in ((0, 16384), (0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))]

@@ -173,15 +173,15 @@ def scene_lines(p: Prompt) -> list[str]:
     return [f"{s}: {('feminine', 'masculine')[i % 2]}" for i, s in enumerate(p.speakers)]
 
 # %% ../nbs/13_prompt.ipynb #2cd6084e
-def render(p: Prompt) -> str:
-    "The prompt as text, up to and including the token after which the model speaks."
+def render(p: Prompt, words: bool = True) -> str:
+    "The prompt as text, up to and including the token after which the model speaks; the last turn is empty where no `words` are wanted."
     system = DIALOGUE_INSTRUCTION if p.task == "multi_speaker_smart_voice" else INSTRUCTION
     if scene := "\n\n".join(x for x in [p.scene or "", "\n".join(scene_lines(p))] if x):
         system += f"\n\n<|scene_desc_start|>\n{scene}\n<|scene_desc_end|>"
     turns = [_turn("system", system)]
     for i, r in enumerate(p.references if p.place == "turns" else ()):
         turns += [_turn("user", f"[SPEAKER{i}] {r.text}" if len(p.references) > 1 else r.text), _turn("assistant", _SOUND)]
-    return f"<|begin_of_text|>{''.join(turns)}{_turn('user', p.text)}<|start_header_id|>assistant<|end_header_id|>\n\n{AUDIO_BOS}"
+    return f"<|begin_of_text|>{''.join(turns)}{_turn('user', p.text*words)}<|start_header_id|>assistant<|end_header_id|>\n\n{AUDIO_BOS}"
 
 # %% ../nbs/13_prompt.ipynb #5dc3e5f0
 def column_ids(tokenizer, columns: int, codebooks: int) -> list[int]:
@@ -190,14 +190,14 @@ def column_ids(tokenizer, columns: int, codebooks: int) -> list[int]:
     return [token_id(tokenizer, AUDIO_TOKEN)]*(columns - late) + [token_id(tokenizer, DELAY_TOKEN)]*late
 
 # %% ../nbs/13_prompt.ipynb #d7bd1b3e
-def encode_prompt(tokenizer, p: Prompt, codebooks: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def encode_prompt(tokenizer, p: Prompt, codebooks: int = 8, words: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """What the model reads before it speaks: token ids `(S,)`, and the columns `(A, K)` of its references in their order.
 
     Training appends the target's columns to both (part 14); inference hands both to `generate`.
     """
     sounds = [delay(r.codes) for r in p.references]
     audio, todo, ids = token_id(tokenizer, AUDIO_TOKEN), iter(sounds), []
-    for i in tokenizer(render(p), add_special_tokens=False).input_ids:
+    for i in tokenizer(render(p, words), add_special_tokens=False).input_ids:
         ids += column_ids(tokenizer, len(next(todo)), codebooks) if i == audio else [i]
     assert next(todo, None) is None, "a reference did not reach the prompt"
     return np.array(ids), np.concatenate([np.zeros((0, codebooks), np.int64), *sounds])

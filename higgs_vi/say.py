@@ -35,6 +35,7 @@ class SaySettings(Settings):
     ras: int = 7                     # window of repetition-aware sampling; 0: off
     seed: int = 0                    # the same seed says it the same way
     seconds: float = 30.0            # longest utterance
+    guidance: float = 0.0            # above 1: held closer to the text; 1: off; 0: what the checkpoint asks for
     out: str = "data/say.wav"        # file to write
     device: str = "auto"             # cuda, cpu; auto: cuda if there is one
 
@@ -54,7 +55,7 @@ def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
     references = [load_voice(parts.codec, project_root()/cfg.voices, name) for name in cfg.voice]
     scene = None if cfg.scene == "none" else scene_sentence(cfg.scene)
     prompt = make_prompt(cfg.text, references, cfg.profile, scene, cfg.place)
-    speech = say(parts, prompt, Sampling(cfg.temperature, cfg.topk, cfg.topp, cfg.ras, cfg.seed, cfg.seconds))
+    speech = say(parts, prompt, Sampling(cfg.temperature, cfg.topk, cfg.topp, cfg.ras, cfg.seed, cfg.seconds, cfg.guidance))
     write_wav(project_root()/cfg.out, speech.wave)
     return speech
 

@@ -1,5 +1,6 @@
 """The training loss is the objective of generation. Each of these fails when the thing it names is broken."""
 import copy, math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import HiggsAudioV2ForConditionalGeneration
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
 
+from higgs_vi import generate as generation
 from higgs_vi.batch import IGNORE, Example, build_example, collate, for_hf
 from higgs_vi.codec import delay, undelay
+from higgs_vi.generate import GREEDY, Guidance, generate_columns, guided
 from higgs_vi.model import Checkpoint, RoutedLayer, add_lora, base_of, lora_config, nano_config, routes
 from higgs_vi.prompt import TASKS, Prompt, Reference, column_ids, encode_prompt, tiny_tokenizer
 from higgs_vi.step import audio_loss, hidden_states, target_counts, target_logits, train_step
@@ -384,12 +387,23 @@ def test_greedy_generation_gives_the_clips_back_and_stops(overfitted, clips):
         assert np.mean(spoken[:, :n] == codes[:, :n]) >= 0.99
 
 
-def teacher_forced(own, prompt, columns):
-    "Argmax of the training forward at every column of `columns` `(L, K)` but the first, `(L - 1, K)`: what it says for columns 1 to L-1."
-    ids, refs = encode_prompt(own.tokenizer, prompt)
+def forced_logits(own, prompt, columns, words=True):
+    "Logits `(L - 1, K, V)` of the training forward at every column of `columns` `(L, K)` but the first."
+    ids, refs = encode_prompt(own.tokenizer, prompt, words=words)
     labels = np.concatenate([np.full_like(refs, IGNORE), np.full_like(columns[:1], IGNORE), columns[1:]])
     e = Example(np.concatenate([ids, column_ids(own.tokenizer, *columns.shape)]), np.concatenate([refs, columns]), labels)
-    with torch.no_grad(): return target_logits(own.model, collate([e], own.tokenizer)).argmax(-1).numpy()
+    with torch.no_grad(): return target_logits(own.model, collate([e], own.tokenizer))
+
+
+def teacher_forced(own, prompt, columns):
+    "What the training forward says for columns 1 to L-1, `(L - 1, K)`."
+    return forced_logits(own, prompt, columns).argmax(-1).numpy()
+
+
+def free_places(columns):
+    "`(L - 1, K)`: where generation may say what it likes; codebook k is forced to BOS up to column k, and the ramp from its first EOS on."
+    ended = np.cumsum((columns == 1025).any(1))[:-1] > 0
+    return (np.arange(1, len(columns))[:, None] > np.arange(8)) & ~ended[:, None]
 
 
 @pytest.mark.parametrize("which", range(6))
@@ -398,9 +412,37 @@ def test_teacher_forcing_says_what_greedy_generation_says(parts, which):
     prompt = prompts()[which]
     columns = greedy(parts, prompt, limit=30)
     said = teacher_forced(parts, prompt, columns)
-    free = np.arange(1, len(columns))[:, None] > np.arange(8)      # codebook k is forced to BOS up to column k
-    ended = np.cumsum((columns == 1025).any(1))[:-1] > 0             # from the column after the first EOS the ramp is forced
-    assert (said == columns[1:])[free & ~ended[:, None]].all() and (free & ~ended[:, None]).sum() > 30
+    free = free_places(columns)
+    assert (said == columns[1:])[free].all() and free.sum() > 30
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_guidance_is_the_difference_of_two_plain_forwards(parts, which):
+    "Without a cache, prompt and columns in one row, with the words and without: all tasks."
+    prompt = prompts()[which]
+    columns = generate_columns(parts, prompt, replace(GREEDY, seconds=1.2, guidance=3.0))
+    c, u = (forced_logits(parts, prompt, columns, words) for words in (True, False))
+    free = free_places(columns)
+    assert ((u + 3*(c - u)).argmax(-1).numpy() == columns[1:])[free].all() and free.sum() > 30
+    assert (c.argmax(-1).numpy() != columns[1:])[free].any()
+
+
+def test_guidance_away_from_the_prompt_itself_changes_nothing(parts):
+    for prompt in prompts()[:2]:
+        plain, whole = greedy(parts, prompt, limit=30), generation._inputs(parts, prompt)
+        with guided(parts.model, Guidance(whole, 3.0)): again = greedy(parts, prompt, limit=30)
+        assert (again == plain).all() and not parts.model._forward_hooks
+
+
+def test_guidance_is_what_the_checkpoint_asks_for_or_nothing(parts):
+    "And a hook that fails or is done leaves the model as it was."
+    own, prompt = copy.deepcopy(parts), Prompt("Xin chào.")
+    said = lambda guidance: generate_columns(own, prompt, replace(GREEDY, seconds=0.6, guidance=guidance)).tolist()
+    plain, strong = said(1.0), said(3.0)
+    assert said(0.0) == plain != strong
+    own.model.generation_config.text_guidance = 3.0
+    assert said(0.0) == strong and said(1.0) == plain
+    with pytest.raises(ValueError, match="guidance"): said(-1.0)
 
 
 def test_teacher_forcing_says_the_clip_and_every_first_eos(overfitted, clips):
