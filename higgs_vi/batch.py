@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'target_labels', 'Example', 'build_example', 'as_list', 'prompt_from_row', 'voice_line', 'epoch_batches',
-           'draw_clips', 'columns_at', 'followed', 'collate', 'corrupt', 'for_hf']
+           'draw_clips', 'columns_at', 'followed', 'collate', 'corrupt', 'without_words', 'for_hf']
 
 # %% ../nbs/14_batch.ipynb #5b4557d9
 from dataclasses import dataclass, replace
@@ -165,6 +165,13 @@ def corrupt(e: Example, share: float, rng: np.random.Generator, bos: int = 1024)
     if not share: return e
     hit = (e.labels != IGNORE) & (e.columns < bos) & (rng.random(e.columns.shape) < 2*share*rng.random())
     return replace(e, columns=np.where(hit, rng.integers(0, bos, e.columns.shape), e.columns))
+
+# %% ../nbs/14_batch.ipynb #03f8bd6d
+def without_words(e: Example, tokenizer) -> Example:
+    "`e` as `encode_prompt` with `words=False` would have begun it: nothing is said in the prompt's last turn."
+    ends, begins = (np.flatnonzero(e.input_ids == token_id(tokenizer, t)) for t in ("<|eot_id|>", "<|end_header_id|>"))
+    begin = begins[begins < ends[-1]][-1] + 1 + len(tokenizer("\n\n", add_special_tokens=False).input_ids)
+    return replace(e, input_ids=np.delete(e.input_ids, np.s_[begin:ends[-1]]))
 
 # %% ../nbs/14_batch.ipynb #afbd49d3
 def for_hf(examples: list[Example], tokenizer) -> dict:

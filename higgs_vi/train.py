@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
 from .audio import atomic_folder, read_audio, write_text, write_wav
-from .batch import collate, corrupt, epoch_batches, followed
+from .batch import collate, corrupt, epoch_batches, followed, without_words
 from .data import DataSettings, prepare, read_higgs
 from .generate import Sampling, say
 from .memory import MemorySettings, fitting, forecast, free_memory, smaller, told
@@ -74,6 +74,7 @@ class TrainSettings(Settings):
     sentences: int = 3              # validation clips spoken before and after
     text_weight: float = 0.0        # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
     noise: float = 0.0              # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
+    wordless: float = 0.0           # share of the prompts that lose their words: 0.1 makes guidance stronger when it speaks (07_say)
     seed: int = 0                   # order of clips, dropout, adapters' start
     device: str = "auto"            # cuda, cpu; auto: cuda if there is one
     gpu: str = ""                   # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
@@ -107,8 +108,8 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
         if getattr(chosen, key) < 1: raise ValueError(f"the parameter {key} is {getattr(chosen, key)}: it must be 1 or more")
     if chosen.optimizer == "rounded8bit" and (chosen.mode, chosen.precision) != ("full", "bf16"):
         raise ValueError("the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16")
-    if chosen.rate <= 0 or not 0 <= chosen.validation < 1 or not 0 <= chosen.tags <= 1 or chosen.checkpointing < 0:
-        raise ValueError("rate must be above 0, validation from 0 to below 1, tags from 0 to 1, checkpointing 0 or more")
+    if chosen.rate <= 0 or not 0 <= chosen.validation < 1 or not 0 <= chosen.tags <= 1 or not 0 <= chosen.wordless < 1 or chosen.checkpointing < 0:
+        raise ValueError("rate must be above 0, validation and wordless from 0 to below 1, tags from 0 to 1, checkpointing 0 or more")
     if not 0 <= chosen.ema < 1 or not 0 < chosen.replay_share < 1 or not 0 <= chosen.noise <= 0.5 or chosen.text_weight < 0:
         raise ValueError("ema must be from 0 to below 1, replay_share between 0 and 1, noise from 0 to 0.5, text_weight from 0")
     chosen.codebook_weights = [float(w) for w in chosen.codebook_weights]
@@ -308,6 +309,7 @@ def load_step(run: Run, epoch: int, batches: list[list[int]]) -> tuple[list[dict
     "This process' share of `batches`, collated (in pinned memory for a GPU); the targets of all by codebook; clips and positions."
     rng, acc, tokenizer = np.random.default_rng([run.cfg.seed, 3, epoch, batches[0][0]]), run.accelerator, run.parts.tokenizer
     examples = [[corrupt(run.data.train[i], run.cfg.noise, rng) for i in b] for b in batches]
+    if run.cfg.wordless: examples = [[without_words(e, tokenizer) if rng.random() < run.cfg.wordless else e for e in b] for b in examples]
     text = run.cfg.text_weight and run.cfg.text_weight/sum(len(followed(e, tokenizer)) for b in examples for e in b)
     mine = [collate(b, tokenizer, text) for b in examples[acc.process_index::acc.num_processes]]
     if acc.device.type == "cuda": mine = [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in b.items()} for b in mine]
