@@ -11,7 +11,7 @@ from accelerate.hooks import attach_align_device_hook_on_blocks
 from safetensors.torch import load_file
 
 from higgs_vi.audio import read_audio, write_text, write_wav
-from higgs_vi.batch import build_example, collate
+from higgs_vi.batch import build_example, collate, without_words
 from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.generate import Sampling, generate_columns, make_prompt, say
@@ -22,7 +22,7 @@ from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
 from higgs_vi.run import NANO, checkpoints, fingerprint, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
 from higgs_vi.step import OutOfMemory, build_optimizer, train_step
-from higgs_vi.train import TrainSettings, execute, finish, main as train_main, open_folder, start, train, with_preset
+from higgs_vi.train import TrainSettings, execute, finish, load_step, main as train_main, open_folder, start, train, with_preset
 
 ROOT = Path(__file__).parents[1]
 FOUR = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!", "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
@@ -87,6 +87,20 @@ def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
     subprocess.run(command(settings(place, out, resume=True)), cwd=ROOT, check=True, capture_output=True)
     assert steps_of(out) == steps_of(unbroken.folder) and before < 12
     assert (out/"adapter/adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_a_share_of_the_prompts_loses_its_words_and_nothing_else(unbroken):
+    everyone = [list(range(len(unbroken.data.train)))]
+    sizes, asked = {}, []
+    for share in (0.0, 0.5, 0.999999):
+        run = copy.copy(unbroken)
+        run.cfg = replace(run.cfg, wordless=share)
+        (batch,), counts, size = load_step(run, 0, everyone)
+        sizes[share] = size["tokens"]
+        asked.append((counts.tolist(), batch["targets"].tolist(), batch["columns"].tolist()))
+    silent = [without_words(e, unbroken.parts.tokenizer) for e in unbroken.data.train]
+    assert sizes[0.999999] == sum(map(len, silent)) < sizes[0.5] < sizes[0.0] == sum(map(len, unbroken.data.train))
+    assert asked[0] == asked[1] == asked[2]
 
 
 def test_sigterm_saves_and_stops(place, unbroken):
