@@ -7,8 +7,9 @@ float arrays `(samples,)` at 24 kHz.
 import importlib.util, tempfile
 from functools import cache
 from pathlib import Path
-import jiwer, librosa, numpy as np, soundfile as sf, soxr, torch, torchaudio
+import jiwer, numpy as np, soundfile as sf, soxr, torch, torchaudio
 from higgs_vi.audio import SAMPLE_RATE
+from higgs_vi.show import load_librosa
 from higgs_vi.text import words
 
 
@@ -70,7 +71,7 @@ def voice(x) -> np.ndarray:
 
 def pitch(x) -> tuple[np.ndarray, np.ndarray]:
     "pYIN's pitch in Hz every 10 ms, and which frames are voiced."
-    f, voiced, _ = librosa.pyin(np.asarray(x, np.float32), fmin=65, fmax=500, sr=SAMPLE_RATE, frame_length=1440, hop_length=240)
+    f, voiced, _ = load_librosa().pyin(np.asarray(x, np.float32), fmin=65, fmax=500, sr=SAMPLE_RATE, frame_length=1440, hop_length=240)
     return f, voiced
 
 

@@ -72,7 +72,8 @@ def guided(model, guide: Guidance | None):
 def _inputs(parts: Checkpoint, prompt: Prompt, words: bool = True) -> dict[str, torch.Tensor]:
     "The prompt, with its words or without, as arguments of the model: a batch of one."
     model = base_of(parts.model)
-    ids, columns = (torch.from_numpy(x)[None].to(model.device) for x in encode_prompt(parts.tokenizer, prompt, model.config.num_codebooks, words))
+    whole = encode_prompt(parts.tokenizer, prompt, model.config.num_codebooks, words)
+    ids, columns = (torch.from_numpy(x)[None].to(model.device) for x in whole)
     sound = dict(audio_input_ids=columns, audio_input_ids_mask=torch.ones_like(columns[..., 0], dtype=torch.bool))
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids)) | (sound if columns.shape[1] else {})
 

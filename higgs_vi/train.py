@@ -108,10 +108,10 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
         if getattr(chosen, key) < 1: raise ValueError(f"the parameter {key} is {getattr(chosen, key)}: it must be 1 or more")
     if chosen.optimizer == "rounded8bit" and (chosen.mode, chosen.precision) != ("full", "bf16"):
         raise ValueError("the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16")
-    if chosen.rate <= 0 or not 0 <= chosen.validation < 1 or not 0 <= chosen.tags <= 1 or not 0 <= chosen.wordless < 1 or chosen.checkpointing < 0:
-        raise ValueError("rate must be above 0, validation and wordless from 0 to below 1, tags from 0 to 1, checkpointing 0 or more")
-    if not 0 <= chosen.ema < 1 or not 0 < chosen.replay_share < 1 or not 0 <= chosen.noise <= 0.5 or chosen.text_weight < 0:
-        raise ValueError("ema must be from 0 to below 1, replay_share between 0 and 1, noise from 0 to 0.5, text_weight from 0")
+    if chosen.rate <= 0 or not 0 <= chosen.validation < 1 or not 0 <= chosen.tags <= 1 or min(chosen.checkpointing, chosen.text_weight) < 0:
+        raise ValueError("rate must be above 0, validation from 0 to below 1, tags from 0 to 1, checkpointing and text_weight 0 or more")
+    if not 0 <= chosen.ema < 1 or not 0 <= chosen.wordless < 1 or not 0 < chosen.replay_share < 1 or not 0 <= chosen.noise <= 0.5:
+        raise ValueError("ema and wordless must be from 0 to below 1, replay_share between 0 and 1, noise from 0 to 0.5")
     chosen.codebook_weights = [float(w) for w in chosen.codebook_weights]
     return for_gpu(chosen, cfg.given) if chosen.gpu else chosen
 
@@ -143,8 +143,7 @@ def open_folder(cfg: TrainSettings) -> Path:
         for k, v in asdict(cfg).items():
             begun = old.get(k, getattr(TrainSettings, k, None))     # older runs lack newer parameters
             if k not in FREE and begun != v:
-                raise ValueError(f"the run in {cfg.out} was begun with {k} = {begun!r}, not {v!r}: resume it with that, "
-                                 "or start another")
+                raise ValueError(f"the run in {cfg.out} was begun with {k} = {begun!r}, not {v!r}: resume it with that, or start another")
     elif run.exists() and {p.name for p in run.iterdir()} - {"settings.json", "left_out.csv", "replay"}:     # more than a start that failed
         raise ValueError(f"the run folder {cfg.out} exists already: set resume true to go on with it, or choose another folder "
                          "(parameter out)")

@@ -17,7 +17,7 @@ from higgs_vi.check import main as check_command
 from higgs_vi.codec import DEMO
 from higgs_vi.cut import by_pauses, levels_of, parse_cues, speech
 from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
-from higgs_vi.show import _librosa
+from higgs_vi.show import load_librosa
 
 CLEAN = Path(__file__).parent/"voices"
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
@@ -268,7 +268,7 @@ def recording(folder, n=14, snr=30, seed=0, gap_from=0.4):
     rows, rng = list(csv.DictReader((CLEAN/"demo.csv").open(encoding="utf-8")))[:n], np.random.default_rng(seed)
     parts, limits, at = [], [], 0
     for r in rows:
-        x = _librosa().effects.trim(read_audio(CLEAN/r["wav_filename"]), top_db=35, frame_length=480, hop_length=120)[0]
+        x = load_librosa().effects.trim(read_audio(CLEAN/r["wav_filename"]), top_db=35, frame_length=480, hop_length=120)[0]
         gap = np.zeros(int(rng.uniform(gap_from, 1.5)*24_000), np.float32)
         parts += [gap, x]; limits.append(((at + len(gap))/24_000, (at + len(gap) + len(x))/24_000)); at += len(gap) + len(x)
     x = np.concatenate([*parts, np.zeros(12_000, np.float32)])

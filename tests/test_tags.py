@@ -9,7 +9,7 @@ from higgs_vi.audio import read_audio, write_wav
 from higgs_vi.batch import prompt_from_row
 from higgs_vi.data import DataSettings, prepare, read_higgs
 from higgs_vi.prompt import render
-from higgs_vi.show import _librosa
+from higgs_vi.show import load_librosa
 from higgs_vi.sound import add_noise, add_room, f0, measure, scene_of, telephone
 from higgs_vi.tags import TAGS, TagSettings, main, tag
 from higgs_vi.tone import EMOTIONS, emotion_of, keyword_emotion, vote
@@ -63,9 +63,9 @@ def test_pitch_and_rate_follow_what_was_changed(voices):
     for x in voices[:3]:
         was = measure(x)
         for n in (-4, 4):
-            assert abs(12*np.log2(measure(_librosa().effects.pitch_shift(x, sr=24_000, n_steps=n))["hz"]/was["hz"]) - n) < 0.7
+            assert abs(12*np.log2(measure(load_librosa().effects.pitch_shift(x, sr=24_000, n_steps=n))["hz"]/was["hz"]) - n) < 0.7
         for rate in (0.7, 1.4):
-            assert abs(was["speech"]/measure(_librosa().effects.time_stretch(x, rate=rate))["speech"]/rate - 1) < 0.1
+            assert abs(was["speech"]/measure(load_librosa().effects.time_stretch(x, rate=rate))["speech"]/rate - 1) < 0.1
     t = np.arange(24_000)/24_000
     assert measure(0.3*np.sin(2*np.pi*np.cumsum(150 + 60*(t > 0.7))/24_000))["rise"] > 4
     assert np.isnan(f0(np.zeros(24_000))).all() and len(f0(np.zeros(100))) == 0
