@@ -74,7 +74,7 @@ class TrainSettings(Settings):
     sentences: int = 3              # validation clips spoken before and after
     text_weight: float = 0.0        # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
     noise: float = 0.0              # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
-    wordless: float = 0.0           # share of the prompts that lose their words: 0.1 makes guidance stronger when it speaks (07_say)
+    wordless: float = 0.0           # share of the prompts that lose their words, as guidance asks them (07_say); 0.1 is usual
     seed: int = 0                   # order of clips, dropout, adapters' start
     device: str = "auto"            # cuda, cpu; auto: cuda if there is one
     gpu: str = ""                   # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
