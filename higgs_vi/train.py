@@ -24,7 +24,7 @@ from .data import DataSettings, prepare, read_higgs
 from .generate import Sampling, say
 from .memory import MemorySettings, fitting, forecast, free_memory, smaller, told
 from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
-from .plan import Dataset, ahead, build_examples, plan_from, rate_at, split, total_steps, with_replay
+from .plan import Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps, with_replay
 from .run import Average, Metrics, NANO, checkpoints, load_state, load_trained, prune, save_adapter, save_state
 from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
 from .step import OPTIMIZERS, OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
@@ -37,6 +37,7 @@ class TrainSettings(Settings):
     model: str = ""                 # hub id or checkpoint folder; empty: the embedded nano
     codec: str = ""                 # another codec than the model's own
     data: str = ""                  # Higgs folder; empty: the demo clips, prepared if that was not done
+    speaker: str = ""               # learn the clips of this one alone; empty: everybody's, of the demo clips those of minh
     out: str = "exps/demo"          # run folder
     resume: bool = False            # go on with the run in that folder, from its last complete checkpoint
     preset: str = "auto"            # demo, voice, language, full, none; auto: demo for the embedded nano, else voice
@@ -152,10 +153,10 @@ def open_folder(cfg: TrainSettings) -> Path:
     return run
 
 def load_rows(cfg: TrainSettings) -> list[dict]:
-    "The rows of the Higgs folder; the demo clips are prepared if that was not done."
+    "The rows of the Higgs folder, of one speaker if that is asked for; the demo clips are prepared if that was not done."
     folder = cfg.data or "data/demo"
     if not cfg.data and not (project_root()/folder/"metadata.json").is_file(): prepare(DataSettings(out=folder))
-    return read_higgs(project_root()/folder).to_dict("records")
+    return of_speaker(read_higgs(project_root()/folder).to_dict("records"), cfg.speaker, "" if cfg.data else "minh")
 
 def wholly_fp32(cfg: TrainSettings) -> bool:
     "Whether all weights are trained in fp32."
@@ -219,13 +220,13 @@ def find_device(cfg: TrainSettings) -> Accelerator:
 
 def start(cfg: TrainSettings) -> Run:
     "From settings to a run that stands at its first step, or at the one after its last complete checkpoint."
-    accelerator = find_device(cfg)
-    folder = project_root()/cfg.out
+    accelerator, folder = find_device(cfg), project_root()/cfg.out
     with accelerator.main_process_first():      # it makes what is missing: the folder, the nano, the clips, their codes
         if accelerator.is_main_process: open_folder(cfg)
         parts = load_parts(cfg, accelerator)
         data = split(cfg, *build_examples(cfg, parts, load_rows(cfg), folder))
-        if cfg.replay: data = with_replay(data, build_examples(cfg, parts, load_rows(replace(cfg, data=cfg.replay)), folder/"replay")[0])
+        old = load_rows(replace(cfg, data=cfg.replay, speaker="")) if cfg.replay else []
+        if cfg.replay: data = with_replay(data, build_examples(cfg, parts, old, folder/"replay")[0])
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, parts)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], cfg.optimizer, cfg.rate, cfg.decay)
@@ -283,8 +284,7 @@ def speak(run: Run, when: str) -> list[dict]:
     "Speak the run's sentences: rows with `text`, `real` (file) and either a wave file or the reason why there is none, as `when`."
     rows, folder = [], run.folder/"samples"
     for i, r in enumerate(run.data.rows[:run.cfg.sentences]):
-        row = dict(id=str(r["id"]), text=r["text"], real=f"real_{i}.wav")
-        real = read_audio(r["audio_path"])
+        row, real = dict(id=str(r["id"]), text=r["text"], real=f"real_{i}.wav"), read_audio(r["audio_path"])
         try:
             write_wav(folder/f"real_{i}.wav", real)
             speech = say(run.parts, r["prompt"], Sampling(seed=run.cfg.seed, seconds=max(2.0, 3*len(real)/24_000)))
