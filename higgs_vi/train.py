@@ -153,10 +153,10 @@ def open_folder(cfg: TrainSettings) -> Path:
     return run
 
 def load_rows(cfg: TrainSettings) -> list[dict]:
-    "The rows of the Higgs folder, of one speaker if that is asked for; the demo clips are prepared if that was not done."
+    "The rows of the Higgs folder; the demo clips are prepared if that was not done."
     folder = cfg.data or "data/demo"
     if not cfg.data and not (project_root()/folder/"metadata.json").is_file(): prepare(DataSettings(out=folder))
-    return of_speaker(read_higgs(project_root()/folder).to_dict("records"), cfg.speaker, "" if cfg.data else "minh")
+    return read_higgs(project_root()/folder).to_dict("records")
 
 def wholly_fp32(cfg: TrainSettings) -> bool:
     "Whether all weights are trained in fp32."
@@ -224,9 +224,9 @@ def start(cfg: TrainSettings) -> Run:
     with accelerator.main_process_first():      # it makes what is missing: the folder, the nano, the clips, their codes
         if accelerator.is_main_process: open_folder(cfg)
         parts = load_parts(cfg, accelerator)
-        data = split(cfg, *build_examples(cfg, parts, load_rows(cfg), folder))
-        old = load_rows(replace(cfg, data=cfg.replay, speaker="")) if cfg.replay else []
-        if cfg.replay: data = with_replay(data, build_examples(cfg, parts, old, folder/"replay")[0])
+        rows = of_speaker(load_rows(cfg), cfg.speaker, "" if cfg.data else "minh")
+        data = split(cfg, *build_examples(cfg, parts, rows, folder))
+        if cfg.replay: data = with_replay(data, build_examples(cfg, parts, load_rows(replace(cfg, data=cfg.replay)), folder/"replay")[0])
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, parts)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], cfg.optimizer, cfg.rate, cfg.decay)
