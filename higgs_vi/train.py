@@ -26,7 +26,7 @@ from .memory import MemorySettings, fitting, forecast, free_memory, smaller, tol
 from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
 from .plan import Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps, with_replay
 from .run import Average, Metrics, NANO, checkpoints, load_state, load_trained, prune, save_adapter, save_state
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
+from .settings import Settings, coerce, from_cli, from_notebook, in_test, local_or_id, project_root
 from .step import OPTIMIZERS, OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
 from .watch import LiveFigure, clock, gpu_use, memory_gib
 
@@ -113,7 +113,7 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
         raise ValueError("rate must be above 0, validation from 0 to below 1, tags from 0 to 1, checkpointing and text_weight 0 or more")
     if not 0 <= chosen.ema < 1 or not 0 <= chosen.wordless < 1 or not 0 < chosen.replay_share < 1 or not 0 <= chosen.noise <= 0.5:
         raise ValueError("ema and wordless must be from 0 to below 1, replay_share between 0 and 1, noise from 0 to 0.5")
-    chosen.codebook_weights = [float(w) for w in chosen.codebook_weights]
+    chosen.codebook_weights = [coerce("codebook_weights", w, float) for w in chosen.codebook_weights]
     return for_gpu(chosen, cfg.given) if chosen.gpu else chosen
 
 def memory_settings(cfg: TrainSettings) -> MemorySettings:

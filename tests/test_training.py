@@ -456,7 +456,8 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
     (dict(preset="quick"), "unknown preset 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
     (dict(targets=["ffn"]), "unknown LoRA targets"), (dict(model="/nowhere/model"), "cannot be loaded"), (dict(data="/nowhere/data"), "no metadata.json"),
     (dict(rate=0.0), "rate must be above 0"), (dict(budget=0), "budget is 0: it must be 1 or more"), (dict(budget=20), "left_out.csv for the reasons"),
-    (dict(codebook_weights=[1, 2]), "codebook weights"), (dict(precision="fp16"), "fp16 needs a GPU"),
+    (dict(codebook_weights=[1, 2]), "codebook weights"), (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
+    (dict(precision="fp16"), "fp16 needs a GPU"),
 ])
 def test_bad_settings_are_refused(place, tmp_path, change, message):
     with pytest.raises(ValueError, match=message): execute(settings(place, tmp_path/"run", **change))
