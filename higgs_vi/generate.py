@@ -24,7 +24,7 @@ class Sampling:
 
     `guidance` 1 is the model as it is, more holds it closer to the text (`Guidance`), 0 what its checkpoint asks for.
     """
-    temperature: float = 0.7
+    temperature: float = 0.5
     top_k: int = 50
     top_p: float = 0.95
     ras: int = 7

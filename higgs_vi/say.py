@@ -29,7 +29,7 @@ class SaySettings(Settings):
     profile: list = ()               # descriptions of the speakers ("feminine"), in their order
     scene: str = "quiet_room"        # tag or sentence; none leaves the scene out
     place: str = "turns"             # where references stand: turns or scene
-    temperature: float = 0.7         # 0: always the likeliest code
+    temperature: float = 0.5         # 0: always the likeliest code
     topk: int = 50                   # draw from so many codes; 0: from all
     topp: float = 0.95               # draw from the likeliest that together have this probability
     ras: int = 7                     # window of repetition-aware sampling; 0: off
