@@ -6,7 +6,7 @@
 __all__ = ['coerce', 'Settings', 'from_notebook', 'from_cli', 'project_root', 'local_or_id', 'in_test']
 
 # %% ../nbs/18_settings.ipynb #bfbb44a3
-import argparse, ast, os
+import argparse, ast, os, re
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,12 +15,17 @@ from fastcore.docments import docments
 # %% ../nbs/18_settings.ipynb #02d8d859
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
+def _entries(text: str) -> list[str]:
+    "What stands between the commas of `text`; between brackets, as one writes a list elsewhere, quotes are none of it."
+    listed = re.fullmatch(r"\s*\[(.*)\]\s*", text, re.DOTALL)
+    return [v for part in (listed[1] if listed else text).split(",") if (v := part.strip(" \n'\"" if listed else None))]
+
 def coerce(name: str, value: object, kind: type) -> object:
     "`value` as a `kind` (str, int, float, bool or list of strings); `ValueError` names the parameter."
     try:
         if kind is bool: return value if isinstance(value, bool) else _WORDS[str(value).lower()]
         if kind is int and float(value) != int(float(value)): raise ValueError
-        if kind is list: return [w for v in value.split(",") if (w := v.strip(" []'\""))] if isinstance(value, str) else list(value)
+        if kind is list: return _entries(value) if isinstance(value, str) else list(value)
         return kind(float(value)) if kind is int else kind(value)
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"the parameter {name} is {value!r}: it takes "
