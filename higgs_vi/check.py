@@ -18,26 +18,25 @@ from .audio import SAMPLE_RATE, atomic, clipped, frame_levels, inside, read_audi
 from .batch import as_list
 from .codec import clip_key
 from .data import DataSettings, prepare, read_samples
-from .settings import Settings, from_cli, from_notebook, in_test, project_root
+from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .text import clean, why_foreign
 
 # %% ../nbs/08_check.ipynb #d24ab856
 @dataclass
 class CheckSettings(Settings):
     "Parameters of the step 08_check."
-    data: str = ""             # the Higgs folder to check; empty: the demo clips, prepared for it
-    report: str = ""           # a CSV file to write what was found to; empty: none
-    silence: float = -50.0     # dBFS; a clip whose loudest 20 ms are below is silent
-    clipping: float = 0.001    # share of a clip's samples at full scale above which it is clipped
-    fastest: float = 30.0      # characters a second above which text and sound do not belong together
-    slowest: float = 3.0       # characters a second below which they do not; both only for clips of over a second
-    strict: bool = False       # what is odd breaks the folder too
+    data: str = option("", path="file")  # the Higgs folder to check; empty: the demo clips, prepared for it
+    report: str = option("", path="file")  # a CSV file to write what was found to; empty: none
+    silence: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
+    clipping: float = option(0.001, min=0, max=1)  # share of a clip's samples at full scale above which it is clipped
+    fastest: float = option(30.0, above=0, max=1e6)  # characters a second above which text and sound do not belong together
+    slowest: float = option(3.0, min=0, max=1e6)  # characters a second below which they do not; both only for clips of over a second
+    strict: bool = False                # what is odd breaks the folder too
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.slowest < self.fastest:
+        if not self.slowest < self.fastest:
             raise ValueError(f"the parameter fastest is {self.fastest:g}: it takes characters a second above slowest ({self.slowest:g})")
-        if not 0 <= self.clipping <= 1: raise ValueError(f"the parameter clipping is {self.clipping:g}: it takes a share from 0 to 1")
 
 # %% ../nbs/08_check.ipynb #dd833370
 BROKEN = ["metadata", "missing", "undecodable", "rate", "channels", "duration", "silent", "no text", "same sound", "same id"]

@@ -20,7 +20,7 @@ from .codec import DEMO, clip_key
 from .cut import has_recordings, read_recordings
 from .journal import Journal, stamp
 from .prompt import task_of
-from .settings import Settings, from_cli, from_notebook, in_test, project_root
+from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .tables import COLUMNS, Blobs, Table, layout, read_table, sound_of
 from .text import clean, spoken, why_foreign
 from .watch import memory_gib
@@ -29,29 +29,25 @@ from .watch import memory_gib
 @dataclass
 class DataSettings(Settings):
     "Parameters of the step 00_data."
-    table: str = ""          # CSV, TSV, JSONL, Parquet, or a folder (shards, Kaldi, wav + txt, Higgs); empty: the demo clips
-    audio: str = ""          # folder that the table's paths start from; empty: the table's own
-    columns: str = ""        # whose column is ours where the guess is wrong, as in text=transcription,speaker=reader
-    encoding: str = ""       # of a table that is not UTF-8, as in cp1258 or utf-16; empty: UTF-8
-    out: str = "data/demo"   # the Higgs folder to write
-    shortest: float = 0.3    # seconds; shorter clips are left out
-    longest: float = 30.0    # seconds; longer clips are left out
-    tolerance: float = 0.2   # share by which the table's duration may differ from the file's
-    silence: float = -50.0   # dBFS; a clip whose loudest 20 ms are below is silent
-    language: str = "vi"     # written to the metadata
-    max_samples_per_speaker: int = 0   # the first so many good clips of each speaker are kept; 0: all
-    workers: int = 0         # threads that read and write sounds; 0: one a core
-    aloud: bool = False      # write numbers, dates, abbreviations in words (needs higgs-vi[text]); the text as it was stays as raw_text
+    table: str = option("", path="file")  # CSV, TSV, JSONL, Parquet, or a folder (shards, Kaldi, wav + txt, Higgs); empty: the demo clips
+    audio: str = option("", path="file")  # folder that the table's paths start from; empty: the table's own
+    columns: str = ""                   # whose column is ours where the guess is wrong, as in text=transcription,speaker=reader
+    encoding: str = ""                  # of a table that is not UTF-8, as in cp1258 or utf-16; empty: UTF-8
+    out: str = option("data/demo", path="file")  # the Higgs folder to write
+    shortest: float = option(0.3, min=0, max=86400)  # seconds; shorter clips are left out
+    longest: float = option(30.0, above=0, max=86400)  # seconds; longer clips are left out
+    tolerance: float = option(0.2, min=0, max=1e6)  # share by which the table's duration may differ from the file's
+    silence: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
+    language: str = "vi"                # written to the metadata
+    max_samples_per_speaker: int = option(0, min=0, max=10**9)  # the first so many good clips of each speaker are kept; 0: all
+    workers: int = option(0, min=0, max=1024)  # threads that read and write sounds; 0: one a core
+    aloud: bool = False  # write numbers, dates, abbreviations in words (needs higgs-vi[text]); the text as it was stays as raw_text
 
     def __post_init__(self):
         super().__post_init__()
         for name, good, rule in (
                 ("longest", 0 <= self.shortest < self.longest, f"seconds above shortest ({self.shortest:g}), which is 0 or more"),
-                ("tolerance", self.tolerance >= 0, "a share, 0 or more"),
-                ("silence", self.silence < 0, "dBFS below 0, as -50"),
-                ("language", bool(self.language.strip()), "a code such as vi"),
-                ("max_samples_per_speaker", self.max_samples_per_speaker >= 0, "a number of clips, or 0 for all"),
-                ("workers", self.workers >= 0, "a number of threads, or 0 for one a core")):
+                ("language", bool(self.language.strip()), "a code such as vi")):
             if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)!r}: it takes {rule}")
 
     @property

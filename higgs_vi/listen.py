@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from .audio import inside, level, read_audio
-from .settings import Settings, from_cli, from_notebook, in_test, project_root
+from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .show import Clip, gallery, show
 from .train import tiny_run
 
@@ -18,10 +18,10 @@ from .train import tiny_run
 @dataclass
 class ListenSettings(Settings):
     "Parameters of the step 06_listen."
-    run: str = "exps/demo"  # run folder
-    out: str = ""           # page to write; empty: gallery/index.html in the run folder
-    lufs: float = -23.0     # loudness of every clip, in LUFS
-    title: str = ""         # heading of the page; empty: the run's name
+    run: str = option("exps/demo", path="file")  # run folder
+    out: str = option("", path="file")  # page to write; empty: gallery/index.html in the run folder
+    lufs: float = option(-23.0, min=-70, max=0)  # loudness of every clip, in LUFS
+    title: str = ""                     # heading of the page; empty: the run's name
 
 # %% ../nbs/06_listen.ipynb #525e9ef5
 def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:

@@ -16,26 +16,26 @@ import pandas as pd, torch
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
 from . import step
 from .model import add_lora, for_full_training, lora_config
-from .settings import Settings, from_cli, from_notebook, local_or_id
+from .settings import Settings, from_cli, from_notebook, local_or_id, option
 
 # %% ../nbs/03_memory.ipynb #61b6188b
 @dataclass
 class MemorySettings(Settings):
     "Parameters of the step 03_memory; those of 04_train have its names."
-    model: str = ""                   # hub id or checkpoint folder; empty: the released 3B model
-    mode: str = "lora"                # lora, qlora or full
-    rank: int = 16                    # LoRA rank
-    dropout: float = 0.1              # LoRA: it keeps a mask, and what it let through
-    targets: list = ("attention",)    # LoRA on attention, text_ffn, audio_ffn
-    audio_embeddings: bool = False    # audio embedding and head trained whole
-    optimizer: str = "adamw"          # adamw, adamw8bit, paged8bit, rounded8bit
-    budget: int = 8192                # positions a batch
-    accumulation: int = 4             # batches a step; 1 has no gradients beside all activations
-    checkpointing: int = 1            # layers recomputed: every (1), every n-th, none (0)
-    compiled: bool = True             # the layers of a big model are compiled (not in 4 bits) and keep less
-    ema: float = 0.0                  # above 0: the average of what is trained is kept too
-    text_weight: float = 0.0          # above 0: the text head is there too
-    gpu: float = 0.0                  # GiB of the GPU to plan for; 0: what is free on this one
+    model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the released 3B model
+    mode: str = option("lora", choices=("lora", "qlora", "full"))  # lora, qlora or full
+    rank: int = option(16, min=1, max=8192)  # LoRA rank
+    dropout: float = option(0.1, min=0, below=1)  # LoRA: it keeps a mask, and what it let through
+    targets: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
+    audio_embeddings: bool = False      # audio embedding and head trained whole
+    optimizer: str = option("adamw", choices=tuple(step.OPTIMIZERS))  # adamw, adamw8bit, paged8bit, rounded8bit
+    budget: int = option(8192, min=1, max=2**24)  # positions a batch
+    accumulation: int = option(4, min=1, max=2**16)  # batches a step; 1 has no gradients beside all activations
+    checkpointing: int = option(1, min=0, max=1000)  # layers recomputed: every (1), every n-th, none (0)
+    compiled: bool = True               # the layers of a big model are compiled (not in 4 bits) and keep less
+    ema: float = option(0.0, min=0, below=1)  # above 0: the average of what is trained is kept too
+    text_weight: float = option(0.0, min=0, max=100)  # above 0: the text head is there too
+    gpu: float = option(0.0, min=0, max=10**5)  # GiB of the GPU to plan for; 0: what is free on this one
 
 # %% ../nbs/03_memory.ipynb #4dd0da03
 # group: what its parameters' names hold; the first match counts

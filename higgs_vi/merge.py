@@ -15,7 +15,7 @@ from .batch import build_example, collate
 from .generate import Sampling, Speech, generate_columns, make_prompt, say
 from .model import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from .run import NANO, load_adapter
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root
 from .step import target_logits
 from .train import tiny_run
 
@@ -23,12 +23,12 @@ from .train import tiny_run
 @dataclass
 class MergeSettings(Settings):
     "Parameters of the step 05_merge."
-    adapter: str = "exps/demo"     # run folder, or folder with adapter_config.json
-    base: str = ""                 # hub id or checkpoint folder; empty: the one the adapter names
-    codec: str = ""                # another codec than the base's own
-    out: str = "exps/demo/merged"  # checkpoint folder to write; must not exist
-    precision: str = "fp32"        # of the merged weights: fp32 or bf16
-    text: str = ""                 # a sentence to hear before and after; empty: none
+    adapter: str = option("exps/demo", path="file")  # run folder, or folder with adapter_config.json
+    base: str = option("", path="hub")  # hub id or checkpoint folder; empty: the one the adapter names
+    codec: str = option("", path="hub")  # another codec than the base's own
+    out: str = option("exps/demo/merged", path="file")  # checkpoint folder to write; must not exist
+    precision: str = option("fp32", choices=("fp32", "bf16"))  # of the merged weights: fp32 or bf16
+    text: str = ""                      # a sentence to hear before and after; empty: none
 
 # %% ../nbs/05_merge.ipynb #05abaafb
 PROBES = ["Xin chào các bạn.", "Hôm nay trời đẹp quá!", "Bao giờ anh về quê?"]
@@ -67,7 +67,6 @@ def base_name(adapter: Path, base: str) -> str | Path:
 
 def merge(cfg: MergeSettings) -> dict:
     "Merge and write; the differences `adapter_merged` and `merged_base`, and the paths. The written folder is read back and compared too."
-    if cfg.precision not in ("fp32", "bf16"): raise ValueError(f"the parameter precision is {cfg.precision!r}: choose fp32 or bf16")
     folder, out = find_adapter(cfg.adapter), project_root()/cfg.out
     if out.exists(): raise ValueError(f"{cfg.out} exists already: choose another folder (parameter out), or delete it")
     parts = load_checkpoint(base_name(folder, cfg.base), cfg.codec or None, torch.float32 if cfg.precision == "fp32" else torch.bfloat16)

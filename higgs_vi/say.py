@@ -14,30 +14,30 @@ from .merge import base_name, find_adapter
 from .model import Checkpoint, load_checkpoint
 from .prompt import scene_sentence
 from .run import NANO, load_adapter
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, project_root
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
 @dataclass
 class SaySettings(Settings):
     "Parameters of the step 07_say."
-    text: str = "Xin chào các bạn."  # what to say; a dialogue has [SPEAKER0], [SPEAKER1] before its turns
-    model: str = ""                  # hub id or checkpoint folder; empty: the adapter's base, or the embedded nano
-    codec: str = ""                  # another codec than the model's own
-    adapter: str = ""                # run folder or adapter folder; empty: none
-    voice: list = ()                 # names of voices to clone, in the order of the speakers; empty: described voices
-    voices: str = "data/voices"      # folder with name.wav and name.txt
-    profile: list = ()               # descriptions of the speakers ("feminine"), in their order
-    scene: str = "quiet_room"        # tag or sentence; none leaves the scene out
-    place: str = "turns"             # where references stand: turns or scene
-    temperature: float = 0.5         # 0: always the likeliest code
-    topk: int = 50                   # draw from so many codes; 0: from all
-    topp: float = 0.95               # draw from the likeliest that together have this probability
-    ras: int = 7                     # window of repetition-aware sampling; 0: off
-    seed: int = 0                    # the same seed says it the same way
-    seconds: float = 30.0            # longest utterance
-    guidance: float = 0.0            # above 1: held closer to the text; 1: off; 0: what the checkpoint asks for
-    out: str = "data/say.wav"        # file to write
-    device: str = "auto"             # cuda, cpu; auto: cuda if there is one
+    text: str = "Xin chào các bạn."     # what to say; a dialogue has [SPEAKER0], [SPEAKER1] before its turns
+    model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the adapter's base, or the embedded nano
+    codec: str = option("", path="hub")  # another codec than the model's own
+    adapter: str = option("", path="file")  # run folder or adapter folder; empty: none
+    voice: list = ()                    # names of voices to clone, in the order of the speakers; empty: described voices
+    voices: str = option("data/voices", path="file")  # folder with name.wav and name.txt
+    profile: list = ()                  # descriptions of the speakers ("feminine"), in their order
+    scene: str = "quiet_room"           # tag or sentence; none leaves the scene out
+    place: str = option("turns", choices=("turns", "scene"))  # where references stand: turns or scene
+    temperature: float = option(0.5, min=0, max=100)  # 0: always the likeliest code
+    topk: int = option(50, min=0, max=10**6)  # draw from so many codes; 0: from all
+    topp: float = option(0.95, above=0, max=1)  # draw from the likeliest that together have this probability
+    ras: int = option(7, min=0, max=10**6)  # window of repetition-aware sampling; 0: off
+    seed: int = option(0, min=0, max=2**32 - 1)  # the same seed says it the same way
+    seconds: float = option(30.0, above=0, max=3600)  # longest utterance
+    guidance: float = option(0.0, min=0, max=100)  # above 1: held closer to the text; 1: off; 0: what the checkpoint asks for
+    out: str = option("data/say.wav", path="file")  # file to write
+    device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
 
 # %% ../nbs/07_say.ipynb #f16b5143
 def load_speaker(cfg: SaySettings) -> Checkpoint:

@@ -20,7 +20,7 @@ from .audio import SAMPLE_RATE, atomic, clipped, frame_levels, inside, level, pe
 from .batch import as_list
 from .data import DataSettings, prepare, read_higgs
 from .prompt import task_of
-from .settings import Settings, from_cli, from_notebook, in_test, project_root
+from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .text import words
 
 SIDES = ("train", "valid", "test")
@@ -29,30 +29,27 @@ SIDES = ("train", "valid", "test")
 @dataclass
 class SpeakersSettings(Settings):
     "Parameters of the step 02_speakers; `ValueError` for values that no folder can meet."
-    data: str = "data/demo"         # the Higgs folder to balance, in place
-    minutes: float = 0.0            # cap: most minutes of a speaker; 0: all
-    clips: int = 0                  # cap: most clips of a speaker; 0: all
-    temperature: float = 2.0        # a speaker's share goes with its time to the power 1/temperature; 1: as they are, 100: nearly alike
-    disjoint: str = "utterance"     # no side shares a text with another; speaker: nor a speaker; given: the table's split, less its leaks
-    valid: float = 0.05             # share of the time that validates
-    test: float = 0.05              # share of the time that is kept for the end
-    cloned: float = 0.3             # clips that come again with another of the same speaker as its reference, as a share of all
-    dialogues: float = 0.05         # dialogues put together from clips of two speakers, as a share of all clips
-    shortest: float = 3.0           # seconds; shorter clips are no references
-    longest: float = 10.0           # seconds; longer clips are no references
-    snr: float = 20.0               # dB between loud and quiet moments; noisier clips are no references
-    seed: int = 0                   # of every choice
+    data: str = option("data/demo", path="file")  # the Higgs folder to balance, in place
+    minutes: float = option(0.0, min=0, max=1e9)  # cap: most minutes of a speaker; 0: all
+    clips: int = option(0, min=0, max=10**9)  # cap: most clips of a speaker; 0: all
+    temperature: float = option(  # a speaker's share goes with its time to the power 1/temperature; 1: as they are, 100: nearly alike
+        2.0, min=1, max=1e6)
+    disjoint: str = option(  # no side shares a text with another; speaker: nor a speaker; given: the table's split, less its leaks
+        "utterance", choices=("utterance", "speaker", "given"))
+    valid: float = option(0.05, min=0, below=1)  # share of the time that validates
+    test: float = option(0.05, min=0, below=1)  # share of the time that is kept for the end
+    cloned: float = option(  # clips that come again with another of the same speaker as its reference, as a share of all
+        0.3, min=0, max=1)
+    dialogues: float = option(0.05, min=0, max=1)  # dialogues put together from clips of two speakers, as a share of all clips
+    shortest: float = option(3.0, min=0, max=86400)  # seconds; shorter clips are no references
+    longest: float = option(10.0, above=0, max=86400)  # seconds; longer clips are no references
+    snr: float = option(20.0, min=-200, max=200)  # dB between loud and quiet moments; noisier clips are no references
+    seed: int = option(0, min=0, max=2**32 - 1)  # of every choice
 
     def __post_init__(self):
         super().__post_init__()
-        if self.disjoint not in ("utterance", "speaker", "given"):
-            raise ValueError(f"the parameter disjoint is {self.disjoint!r}: choose one of utterance, speaker, given")
-        for name, good, rule in (("minutes", self.minutes >= 0, "0 or more"), ("clips", self.clips >= 0, "0 or more"),
-                                 ("temperature", 1 <= self.temperature < float("inf"), "1 or more"),
-                                 ("cloned", 0 <= self.cloned <= 1, "from 0 to 1"), ("dialogues", 0 <= self.dialogues <= 1, "from 0 to 1"),
-                                 ("valid", 0 <= self.valid < 1, "from 0 to below 1"),
-                                 ("test", 0 <= self.test < 1 - self.valid, "from 0 to below 1 - valid"),
-                                 ("shortest", 0 <= self.shortest < self.longest, "from 0 to below longest")):
+        for name, good, rule in (("test", self.test < 1 - self.valid, "from 0 to below 1 - valid"),
+                                 ("shortest", self.shortest < self.longest, "from 0 to below longest")):
             if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)}: it must be {rule}")
 
 # %% ../nbs/02_speakers.ipynb #e7c1bfd7

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .audio import read_audio, write_text
 from .batch import as_list
 from .data import DataSettings, prepare, read_higgs
-from .settings import Settings, from_cli, from_notebook, in_test, project_root
+from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .sound import measure, scene_of
 from .text import words
 from .tone import DIALECTS, dialect_named, dialect_of, emotion_of, vote
@@ -24,9 +24,9 @@ from .tone import DIALECTS, dialect_named, dialect_of, emotion_of, vote
 @dataclass
 class TagSettings(Settings):
     "Parameters of the step 01_tags."
-    data: str = "data/demo"   # the Higgs folder to tag; data/demo is made from the demo clips if it is not there
-    bins: str = ""            # tag_bins.json of another dataset whose words are to mean the same here; empty: bins of this one
-    sound: bool = True        # measure the sounds; false leaves scene, pitch, rate and energy alone and reads texts only
+    data: str = option("data/demo", path="file")  # the Higgs folder to tag; data/demo is made from the demo clips if it is not there
+    bins: str = option("", path="file")  # tag_bins.json of another dataset whose words are to mean the same here; empty: bins of this one
+    sound: bool = True                  # measure the sounds; false leaves scene, pitch, rate and energy alone and reads texts only
 
 # %% ../nbs/01_tags.ipynb #b062490b
 MEASURES = ["level", "floor", "snr", "low", "bandwidth", "decay", "hz", "rise", "speech"]
@@ -134,7 +134,8 @@ def main(argv: list[str] | None = None):
     "The command higgs-vi-tags."
     cfg = from_cli(TagSettings, argv, "Tag the clips of a Higgs folder: emotion, scene, pitch, rate, energy, dialect.")
     try:
-        if cfg.data == "data/demo" and not (project_root()/cfg.data/"metadata.json").is_file(): prepare(DataSettings(out=cfg.data))
+        folder = project_root()/cfg.data
+        if folder == project_root()/"data/demo" and not (folder/"metadata.json").is_file(): prepare(DataSettings(out=cfg.data))
         rows, m = tag(cfg)
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-tags: {e}") from e
     for t in TAGS:

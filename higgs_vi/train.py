@@ -26,7 +26,7 @@ from .memory import MemorySettings, fitting, forecast, free_memory, smaller, tol
 from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
 from .plan import Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps, with_replay
 from .run import Average, Metrics, NANO, checkpoints, load_state, load_trained, prune, save_adapter, save_state
-from .settings import Settings, coerce, from_cli, from_notebook, in_test, local_or_id, project_root
+from .settings import Settings, check_limits, coerce, from_cli, from_notebook, in_test, local_or_id, option, project_root
 from .step import OPTIMIZERS, OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
 from .watch import LiveFigure, clock, gpu_use, memory_gib
 
@@ -34,52 +34,67 @@ from .watch import LiveFigure, clock, gpu_use, memory_gib
 @dataclass
 class TrainSettings(Settings):
     "Parameters of the step 04_train; the defaults are for the big model, presets change some of them."
-    model: str = ""                 # hub id or checkpoint folder; empty: the embedded nano
-    codec: str = ""                 # another codec than the model's own
-    data: str = ""                  # Higgs folder; empty: the demo clips, prepared if that was not done
-    speaker: str = ""               # learn the clips of this one alone; empty: everybody's, of the demo clips those of minh
-    out: str = "exps/demo"          # run folder
-    resume: bool = False            # go on with the run in that folder, from its last complete checkpoint
-    preset: str = "auto"            # demo, voice, language, full, none; auto: demo for the embedded nano, else voice
-    mode: str = "lora"              # lora; qlora: LoRA on a base in 4 bits, for small GPUs; full: every weight, in fp32
-    rank: int = 16                  # LoRA: more learns more and forgets more
-    alpha: float = 32.0             # LoRA: scale; twice the rank is customary
-    adapter: str = "lora"           # lora; rslora: for ranks above 64, alpha near the root of the rank; dora: slower
-    dropout: float = 0.1            # LoRA: more resists learning clips by heart
-    targets: list = ("attention",)  # LoRA on attention, text_ffn, audio_ffn
-    audio_embeddings: bool = False  # LoRA: train audio embedding and head whole; for a new language
-    epochs: int = 5                 # passes over the clips
-    steps: int = 0                  # stop after so many optimiser steps; 0: after the epochs
-    rate: float = 1e-4              # peak learning rate
-    warmup: float = 0.03            # share of the steps over which the rate rises; then it falls as a cosine
-    decay: float = 0.01             # weight decay of AdamW
-    optimizer: str = "adamw"        # adamw; adamw8bit: a quarter of its memory; paged8bit: and the host's; rounded8bit: mode full in bf16
-    clip: float = 1.0               # largest gradient norm
-    budget: int = 4096              # positions a batch; less saves memory
-    accumulation: int = 4           # batches an optimiser step
-    checkpointing: int = 1          # recompute activations of every layer (1: a third slower, least memory), every n-th, none (0)
-    compiled: bool = True           # on a GPU, compile a big model's layers (not in 4 bits): a wait, then half as fast again
-    ema: float = 0.0                # keep the average of the weights over some 1/(1 - ema) steps; 0: the weights as they are
-    precision: str = "bf16"         # bf16, fp16 (cards before 2020), fp32
-    codebook_weights: list = ()  # eight numbers; empty: all alike
-    report: int = 10                # steps between log lines
-    evaluate: int = 500             # steps between validations
-    save: int = 1000                # steps between checkpoints
-    sample: int = 0                 # steps between spoken samples for TensorBoard; 0: only before and after
-    keep_last: int = 3              # checkpoints that stay, beside the best
-    patience: int = 0               # validations without improvement before it stops; 0: never
-    validation: float = 0.05        # share of the clips that is only listened to
-    replay: str = ""                # a second Higgs folder whose clips keep alive what the model could do before
-    replay_share: float = 0.1       # its share of an epoch's clips
-    tags: float = 0.0               # share of the prompts that name the voice's tags (01_tags); the others go without
-    sentences: int = 3              # validation clips spoken before and after
-    text_weight: float = 0.0        # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
-    noise: float = 0.0              # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
-    wordless: float = 0.0           # share of the prompts that lose their words, as guidance asks them (07_say); 0.1 is usual
-    seed: int = 0                   # order of clips, dropout, adapters' start
-    device: str = "auto"            # cuda, cpu; auto: cuda if there is one
-    gpu: str = ""                   # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
-    cache: str = "data/codes"       # where codes are kept, so that nothing is encoded twice
+    model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the embedded nano
+    codec: str = option("", path="hub")  # another codec than the model's own
+    data: str = option("", path="file")  # Higgs folder; empty: the demo clips, prepared if that was not done
+    speaker: str = ""                   # learn the clips of this one alone; empty: everybody's, of the demo clips those of minh
+    out: str = option("exps/demo", path="file")  # run folder
+    resume: bool = False                # go on with the run in that folder, from its last complete checkpoint
+    preset: str = option(  # demo, voice, language, full, none; auto: demo for the embedded nano, else voice
+        "auto", choices=("auto", "demo", "voice", "language", "full", "none"))
+    mode: str = option(  # lora; qlora: LoRA on a base in 4 bits, for small GPUs; full: every weight, in fp32
+        "lora", choices=("lora", "qlora", "full"))
+    rank: int = option(16, min=1, max=8192)  # LoRA: more learns more and forgets more
+    alpha: float = option(32.0, above=0, max=1e6)  # LoRA: scale; twice the rank is customary
+    adapter: str = option(  # lora; rslora: for ranks above 64, alpha near the root of the rank; dora: slower
+        "lora", choices=("lora", "rslora", "dora"))
+    dropout: float = option(0.1, min=0, below=1)  # LoRA: more resists learning clips by heart
+    targets: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
+    audio_embeddings: bool = False      # LoRA: train audio embedding and head whole; for a new language
+    epochs: int = option(5, min=1, max=10_000)  # passes over the clips
+    steps: int = option(0, min=0, max=10**9)  # stop after so many optimiser steps; 0: after the epochs
+    rate: float = option(1e-4, above=0, max=10)  # peak learning rate
+    warmup: float = option(0.03, min=0, max=1)  # share of the steps over which the rate rises; then it falls as a cosine
+    decay: float = option(0.01, min=0, max=10)  # weight decay of AdamW
+    optimizer: str = option(  # adamw; adamw8bit: a quarter of its memory; paged8bit: and the host's; rounded8bit: mode full in bf16
+        "adamw", choices=tuple(OPTIMIZERS))
+    clip: float = option(1.0, above=0, max=1e6)  # largest gradient norm
+    budget: int = option(4096, min=1, max=2**24)  # positions a batch; less saves memory
+    accumulation: int = option(4, min=1, max=2**16)  # batches an optimiser step
+    checkpointing: int = option(  # recompute activations of every layer (1: a third slower, least memory), every n-th, none (0)
+        1, min=0, max=1000)
+    compiled: bool = True               # on a GPU, compile a big model's layers (not in 4 bits): a wait, then half as fast again
+    ema: float = option(0.0, min=0, below=1)  # keep the average of the weights over some 1/(1 - ema) steps; 0: the weights as they are
+    precision: str = option("bf16", choices=("bf16", "fp16", "fp32"))  # bf16, fp16 (cards before 2020), fp32
+    codebook_weights: list = option((), each=float, min=0, max=1e6)  # eight numbers; empty: all alike
+    report: int = option(10, min=1, max=10**9)  # steps between log lines
+    evaluate: int = option(500, min=1, max=10**9)  # steps between validations
+    save: int = option(1000, min=1, max=10**9)  # steps between checkpoints
+    sample: int = option(0, min=0, max=10**9)  # steps between spoken samples for TensorBoard; 0: only before and after
+    keep_last: int = option(3, min=1, max=10**6)  # checkpoints that stay, beside the best
+    patience: int = option(0, min=0, max=10**9)  # validations without improvement before it stops; 0: never
+    validation: float = option(0.05, min=0, below=1)  # share of the clips that is only listened to
+    replay: str = option("", path="file")  # a second Higgs folder whose clips keep alive what the model could do before
+    replay_share: float = option(0.1, above=0, below=1)  # its share of an epoch's clips
+    tags: float = option(0.0, min=0, max=1)  # share of the prompts that name the voice's tags (01_tags); the others go without
+    sentences: int = option(3, min=0, max=10_000)  # validation clips spoken before and after
+    text_weight: float = option(  # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
+        0.0, min=0, max=100)
+    noise: float = option(  # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
+        0.0, min=0, max=0.5)
+    wordless: float = option(  # share of the prompts that lose their words, as guidance asks them (07_say); 0.1 is usual
+        0.0, min=0, below=1)
+    seed: int = option(0, min=0, max=2**32 - 1)  # order of clips, dropout, adapters' start
+    device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
+    gpu: str = ""                       # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
+    cache: str = option("data/codes", path="file")  # where codes are kept, so that nothing is encoded twice
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gpu not in ("", "auto"):
+            check_limits("gpu", coerce("gpu", self.gpu, float), dict(above=0, max=10**5))
+        if not self.targets and self.mode != "full":
+            raise ValueError("the parameter targets is empty: choose from attention, text_ffn, audio_ffn")
 
 # %% ../nbs/04_train.ipynb #9a560e9e
 PRESETS = dict(
@@ -97,23 +112,11 @@ PRESETS = dict(
 
 
 def with_preset(cfg: TrainSettings) -> TrainSettings:
-    "`cfg` with the values of its preset wherever a parameter was not given; `ValueError` for unknown choices."
+    "`cfg` with the values of its preset wherever a parameter was not given; `ValueError` for settings that exclude each other."
     name = cfg.preset if cfg.preset != "auto" else "voice" if cfg.model else "demo"
-    if name not in PRESETS: raise ValueError(f"unknown preset {name!r}: choose one of auto, {', '.join(PRESETS)}")
-    for key, choices in dict(mode=("lora", "qlora", "full"), precision=("bf16", "fp16", "fp32"), device=("auto", "cuda", "cpu"),
-                             adapter=("lora", "rslora", "dora"), optimizer=tuple(OPTIMIZERS)).items():
-        if (value := getattr(cfg, key)) not in choices:
-            raise ValueError(f"the parameter {key} is {value!r}: choose one of {', '.join(choices)}")
     chosen = replace(cfg, preset=name, **{k: v for k, v in PRESETS[name][1].items() if k not in cfg.given})
-    for key in ("rank", "budget", "accumulation", "epochs", "report", "evaluate", "save", "keep_last"):
-        if getattr(chosen, key) < 1: raise ValueError(f"the parameter {key} is {getattr(chosen, key)}: it must be 1 or more")
     if chosen.optimizer == "rounded8bit" and (chosen.mode, chosen.precision) != ("full", "bf16"):
         raise ValueError("the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16")
-    if chosen.rate <= 0 or not 0 <= chosen.validation < 1 or not 0 <= chosen.tags <= 1 or min(chosen.checkpointing, chosen.text_weight) < 0:
-        raise ValueError("rate must be above 0, validation from 0 to below 1, tags from 0 to 1, checkpointing and text_weight 0 or more")
-    if not 0 <= chosen.ema < 1 or not 0 <= chosen.wordless < 1 or not 0 < chosen.replay_share < 1 or not 0 <= chosen.noise <= 0.5:
-        raise ValueError("ema and wordless must be from 0 to below 1, replay_share between 0 and 1, noise from 0 to 0.5")
-    chosen.codebook_weights = [coerce("codebook_weights", w, float) for w in chosen.codebook_weights]
     return for_gpu(chosen, cfg.given) if chosen.gpu else chosen
 
 def memory_settings(cfg: TrainSettings) -> MemorySettings:

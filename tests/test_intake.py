@@ -137,8 +137,8 @@ def test_killed_at_random_moments(tmp_path, kills):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(shortest=5, longest=2), "longest is 2.0: it takes seconds above shortest .5."), (dict(shortest=-1), "0 or more"),
-    (dict(tolerance=-0.1), "tolerance is -0.1"), (dict(silence=3), "silence is 3.0: it takes dBFS below 0"),
+    (dict(shortest=5, longest=2), "longest is 2.0: it takes seconds above shortest .5."), (dict(shortest=-1), "shortest is -1.0: it must be from 0"),
+    (dict(tolerance=-0.1), "tolerance is -0.1"), (dict(silence=3), "silence is 3.0: it must be from -200 to below 0"),
     (dict(max_samples_per_speaker=-1), "max_samples_per_speaker is -1"), (dict(workers=-2), "workers is -2"),
     (dict(workers=1.5), "workers is 1.5: it takes a whole number"), (dict(language=" "), "a code such as vi"),
     (dict(longest=float("nan")), "longest is nan")])

@@ -424,8 +424,8 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         (place/"v.wav").unlink(missing_ok=True)
         speech = speak(replace(base, **change), parts)
         assert len(read_audio(place/"v.wav")) == len(speech.wave) > 0
-    for change, message in ((dict(voice=["ai"]), "unknown voice 'ai'"), (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"), (dict(place="head"), "unknown place"),
-                            (dict(topp=2.0), "top_p"), (dict(text=" "), "no letter or digit")):
+    for change, message in ((dict(voice=["ai"]), "unknown voice 'ai'"), (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"), (dict(place="head"), "place is 'head': choose one of turns, scene"),
+                            (dict(topp=2.0), "topp is 2.0: it must be above 0 and at most 1"), (dict(text=" "), "no letter or digit")):
         with pytest.raises(ValueError, match=message): speak(replace(base, **change), parts)
 
 
@@ -453,9 +453,9 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(preset="quick"), "unknown preset 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
-    (dict(targets=["ffn"]), "unknown LoRA targets"), (dict(model="/nowhere/model"), "cannot be loaded"), (dict(data="/nowhere/data"), "no metadata.json"),
-    (dict(rate=0.0), "rate must be above 0"), (dict(budget=0), "budget is 0: it must be 1 or more"), (dict(budget=20), "left_out.csv for the reasons"),
+    (dict(preset="quick"), "preset is 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
+    (dict(targets=["ffn"]), "targets is 'ffn': choose one of attention"), (dict(model="/nowhere/model"), "cannot be loaded"), (dict(data="/nowhere/data"), "no metadata.json"),
+    (dict(rate=0.0), "rate is 0.0: it must be above 0"), (dict(budget=0), "budget is 0: it must be from 1"), (dict(budget=20), "left_out.csv for the reasons"),
     (dict(codebook_weights=[1, 2]), "codebook weights"), (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
     (dict(precision="fp16"), "fp16 needs a GPU"),
 ])

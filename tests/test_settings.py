@@ -1,0 +1,112 @@
+"""Every step's parameters: their limits, and where their paths start."""
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from higgs_vi import settings as module
+from higgs_vi.settings import Settings, find_root, from_cli, from_notebook, option, project_root, resolve_path
+from tests.test_house import STEPS, module_of
+
+
+def settings_of(path):
+    "The settings class of a step's notebook."
+    step = import_module(f"higgs_vi.{module_of(path)}")
+    return next(v for v in vars(step).values() if isinstance(v, type) and issubclass(v, Settings) and v.__module__ == step.__name__)
+
+
+CLASSES = [settings_of(p) for p in STEPS]
+
+
+def outside(f):
+    "Values of a numeric field that are none, or beyond its limits."
+    limits, small = f.metadata, 1 if f.type is int else 1e-9
+    out = ["nan", "inf", "-inf", "1e400", 2**70, -2**70, True, None, [1], {}, "", "\0"]
+    if "min" in limits: out += [limits["min"] - small*max(1, abs(limits["min"])), -2**62]
+    if "above" in limits: out += [limits["above"], limits["above"] - 1]
+    if "max" in limits: out += [limits["max"] + small*max(1, abs(limits["max"]))*10]
+    if "below" in limits: out += [limits["below"], limits["below"] + 1]
+    return out + [0.5]*(f.type is int)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_number_has_limits_and_what_lies_outside_is_refused_by_name(cls):
+    for f in fields(cls):
+        number = f.type in (int, float) or f.metadata.get("each") is float
+        if not number: continue
+        assert {"min", "above"} & set(f.metadata) and {"max", "below"} & set(f.metadata), f"{cls.__name__}.{f.name} has no limits"
+        for value in outside(f):
+            if f.type is list: value = [value]
+            with pytest.raises(ValueError, match=f"parameter {f.name} is"): cls.of({f.name: value})
+        with pytest.raises(SystemExit): from_cli(cls, [f"--{f.name}=nan"])
+        cls.of({f.name: getattr(cls(), f.name)})
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_word_is_one_of_its_choices_and_no_text_holds_a_zero_byte(cls):
+    for f in fields(cls):
+        if f.type is bool: bad = ["perhaps", 2, None, []]
+        elif f.type is list: bad = [{}, 5, None]
+        elif f.type is str: bad = ["a\0b", None, ["a"], {}]
+        else: continue
+        if "choices" in f.metadata: bad += ["elsewhere"] if f.type is str else [["elsewhere"]]
+        for value in bad:
+            with pytest.raises(ValueError, match=f"parameter {f.name} is"): cls.of({f.name: value})
+
+
+@pytest.mark.parametrize("change", [dict(gpu="nan"), dict(gpu="inf"), dict(gpu="-3"), dict(gpu="much"), dict(targets=[])])
+def test_what_one_field_alone_cannot_say_is_checked_too(change):
+    from higgs_vi.train import TrainSettings
+    with pytest.raises(ValueError, match=f"parameter {next(iter(change))} is"): TrainSettings.of(change)
+
+
+def test_a_seed_keeps_its_bits_and_a_number_written_as_text_its_value():
+    from higgs_vi.say import SaySettings
+    assert SaySettings.of(dict(seed=str(2**32 - 1))).seed == 2**32 - 1 and SaySettings.of(dict(seed="1e3")).seed == 1000
+    assert SaySettings.of(dict(temperature="1e-4")).temperature == 1e-4
+
+
+# --- where paths start ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def start(monkeypatch):
+    "The place that relative paths start from, put back afterwards."
+    monkeypatch.setitem(module._START, "folder", None)
+
+
+def test_a_command_s_paths_start_at_the_current_directory(tmp_path, monkeypatch, start):
+    from higgs_vi.merge import MergeSettings
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"base").mkdir()
+    cfg = from_cli(MergeSettings, ["--adapter", "run", "--base", "base", "--codec", "org/codec", "--out", "../x/../merged"])
+    assert (cfg.adapter, cfg.base, cfg.codec) == (str(tmp_path/"run"), str(tmp_path/"base"), "org/codec")
+    assert cfg.out == str(tmp_path.parent/"merged") and project_root() == tmp_path
+    assert resolve_path("./org/codec", hub=True) == str(tmp_path/"org/codec") and resolve_path("~/a") == str(Path.home()/"a")
+
+
+def test_a_notebook_s_paths_start_at_our_project_and_at_no_other_one(tmp_path, monkeypatch, start, capsys):
+    "Upwards to our settings.ini; another nbdev project's is passed by; without any, the checkout; else the current directory."
+    from higgs_vi.listen import ListenSettings
+    names = {f.name: getattr(ListenSettings(), f.name) for f in fields(ListenSettings)}
+    (tmp_path/"ours/other/deep").mkdir(parents=True)
+    (tmp_path/"ours/settings.ini").write_text("[DEFAULT]\nlib_name = higgs_vi\n")
+    (tmp_path/"ours/other/settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
+    monkeypatch.chdir(tmp_path/"ours/other/deep")
+    from_notebook(ListenSettings, names)
+    assert project_root() == tmp_path/"ours" and "the project's root (../..)" in capsys.readouterr().out
+    (tmp_path/"ours/settings.ini").write_text("no ini file")
+    from_notebook(ListenSettings, names)
+    assert project_root() == Path(module.__file__).resolve().parents[1] and "the checkout of higgs_vi" in capsys.readouterr().out
+    monkeypatch.setattr(module, "_is_ours", lambda folder: False)
+    assert find_root() == (tmp_path/"ours/other/deep", "the current directory")
+
+
+def test_one_folder_under_two_names_is_one(tmp_path, monkeypatch, start):
+    from higgs_vi.train import TrainSettings
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"nano").mkdir()
+    (tmp_path/"link").symlink_to(tmp_path/"nano")
+    monkeypatch.setitem(module._START, "folder", tmp_path)
+    resolved = [TrainSettings(model=m).resolved()["model"] for m in ("nano", "./nano", "link", str(tmp_path/"nano"), "../" + tmp_path.name + "/nano")]
+    assert set(resolved) == {str(tmp_path/"nano")}
