@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd, soundfile as sf
 from tqdm import tqdm
-from .audio import SAMPLE_RATE, atomic, clipped, frame_levels, inside, read_audio
-from .batch import as_list
-from .codec import clip_key
+from .audio import SAMPLE_RATE, atomic, clip_key, clipped, frame_levels, inside, read_audio
 from .data import DataSettings, prepare, read_samples
+from .prompt import as_list, map_turns, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
-from .text import clean, why_foreign
+from .text import why_foreign
 
 # %% ../nbs/08_check.ipynb #d24ab856
 @dataclass
@@ -65,11 +64,11 @@ def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, s
 def text_faults(text: str, seconds: float | None, cfg: CheckSettings, language: str = "vi") -> list[tuple[str, str]]:
     "Faults of a transcript of a sound of so many seconds (None: not known): (fault, sentence) each."
     if not text.strip(): return [("no text", "its transcript is empty")]
-    try: tidy = clean(text)
+    try: tidy = map_turns(text)
     except ValueError as e: return [("no text", str(e))]
     out = []
     if tidy != text.strip(): out.append(("odd text", f"its text is not as 00_data writes it: {text.strip()[:60]!r} would be {tidy[:60]!r}"))
-    if language == "vi" and (why := why_foreign(text)): out.append(("foreign", f"it may not be Vietnamese: {why}"))
+    if language == "vi" and (why := why_foreign(without_tags(text))): out.append(("foreign", f"it may not be Vietnamese: {why}"))
     if seconds and seconds > 1 and not cfg.slowest <= (pace := len(tidy)/seconds) <= cfg.fastest:
         out.append(("pace", f"{len(tidy)} characters in {seconds:.2f} s, {pace:.1f} a second: the text may be another clip's "
                             "(parameters slowest, fastest)"))
@@ -172,3 +171,5 @@ def main(argv: list[str] | None = None):
         refuse(cfg, faults)
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-check: {e}") from e
     print(f"{len(clips)} clips, {clips['seconds'].sum()/3600:.2f} h: nothing broken, {len(faults)} thing(s) odd")
+
+if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -12,14 +12,12 @@ from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from tqdm import tqdm
-from .audio import SAMPLE_RATE, atomic, frame_levels, inside, read_audio, straight, write_text, write_wav
-from .batch import as_list
-from .codec import DEMO, clip_key
+from .audio import DEMO, SAMPLE_RATE, atomic, clip_key, frame_levels, inside, read_audio, straight, write_text, write_wav
 from .cut import has_recordings, read_recordings
 from .journal import Journal, stamp
-from .prompt import task_of
+from .prompt import as_list, map_turns, reference_text, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .tables import COLUMNS, Blobs, Table, layout, read_table, sound_of
 from .text import clean, spoken, why_foreign
@@ -142,7 +140,7 @@ def examine(row: dict, root: Path, blobs: Blobs, cfg: DataSettings) -> tuple[np.
         raise ValueError(f"its text is empty ({row['text']!r}): there is nothing to say")
     if str(row["speaker"]).strip() in NOTHING:
         raise ValueError(f"its speaker is empty ({row['speaker']!r}): clips of unknown voices would be mixed into one")
-    text, x = clean(row["text"]), sound_of(row, root, blobs)
+    text, x = map_turns(row["text"]), sound_of(row, root, blobs)
     _check_duration(row, len(x)/SAMPLE_RATE, cfg)
     if (loudest := frame_levels(x).max(initial=-120)) < cfg.silence:
         raise ValueError(f"it is silent: its loudest 20 ms are at {loudest:.0f} dBFS (parameter silence)")
@@ -167,15 +165,14 @@ def slugs(names: list[str]) -> dict[str, str]:
 # %% ../nbs/00_data.ipynb #33bd7882
 def said(text: str) -> str:
     "`text` as it is read aloud, its [SPEAKERn] tags as they are."
-    parts = re.split(r"(\[SPEAKER\d+\])", text)
-    return " ".join(p if p.startswith("[SPEAKER") else spoken(p) for p in parts if p.strip())
+    return map_turns(text, spoken)
 
 def _aloud(text: str, cfg: DataSettings) -> str: return said(text) if cfg.aloud else text
 
 def _texts(text: str, cfg: DataSettings) -> dict:
     "The text of a sample and what the metadata says of it: how it was before, and why it may not be Vietnamese."
     out = _aloud(text, cfg)
-    why = why_foreign(text) if cfg.language == "vi" else ""
+    why = why_foreign(without_tags(text)) if cfg.language == "vi" else ""
     return dict(text=out) | (dict(raw_text=text) if out != text else {}) | (dict(foreign=why) if why else {})
 
 # %% ../nbs/00_data.ipynb #d4ec6ec4
@@ -203,7 +200,7 @@ def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list
     files, texts = as_list(row.get("ref_paths")), as_list(row.get("ref_transcript"))
     if len(files) != len(texts): raise ValueError(f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: give one each")
     sounds = [read_audio(inside(root, f)) for f in files]
-    texts = [clean(t) for t in texts]
+    texts = [reference_text(t) for t in texts]
     if any(clip_key(x) == key for x in sounds): raise ValueError("its reference is the clip itself: the model would be shown the answer")
     return sounds, texts
 
@@ -352,7 +349,7 @@ def _nothing(rejected: pd.DataFrame, label: str, out: Path) -> str:
 def _pace(stages: dict[str, float], rows: int) -> str:
     "Time of each stage, rows a second, peak memory."
     return ("; ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
-            + f"; {rows/stages['clips']:.0f} rows/s, peak memory {memory_gib(torch.device('cpu')):.2f} GiB")
+            + f"; {rows/stages['clips']:.0f} rows/s, peak memory {memory_gib():.2f} GiB")
 
 # %% ../nbs/00_data.ipynb #2b2a3728
 def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple[list[dict], pd.DataFrame]:
@@ -390,3 +387,5 @@ def main(argv: list[str] | None = None):
     if strange := [s["id"] for s in samples if "foreign" in s]: print(f"{len(strange)} texts may not be Vietnamese, first {strange[0]}")
     print(f"{len(samples)} clips, {sum(s['duration'] for s in samples)/3600:.2f} h, written to {cfg.out}; "
           f"{len(rejected)} rows left out, see {cfg.out}/rejected.csv")
+
+if __name__ == "__main__" and "get_ipython" not in globals(): main()

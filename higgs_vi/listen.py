@@ -12,7 +12,6 @@ from pathlib import Path
 from .audio import inside, level, read_audio
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .show import Clip, gallery, show
-from .train import tiny_run
 
 # %% ../nbs/06_listen.ipynb #a1a2fc5d
 @dataclass
@@ -45,3 +44,5 @@ def main(argv: list[str] | None = None):
     cfg = from_cli(ListenSettings, argv, "Write a run's samples as one page that plays offline.")
     try: print(f"written to {write_gallery(cfg)}")
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-listen: {e}") from e
+
+if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -103,3 +103,5 @@ def main(argv: list[str] | None = None):
                 write_wav(file := project_root()/f"{cfg.out}_{when}.wav", speech.wave)
                 print(f"{when}: {file.name}")
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-merge: {e}") from e
+
+if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 from .audio import write_text
-from .batch import Example, as_list, build_example, draw_clips, epoch_batches, prompt_from_row
+from .batch import Example, build_example, draw_clips, epoch_batches, prompt_from_row
 from .codec import CodeCache, encode_files
 from .model import Checkpoint
+from .prompt import as_list
 from .settings import Settings, project_root
 
 # %% ../nbs/22_plan.ipynb #54bc4487

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'AUDIO_TOKEN', 'DELAY_TOKEN', 'AUDIO_BOS', 'AUDIO_EOS', 'INSTRUCTION', 'DIALOGUE_INSTRUCTION',
            'SCENES', 'DEFAULT_SCENE', 'TASKS', 'CHAT_TEMPLATE', 'token_id', 'tiny_tokenizer', 'scene_sentence',
-           'voice_words', 'task_of', 'Reference', 'Prompt', 'scene_lines', 'render', 'column_ids', 'encode_prompt',
+           'voice_words', 'is_dialogue', 'without_tags', 'speaker_turns', 'map_turns', 'as_list', 'task_of',
+           'Reference', 'reference_text', 'Prompt', 'scene_lines', 'render', 'column_ids', 'encode_prompt',
            'to_messages']
 
 # %% ../nbs/13_prompt.ipynb #0e81f3bc
-import re
+import re, unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-from .codec import delay
 from .text import clean
 
 # %% ../nbs/13_prompt.ipynb #219fdf35
@@ -40,11 +39,14 @@ def token_id(tokenizer, token: str) -> int:
     return i
 
 # %% ../nbs/13_prompt.ipynb #e2c115da
-def tiny_tokenizer(texts: list[str], vocab_size: int = 640, normalizer=None, cut=None) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(texts: list[str], vocab_size: int = 640, normalizer=None, cut=None):
     """A byte-level BPE tokenizer learnt from `texts`, of at most `vocab_size` words plus the 256 control tokens.
 
-    `normalizer` and `cut` are what the library tokenizers calls normalizer and pre-tokenizer, which must end in bytes.
+    Returns a `PreTrainedTokenizerFast`. `normalizer` and `cut` are what the library tokenizers calls
+    normalizer and pre-tokenizer, which must end in bytes.
     """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = cut or pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     if normalizer: bpe.normalizer = normalizer
@@ -90,13 +92,78 @@ def voice_words(gender: str | None = None, emotion: str | None = None, dialect: 
     who = dict(female="feminine", male="masculine").get(gender)
     return ", ".join([gender.capitalize()]*bool(who) + said) if said else who or ""
 
+# %% ../nbs/13_prompt.ipynb #c7d03e91
+_BRACKET = re.compile(r"[\[［]([^\[\]［］]*)[\]］]")
+
+def _folded(text: str) -> str:
+    "`text` in NFKC and lower case, without invisible characters and outer spaces."
+    visible = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return "".join(visible).strip().casefold()
+
+def _speaker(bracket: str) -> int | None:
+    "The number of the speaker (0 to 99) that the content of a bracket names, or None if it names no speaker."
+    tag = re.fullmatch(r"speaker\s*0*(\d{1,2})", _folded(bracket))
+    return int(tag[1]) if tag else None
+
+def _split(text: str) -> list[tuple[int | None, str]]:
+    "The turns of `text` as (speaker, words), unchecked; the speaker of what stands before the first tag is None."
+    turns, speaker, start = [], None, 0
+    for m in _BRACKET.finditer(text):
+        if (number := _speaker(m[1])) is None: continue
+        turns.append((speaker, text[start:m.start()].strip(" \t\n\r:：")))
+        speaker, start = number, m.end()
+    return [*turns, (speaker, text[start:].strip(" \t\n\r:：") if turns else text.strip())]
+
+def is_dialogue(text: str) -> bool:
+    "Whether `text` has a speaker tag."
+    return len(_split(text)) > 1
+
+def without_tags(text: str) -> str:
+    "The words of `text` without its speaker tags."
+    return " ".join(words for _, words in _split(text) if words)
+
+def speaker_turns(text: str) -> list[tuple[int | None, str]]:
+    """The turns of `text` as (speaker, words) in their order; a text without tags is one turn of speaker None.
+
+    Raises `ValueError` for a turn without words, words before the first tag, and brackets that only look like a tag.
+    """
+    turns = _split(text)
+    for speaker, words in turns:
+        for bracket in re.findall(r"[\[［][^\[\]［］]*[\]］]?", words):
+            if _folded(bracket.strip("[]［］")).startswith("speaker"):
+                raise ValueError(f"{bracket[:30]!r} in the text is no speaker tag: write [SPEAKER0], "
+                                 "[SPEAKER1], ... up to 99")
+    if len(turns) == 1: return turns
+    if any(c.isalnum() for c in turns[0][1]):
+        raise ValueError(f"the words {turns[0][1][:40]!r} stand before the first speaker tag: "
+                         "begin the dialogue with a tag")
+    if silent := [n for n, words in turns[1:] if not any(c.isalnum() for c in words)]:
+        raise ValueError(f"the turn [SPEAKER{silent[0]}] has no words: write what is said after the tag, "
+                         "or take the tag out")
+    return turns[1:]
+
+def map_turns(text: str, reading: Callable[[str], str] = clean, between: str = " ") -> str:
+    """`text` with `reading` applied to the words of each turn, the tags written as the model knows them, [SPEAKERn].
+
+    The turns are joined by `between`. Raises `ValueError` as `speaker_turns` and `reading` do; a text
+    that is no string goes to `clean`, which refuses it.
+    """
+    if not isinstance(text, str): return clean(text)
+    tagged = lambda n, words: words if n is None else f"[SPEAKER{n}] {words}"
+    return between.join(tagged(n, reading(words)) for n, words in speaker_turns(text))
+
+def as_list(value: object) -> list:
+    "A cell that may be missing, one value or a list, as a list."
+    if isinstance(value, (list, tuple)): return list(value)
+    return [] if value is None or value != value or value == "" else [value]
+
 # %% ../nbs/13_prompt.ipynb #c5900189
 TASKS = ("single_speaker_smart_voice", "zero_shot_voice_cloning", "multi_speaker_smart_voice", "multi_speaker_voice_cloning")
-_TAG = re.compile(r"\[(SPEAKER\d+)\]")
+_TAG = re.compile(r"\[(SPEAKER[0-9]+)\]")
 
 def task_of(text: str, cloning: bool) -> str:
     "The task of a text: [SPEAKERn] tags make it a dialogue, references make it `cloning`."
-    return ("multi_speaker" if "[SPEAKER" in text else "zero_shot" if cloning else "single_speaker") + (
+    return ("multi_speaker" if is_dialogue(text) else "zero_shot" if cloning else "single_speaker") + (
         "_voice_cloning" if cloning else "_smart_voice")
 
 @dataclass(frozen=True)
@@ -106,10 +173,12 @@ class Reference:
     codes: np.ndarray
 
 # %% ../nbs/13_prompt.ipynb #20350b9f
-def _spoken(text: str) -> str:
-    "Clean text; in a dialogue, one line a turn."
-    turns = [t for t in re.split(r"(?=\[SPEAKER\d+\])", text) if t.strip()] if isinstance(text, str) else [text]
-    return "\n".join(map(clean, turns or [text]))
+def reference_text(text: str) -> str:
+    "Clean text of a reference, which is one voice: `ValueError` if it has speaker tags."
+    if isinstance(text, str) and is_dialogue(text):
+        raise ValueError(f"the reference's transcript {text[:60]!r} has a speaker tag: a reference is "
+                         "one voice; give its words alone")
+    return clean(text)
 
 def _refuse_control(text: str):
     "`ValueError` if `text` spells a control token: it would be read as one."
@@ -136,8 +205,8 @@ class Prompt:
         if self.task not in TASKS: raise ValueError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
         if self.place not in ("turns", "scene"):
             raise ValueError(f"unknown place {self.place!r}: references stand in 'turns' or in the 'scene'")
-        object.__setattr__(self, "text", _spoken(self.text))
-        object.__setattr__(self, "references", tuple(Reference(clean(r.text), r.codes) for r in self.references))
+        object.__setattr__(self, "text", map_turns(self.text, clean, "\n"))
+        object.__setattr__(self, "references", tuple(Reference(reference_text(r.text), r.codes) for r in self.references))
         for text in [self.text, self.scene or "", *self.voices, *(r.text for r in self.references)]: _refuse_control(text)
         self._check()
 
@@ -160,6 +229,9 @@ class Prompt:
         given = n if cloning else len(self.voices) or 10**9
         if late := [s for s in self.speakers if int(s[7:]) >= given]:
             raise ValueError(f"[{late[0]}] has no voice: {given} given; voices are numbered from SPEAKER0")
+        if multi and max(n, len(self.voices)) > len(self.speakers):
+            raise ValueError(f"{max(n, len(self.voices))} voices are given for {len(self.speakers)} "
+                             f"speaker(s) in the text ({', '.join(self.speakers)}): give one voice for each")
 
 # %% ../nbs/13_prompt.ipynb #94d78f6b
 _SOUND = f"{AUDIO_BOS}{AUDIO_TOKEN}{AUDIO_EOS}"
@@ -195,6 +267,7 @@ def encode_prompt(tokenizer, p: Prompt, codebooks: int = 8, words: bool = True) 
 
     Training appends the target's columns to both (part 14); inference hands both to `generate`.
     """
+    from higgs_vi.codec import delay
     sounds = [delay(r.codes) for r in p.references]
     audio, todo, ids = token_id(tokenizer, AUDIO_TOKEN), iter(sounds), []
     for i in tokenizer(render(p, words), add_special_tokens=False).input_ids:

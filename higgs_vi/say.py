@@ -66,3 +66,5 @@ def main(argv: list[str] | None = None):
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-say: {e}") from e
     cut = "" if speech.ended else "; it did not end by itself and was cut (option seconds)"
     print(f"{len(speech.wave)/24_000:.2f} s written to {cfg.out}{cut}")
+
+if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -17,9 +17,8 @@ from functools import cache
 from pathlib import Path
 import numpy as np, pandas as pd
 from .audio import SAMPLE_RATE, atomic, clipped, frame_levels, inside, level, peak, read_audio, write_text, write_wav
-from .batch import as_list
 from .data import DataSettings, prepare, read_higgs
-from .prompt import task_of
+from .prompt import as_list, is_dialogue, speaker_turns, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .text import words
 
@@ -75,8 +74,12 @@ def original(folder: Path) -> tuple[str, list[dict]]:
         raise ValueError(f"{len(odd)} of {len(rows)} clips in {folder} have no duration, the first is {odd[0]}: make it again with 00_data")
     if many := [i for i, n in Counter(s["id"] for s in rows).items() if n > 1]:
         raise ValueError(f"{len(many)} ids in {folder} are those of several clips, the first is {many[0]}: make it again with 00_data")
-    if mute := [s["id"] for s in rows if not re.sub(r"\[SPEAKER\d+\]", "", s["text"]).strip()]:
+    if mute := [s["id"] for s in rows if not without_tags(s["text"])]:
         raise ValueError(f"{len(mute)} of {len(rows)} clips in {folder} have no text, the first is {mute[0]}: make it again with 00_data")
+    for s in rows:
+        try: speaker_turns(s["text"])
+        except ValueError as e:
+            raise ValueError(f"the text of {s['id']} in {folder}: {e}; make it again with 00_data") from e
     return name, rows
 
 # %% ../nbs/02_speakers.ipynb #88893550
@@ -86,12 +89,12 @@ def lot(seed: int, *what: object) -> str:
 
 def texts_of(row: dict) -> set[str]:
     "What is said in a row and in its references, turn by turn, each in small letters without punctuation."
-    said = [t for t in re.split(r"\[SPEAKER\d+\]", row["text"]) if t.strip()] + as_list(row.get("ref_transcript"))
+    said = [t for _, t in speaker_turns(row["text"])] + as_list(row.get("ref_transcript"))
     return {" ".join(words(t)) for t in said}
 
 def speakers_of(row: dict) -> list[str]:
     "Who speaks in a row: its turns' speakers, or its one speaker."
-    return as_list(row.get("ref_speakers")) if "[SPEAKER" in row["text"] and row.get("ref_speakers") else [row["speaker_id"]]
+    return as_list(row.get("ref_speakers")) if is_dialogue(row["text"]) and row.get("ref_speakers") else [row["speaker_id"]]
 
 def linked(keys: list[set[str]]) -> list[str]:
     "A name for each row, given its `keys`: rows that share a key, also by way of others, have the same name. It is their smallest key."
@@ -221,7 +224,7 @@ def cleanness(folder: Path, cfg: SpeakersSettings) -> Callable[[dict], bool]:
 # %% ../nbs/02_speakers.ipynb #c0e0bea5
 def plain(row: dict) -> bool:
     "Whether one person speaks in a row, and no reference is given."
-    return "[SPEAKER" not in row["text"] and not row.get("ref_audio_file")
+    return not is_dialogue(row["text"]) and not row.get("ref_audio_file")
 
 def by_voice(rows: list[dict], shortest: float = 0.0, longest: float = float("inf")) -> dict[tuple, list[dict]]:
     "The plain rows of each (side, speaker) that last from `shortest` to `longest` seconds, in the order of their ids."
@@ -318,7 +321,7 @@ def seconds_by(rows: list[dict], key: str = "speaker_id") -> Counter:
     "The seconds of sound for each value of a column, rows counted by weight; a dialogue's are divided among its speakers, else apart."
     out = Counter()
     for r in rows:
-        values = speakers_of(r) if key == "speaker_id" else ["dialogue" if "[SPEAKER" in r["text"] else str(r.get(key) or "unknown")]
+        values = speakers_of(r) if key == "speaker_id" else ["dialogue" if is_dialogue(r["text"]) else str(r.get(key) or "unknown")]
         for v in values: out[v] += r["duration"]*r.get("weight", 1.0)/len(values)
     return out
 
@@ -411,3 +414,5 @@ def main(argv: list[str] | None = None):
     cfg = from_cli(SpeakersSettings, argv, "Balance the speakers of a Higgs folder, split it without leaks, add voice-cloning pairs.")
     try: print(*told(*execute(cfg)), sep="\n")
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-speakers: {e}") from e
+
+if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
 from .audio import read_audio, write_text
-from .batch import as_list
 from .data import DataSettings, prepare, read_higgs
+from .prompt import as_list, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .sound import measure, scene_of
 from .text import words
@@ -43,7 +43,7 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
         except (ValueError, OSError) as e: out.append(dict.fromkeys(MEASURES, float("nan")) | dict(problem=str(e)))
     m = pd.DataFrame(out, rows.index, columns=[*MEASURES, "problem"])
     m["energy"] = m["level"] - m.groupby(rows["speaker_id"])["level"].transform("median")
-    m["rate"] = [len(words(t)) for t in rows["text"]]/m["speech"]
+    m["rate"] = [len(words(without_tags(t))) for t in rows["text"]]/m["speech"]
     return m
 
 # %% ../nbs/01_tags.ipynb #cc9b24fc
@@ -86,6 +86,7 @@ def _free(sample: dict, tag: str) -> bool:
 # %% ../nbs/01_tags.ipynb #856362ab
 def tags_of(text: str, m: dict | None, gender: object, bins: dict | None) -> dict:
     "All tags of a clip from its text, its measures (None, or NaN in them: no sound) and the bins."
+    text = without_tags(text)
     verdict = emotion_of(text)
     found = dict(emotion=verdict.emotion, dialect=dialect_of(text) or "unknown")
     if m is None: return found
@@ -142,3 +143,5 @@ def main(argv: list[str] | None = None):
         if t in rows: print(f"{t}: " + ", ".join(f"{name} {n}" for name, n in rows[t].value_counts().items()))
     if m is not None and (m["problem"] != "").any():
         print(f"{(m['problem'] != '').sum()} clips could not be measured, first {rows['id'][m['problem'] != ''].iloc[0]}")
+
+if __name__ == "__main__" and "get_ipython" not in globals(): main()

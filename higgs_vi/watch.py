@@ -7,17 +7,20 @@ __all__ = ['memory_gib', 'gpu_use', 'clock', 'curves', 'LiveFigure']
 
 # %% ../nbs/21_watch.ipynb #318ecdfe
 import io, math, resource, sys, time
-import torch
 
 # %% ../nbs/21_watch.ipynb #dae1a698
-def memory_gib(device: torch.device) -> float:
+def memory_gib(device: "torch.device | None" = None) -> float:
     "Peak memory in GiB: the GPU's, or without one this process' resident memory."
-    if device.type == "cuda": return torch.cuda.max_memory_allocated(device)/2**30
+    if device is not None and device.type == "cuda":
+        import torch
+        return torch.cuda.max_memory_allocated(device)/2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)/2**30
 
-def gpu_use(device: torch.device) -> dict:
+def gpu_use(device: "torch.device") -> dict:
     "The GPU's busy time as `gpu_percent`; nothing on a CPU or where the driver cannot be asked (package nvidia-ml-py)."
-    try: return dict(gpu_percent=float(torch.cuda.utilization(device))) if device.type == "cuda" else {}
+    if device.type != "cuda": return {}
+    import torch
+    try: return dict(gpu_percent=float(torch.cuda.utilization(device)))
     except (ModuleNotFoundError, RuntimeError): return {}
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,5 @@
 """The rules of the house that can be checked."""
-import ast, configparser, json, re, shutil, tomllib
+import ast, configparser, json, re, shutil, subprocess, sys, tomllib
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -88,6 +88,30 @@ def test_every_step_is_a_command():
         module = import_module(target.split(":")[0])
         with pytest.raises(SystemExit) as end: module.main(["--help"])
         assert end.value.code == 0 and shutil.which(name), f"{name} is not installed: pip install -e ."
+
+
+def test_every_step_runs_as_a_module():
+    "`python -m higgs_vi.<step>` does what the command does; here all nine in one other process that imports torch once."
+    code = """
+import runpy, sys
+for step in sys.argv[1].split(","):
+    sys.argv[1:] = ["--no_such_parameter", "1"]
+    try: runpy.run_module(f"higgs_vi.{step}", run_name="__main__", alter_sys=True)
+    except SystemExit as end: print(step, end.code)
+"""
+    steps = [module_of(p) for p in STEPS]
+    out = subprocess.run([sys.executable, "-c", code, ",".join(steps)], capture_output=True, text=True, cwd=ROOT)
+    assert len(steps) == 9 and out.stdout.split("\n")[:-1] == [f"{step} 2" for step in steps], out.stderr
+    assert out.stderr.count("unrecognized arguments: --no_such_parameter 1") == 9
+
+
+@pytest.mark.parametrize("step", ["data", "tags", "speakers", "check", "listen"])
+def test_help_comes_at_once_where_no_model_is_needed(step):
+    "The data tools import neither torch nor transformers before they need them."
+    code = f"import sys, higgs_vi.{step}; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
+    out = subprocess.run([sys.executable, "-m", f"higgs_vi.{step}", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0 and out.stdout.startswith("usage:")
 
 
 def test_the_library_does_not_need_nbdev():
