@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd, soundfile as sf
 from tqdm import tqdm
-from .audio import SAMPLE_RATE, atomic, clip_key, clipped, frame_levels, inside, read_audio
+from .audio import SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, loudest, read_audio
 from .data import DataSettings, prepare, read_samples
 from .prompt import as_list, map_turns, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
+from .sound import no_speech
 from .text import why_foreign
 
 # %% ../nbs/08_check.ipynb #d24ab856
@@ -27,6 +28,7 @@ class CheckSettings(Settings):
     data: str = option("", path="file")  # the Higgs folder to check; empty: the demo clips, prepared for it
     report: str = option("", path="file")  # a CSV file to write what was found to; empty: none
     silence: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
+    voice: bool = True                  # a clip without anything voiced (noise, clicks) is broken; false for whispering
     clipping: float = option(0.001, min=0, max=1)  # share of a clip's samples at full scale above which it is clipped
     fastest: float = option(30.0, above=0, max=1e6)  # characters a second above which text and sound do not belong together
     slowest: float = option(3.0, min=0, max=1e6)  # characters a second below which they do not; both only for clips of over a second
@@ -38,16 +40,20 @@ class CheckSettings(Settings):
             raise ValueError(f"the parameter fastest is {self.fastest:g}: it takes characters a second above slowest ({self.slowest:g})")
 
 # %% ../nbs/08_check.ipynb #dd833370
-BROKEN = ["metadata", "missing", "undecodable", "rate", "channels", "duration", "silent", "no text", "same sound", "same id"]
+BROKEN = ["metadata", "missing", "undecodable", "rate", "channels", "duration", "silent", "no speech", "no text", "same sound", "same id"]
 ODD = ["clipped", "odd text", "foreign", "pace", "same text", "unlisted"]
 
 # %% ../nbs/08_check.ipynb #bc3490d4
-def measure(path: Path) -> dict:
-    "Rate (Hz), channels, seconds, level of the loudest 20 ms (dBFS), share of clipped samples and key of a sound; raises as `read_audio`."
-    x = read_audio(path)
+def measure(path: Path, cfg: CheckSettings) -> dict:
+    """What a sound is: raises as `read_audio`.
+
+    Rate (Hz), channels, seconds, level of the loudest 20 ms (dBFS), why it is no speech or '', share of clipped samples, key.
+    """
+    x = as_written(read_audio(path))
     info = sf.info(path)
     return dict(rate=info.samplerate, channels=info.channels, seconds=info.frames/info.samplerate,
-                loudest=float(frame_levels(x).max(initial=-120)), clipped=clipped(x), key=clip_key(x))
+                loudest=loudest(x), quiet=no_speech(x, cfg.silence, cfg.voice),
+                clipped=clipped(x), key=clip_key(x))
 
 def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, str]]:
     "Faults of a sound with the measures `m`, of which the metadata says that it lasts `said` seconds: (fault, sentence) each."
@@ -56,7 +62,7 @@ def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, s
     if m["channels"] != 1: out.append(("channels", f"it has {m['channels']} channels: it takes one"))
     if said is not None and not (isinstance(said, (int, float)) and abs(said - m["seconds"]) <= 0.05):
         out.append(("duration", f"the metadata says {said!r} s, the file lasts {m['seconds']:.2f} s"))
-    if m["loudest"] < cfg.silence: out.append(("silent", f"its loudest 20 ms are at {m['loudest']:.0f} dBFS (parameter silence)"))
+    if m["quiet"]: out.append(("silent" if "silent" in m["quiet"] else "no speech", m["quiet"]))
     if m["clipped"] > cfg.clipping: out.append(("clipped", f"{m['clipped']:.2%} of its samples are at full scale (parameter clipping)"))
     return out
 
@@ -75,24 +81,24 @@ def text_faults(text: str, seconds: float | None, cfg: CheckSettings, language: 
     return out
 
 # %% ../nbs/08_check.ipynb #dcab1f77
-def _opened(folder: Path, name: object, sound: bool) -> tuple[dict | str | None, list[tuple[str, str]]]:
+def _opened(folder: Path, name: object, sound: CheckSettings | None) -> tuple[dict | str | None, list[tuple[str, str]]]:
     "The measures of a sound or the text of a transcript, and what is wrong where there is none."
     try: path = inside(folder, str(name or "none"))
     except ValueError as e: return None, [("missing", str(e))]
     if not path.is_file(): return None, [("missing", f"there is no file {name} in the folder")]
-    try: return (measure(path) if sound else path.read_text(encoding="utf-8")), []
+    try: return (measure(path, sound) if sound else path.read_text(encoding="utf-8")), []
     except (ValueError, OSError, sf.LibsndfileError) as e: return None, [("undecodable", str(e))]
 
 def look_at(sample: dict, folder: Path, cfg: CheckSettings) -> tuple[dict, list[tuple[str, str]]]:
     "The measures (with `id`, `text`, `pace`) and the faults of a sample, those of its reference clips among them."
-    m, faults = _opened(folder, sample["audio_file"], True)
-    text, more = _opened(folder, sample["transcript_file"], False)
+    m, faults = _opened(folder, sample["audio_file"], cfg)
+    text, more = _opened(folder, sample["transcript_file"], None)
     if m: faults += sound_faults(m, sample.get("duration"), cfg)
     if text is not None: more += text_faults(text, m and m["seconds"], cfg, str(sample.get("language") or "vi"))
     refs = as_list(sample.get("ref_audio_file"))
     if len(refs) != (n := len(as_list(sample.get("ref_transcript")))): more += [("no text", f"it has {len(refs)} references and {n} texts")]
     for name in refs:
-        r, wrong = _opened(folder, name, True)
+        r, wrong = _opened(folder, name, cfg)
         more += [(k, f"reference {name}: {w}") for k, w in wrong + (sound_faults(r, None, cfg) if r else [])]
         if r and m and r["key"] == m["key"]: more.append(("same sound", f"reference {name} is the clip itself"))
     pace = len((text or "").strip())/m["seconds"] if m else None

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
-from .audio import DEMO, SAMPLE_RATE, atomic, clip_key, frame_levels, inside, read_audio, straight, write_text, write_wav
+from .audio import DEMO, SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, read_audio, straight, write_text, write_wav
 from .cut import has_recordings, read_recordings
 from .journal import Journal, stamp
 from .prompt import as_list, map_turns, reference_text, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
+from .sound import no_speech
 from .tables import COLUMNS, Blobs, Table, layout, read_table, sound_of
 from .text import clean, spoken, why_foreign
 from .watch import memory_gib
@@ -36,6 +37,7 @@ class DataSettings(Settings):
     longest: float = option(30.0, above=0, max=86400)  # seconds; longer clips are left out
     tolerance: float = option(0.2, min=0, max=1e6)  # share by which the table's duration may differ from the file's
     silence: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
+    voice: bool = True                  # leave out sounds without anything voiced (noise, clicks); false keeps them, as for whispering
     language: str = "vi"                # written to the metadata
     max_samples_per_speaker: int = option(0, min=0, max=10**9)  # the first so many good clips of each speaker are kept; 0: all
     workers: int = option(0, min=0, max=1024)  # threads that read and write sounds; 0: one a core
@@ -132,19 +134,24 @@ def _check_duration(row: dict, seconds: float, cfg: DataSettings):
                          "the row may belong to another clip (parameter tolerance)")
 
 # %% ../nbs/00_data.ipynb #adf85a22
-def examine(row: dict, root: Path, blobs: Blobs, cfg: DataSettings) -> tuple[np.ndarray, str]:
-    "The sound (float32, 24 kHz) and the clean text of a row; `ValueError` or `FileNotFoundError` with the reason to leave it out."
+def examine(row: dict, root: Path, blobs: Blobs, cfg: DataSettings) -> tuple[np.ndarray, str, str]:
+    """The sound of a row (float32, 24 kHz, rounded to 16 bits), its clean text, and its channel if not all speak ('1 of 2').
+
+    Raises `ValueError` or `FileNotFoundError` with the reason to leave the row out.
+    """
     if row.get("problem"): raise ValueError(row["problem"])
     if not _yes(row.get("valid", True)): raise ValueError("the table marks it as not valid")
     if str(row["text"]).strip().lower() in NOTHING:
         raise ValueError(f"its text is empty ({row['text']!r}): there is nothing to say")
     if str(row["speaker"]).strip() in NOTHING:
         raise ValueError(f"its speaker is empty ({row['speaker']!r}): clips of unknown voices would be mixed into one")
-    text, x = map_turns(row["text"]), sound_of(row, root, blobs)
+    text = map_turns(row["text"])
+    x, channel = sound_of(row, root, blobs, lambda seconds: _check_duration(row, seconds, cfg))
     _check_duration(row, len(x)/SAMPLE_RATE, cfg)
-    if (loudest := frame_levels(x).max(initial=-120)) < cfg.silence:
-        raise ValueError(f"it is silent: its loudest 20 ms are at {loudest:.0f} dBFS (parameter silence)")
-    return x, text
+    x = as_written(x)
+    if (full := clipped(x)) > 0.1: raise ValueError(f"{full:.0%} of its samples are at full scale: it was recorded or scaled far too loud")
+    if why := no_speech(x, cfg.silence, cfg.voice): raise ValueError(why)
+    return x, text, channel
 
 # %% ../nbs/00_data.ipynb #f2e133a5
 def slug(name: str) -> str:
@@ -192,14 +199,14 @@ def _sample(row: dict, name: str, speaker: str, seconds: float, cfg: DataSetting
                 quality_score=None, original_audio_path=str(row.get("origin") or row["file"]), user_instruction="",
                 task_type=task_of(row["text"], bool(refs)),
                 topic=known("topic"), dialect=known("dialect"), sample_rate=SAMPLE_RATE,
-                **{k: row[k] for k in ("split", "raw_text", "foreign", "ref_speakers") if row.get(k)}, **refs)
+                **{k: row[k] for k in ("split", "channel", "raw_text", "foreign", "ref_speakers") if row.get(k)}, **refs)
 
 # %% ../nbs/00_data.ipynb #75afe3ab
 def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list[str]]:
     "The sounds and clean texts of a row's reference clips; `ValueError` if one is the clip itself (`key`), or has no transcript."
     files, texts = as_list(row.get("ref_paths")), as_list(row.get("ref_transcript"))
     if len(files) != len(texts): raise ValueError(f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: give one each")
-    sounds = [read_audio(inside(root, f)) for f in files]
+    sounds = [as_written(read_audio(inside(root, f))) for f in files]
     texts = [reference_text(t) for t in texts]
     if any(clip_key(x) == key for x in sounds): raise ValueError("its reference is the clip itself: the model would be shown the answer")
     return sounds, texts
@@ -246,13 +253,13 @@ class Outcome:
 # %% ../nbs/00_data.ipynb #6f7d4316
 def _passing(out: Path, row: dict, end: str) -> Path: return out/f".row{row['row']}{end}"
 
-def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, str, list[str]]:
-    "Write the sounds of a row under passing names: its key, its seconds, its text, its references' texts. Raises as `examine` does."
-    x, text = examine(row, root, blobs, cfg)
+def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, str, list[str], str]:
+    "Write the sounds of a row under passing names: key, seconds, text, its references' texts, channel. Raises as `examine` does."
+    x, text, channel = examine(row, root, blobs, cfg)
     voices, refs = _references(row, root, key := clip_key(x))
     for end, sound in [(".wav", x), *((f"_ref{i}.wav", v) for i, v in enumerate(voices))]:
         write_wav(_passing(out, row, end), sound, whole=False)
-    return key, len(x)/SAMPLE_RATE, text, refs
+    return key, len(x)/SAMPLE_RATE, text, refs, channel
 
 def _fetched(row: dict, blobs: Blobs) -> object:
     "The sound's bytes of a Parquet row (which come in the table's order), or their error, as something to be called later."
@@ -275,7 +282,7 @@ def _decide(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg
     "The journal's entry for a row whose turn it is, and the files that it then has: name -> where they lie."
     if why := _full(row, speaker, done, cfg): return dict(reason=why), {}
     try:
-        key, seconds, text, refs = made.result()
+        key, seconds, text, refs, channel = made.result()
         if key in done.seen: raise ValueError(f"it is the same sound as row {done.seen[key]}")
         texts, spoken_refs = _texts(text, cfg), [_aloud(t, cfg) for t in refs]
     except (ValueError, FileNotFoundError) as e: return dict(reason=str(e)), {}
@@ -284,7 +291,7 @@ def _decide(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg
     voices = [f"_ref{i}.wav" for i in range(len(refs))]
     more = dict(ref_audio_file=[name + v for v in voices], ref_transcript=spoken_refs) if refs else {}
     ends = [".wav", ".txt", *voices]
-    return (dict(key=key, sample=_sample(row | texts, name, speaker, seconds, cfg, more)),
+    return (dict(key=key, sample=_sample(row | texts | dict(channel=channel), name, speaker, seconds, cfg, more)),
             {name + end: _passing(out, row, end) for end in ends})
 
 # %% ../nbs/00_data.ipynb #3d383a0c

@@ -10,10 +10,11 @@ __all__ = ['EQUAL', 'COLUMNS', 'SOUNDS', 'parse_columns', 'match_columns', 'Tabl
 # %% ../nbs/25_tables.ipynb #831bbaa1
 import csv, io, json, math, os, re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
-from .audio import SAMPLE_RATE, decode, inside, read_audio, write_wav
+from .audio import SAMPLE_RATE, decode, inside, read_channel, write_wav
 from .text import nfc
 
 # %% ../nbs/25_tables.ipynb #67b1a1cc
@@ -444,14 +445,15 @@ def _seconds(row: dict, key: str) -> float | None:
     return seconds
 
 # %% ../nbs/25_tables.ipynb #90123c1c
-def sound_of(row: dict, root: Path, blobs: Blobs) -> np.ndarray:
-    """The sound of a row, `(samples,)` at 24 kHz: of its bytes, its file, or the stretch of it from `start` to `end`.
+def sound_of(row: dict, root: Path, blobs: Blobs, check: Callable[[float], None] = lambda seconds: None) -> tuple[np.ndarray, str]:
+    """The sound of a row, `(samples,)` at 24 kHz: of its bytes, its file, or the stretch of it from `start` to `end`; and its channel.
 
-    Without an `end`, a row with a `start` lasts its `duration`. Raises `ValueError` or `FileNotFoundError` with the reason.
+    Without an `end`, a row with a `start` lasts its `duration`. `check` is given the seconds that the header states before the
+    sound is decoded (see 11_audio). Raises `ValueError` or `FileNotFoundError` with the reason.
     """
     start, end = _seconds(row, "start") or 0.0, _seconds(row, "end")
     if end is None and row.get("start") and (lasts := _seconds(row, "duration")): end = start + lasts
     data = blobs(*row["blob"]) if row.get("blob") else None
-    if data is not None: return decode(io.BytesIO(data), str(row["file"]), start=start, end=end)
+    if data is not None: return decode(io.BytesIO(data), str(row["file"]), start=start, end=end, check=check)
     file = located(root, [row["file"]])[0] if row.get("blob") else row["file"]
-    return read_audio(inside(root, file), start=start, end=end)
+    return read_channel(inside(root, file), start=start, end=end, check=check)

@@ -208,6 +208,9 @@ FAULTS = {
     "duration none": lambda out, name: spoil(out, name, "duration", "long"),
     "silent": sound(np.zeros(30_000)),
     "clipped": sound(np.sign(voice())),
+    "no speech": sound(np.random.default_rng(0).normal(0, 0.1, 30_000)),
+    "no speech but a click": sound(np.where(np.arange(30_000) == 9_000, 0.9, 0.0)),
+    "silent but an offset": sound(np.full(30_000, 0.5)),
     "no text": lambda out, name: (out/f"{name}.txt").write_text(" \n"),
     "no text in it": lambda out, name: (out/f"{name}.txt").write_text("?!…"),
     "odd text": lambda out, name: (out/f"{name}.txt").write_text("Xin  chào hoà bình."),
@@ -308,7 +311,7 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
         halves = [(a, (a + b)/2, " ".join(words[:1])), ((a + b)/2, b, " ".join(words[1:]))] if i % 3 == 0 else [(a, b, text)]
         cues += [f"{len(cues) + 1}\n{stamped(p, ',')} --> {stamped(q, ',')}\n{t}\n" for p, q, t in halves if t]
     (tmp_path/"in/talk.srt").write_text("\n".join(cues), encoding="utf-8-sig")
-    noise(tmp_path/"in/short.wav", 1, 0.5); (tmp_path/"in/short.txt").write_text("Ngắn thôi.")
+    sf.write(tmp_path/"in/short.wav", voice(0.5), 24_000); (tmp_path/"in/short.txt").write_text("Ngắn thôi.")
     noise(tmp_path/"in/bad.wav", 2, 0.5); (tmp_path/"in/bad.vtt").write_text("WEBVTT\n")
     source = read_source(DataSettings(table=str(tmp_path/"in"), out=str(tmp_path/"out")))
     samples, rejected = prepare(DataSettings(table=str(tmp_path/"in"), out=str(tmp_path/"out")), source)
