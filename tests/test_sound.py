@@ -162,7 +162,7 @@ def test_what_is_no_speech_is_refused(name):
     assert no_speech(as_written(beds()[name]))
 
 
-@pytest.mark.parametrize("change", [lambda x: x, lambda x: 0.03*x, lambda x: 0.5*x + 0.4, lambda x: x[max(0, np.abs(x).argmax() - 6_000):][:12_000],
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: 0.03*x, lambda x: 0.5*x + 0.4, lambda x: x[max(0, np.abs(x).argmax() - 12_000):][:24_000],
                                     lambda x: x + np.random.default_rng(0).normal(0, 0.01, len(x))],
                          ids=["plain", "quiet", "offset", "short", "noisy"])
 def test_speech_is_speech(change):
