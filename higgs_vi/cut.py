@@ -85,7 +85,8 @@ def _labels(text: str) -> list[Cue]:
     out = []
     for line in text.splitlines():
         if not line.strip() or line.startswith("\\"): continue         # the second line of a label: a band of frequencies
-        if not (m := _LABEL.match(line)): out.append(Cue(0, 0, line.strip(), problem=f"the line {line.strip()[:60]!r} has no start and end"))
+        if not (m := _LABEL.match(line)):
+            out.append(Cue(0, 0, line.strip(), problem=f"the line {line.strip()[:60]!r} has no start and end"))
         else: out.append(_spoken(Cue(*(float(t.replace(",", ".")) for t in m.groups()[:2]), ""), [m[3] or ""], line.strip()))
     return out
 
@@ -179,7 +180,8 @@ def overlapping(cues: list[Cue], most: float = 0.3) -> list[Cue]:
             one = [k for k in (i, j) if cues[k].number in odd]
             for k in one if len(one) == 1 else (i, j):
                 other = cues[j if k == i else i]
-                out[k] = replace(cues[k], problem=f"it shares {shared:.2f} s with the cue {other.text[:40]!r}: whose words are where is not known")
+                out[k] = replace(cues[k], problem=f"it shares {shared:.2f} s with the cue "
+                                 f"{other.text[:40]!r}: whose words are where is not known")
     return out
 
 # %% ../nbs/29_cut.ipynb #a18efb08
