@@ -244,9 +244,9 @@ def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.4
     if not cues or not spans: return ""
     starts, ends = np.array(spans).T
     limits = [(np.array([c.start for c in cues]), starts), (np.array([c.end for c in cues]), ends)]
-    def share(by): return float(np.mean([(np.abs(t[:, None] + by - b).min(1) <= reach) for t, b in limits]))
-    now, moves = share(0.0), np.round(np.arange(-most, most + 0.05, 0.1), 1)
-    found = [share(by) for by in moves]
+    def _share(by): return float(np.mean([(np.abs(t[:, None] + by - b).min(1) <= reach) for t, b in limits]))
+    now, moves = _share(0.0), np.round(np.arange(-most, most + 0.05, 0.1), 1)
+    found = [_share(by) for by in moves]
     by = moves[int(np.argmax(found))]
     if now >= 0.75 or now >= 0.3 and (max(found) < now + 0.3 or len(cues) < 2): return ""
     better = f"; moved by {by:+.1f} s, {max(found):.0%} would" if max(found) >= now + 0.3 else ""
