@@ -1,0 +1,67 @@
+"The length guard: what `say` draws again, what it returns, what it says."
+import numpy as np, pytest
+from types import SimpleNamespace
+import higgs_vi.generate as generate
+from higgs_vi.codec import delay
+from higgs_vi.generate import GREEDY, Sampling, odd_length, say, sounding_seconds, syllables_to_say
+from higgs_vi.prompt import Prompt
+
+
+@pytest.mark.parametrize("text, least, most", [
+    ("Xin chào các bạn.", 4, 4), ("[SPEAKER0] Chào. [SPEAKER1] Vâng!", 2, 2), ("", 0, 0), ("Phòng 12", 2, 7),
+    ("Tôi ở Paris", 4, 7), ("tivi", 2, 4), ("ATM", 1, 3)])
+def test_syllables_of_a_text(text, least, most): assert syllables_to_say(text) == (least, most)
+
+def sound(seconds, silence=0.4, noise=0.002):
+    "A tone of `seconds` with noise 45 dB below it before and behind."
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, noise, int((seconds + 2*silence)*24_000)).astype(np.float32)
+    at = int(silence*24_000)
+    x[at:at + int(seconds*24_000)] += 0.4*np.sin(np.arange(int(seconds*24_000))*0.05).astype(np.float32)
+    return x
+
+def test_silence_around_does_not_count():
+    assert abs(sounding_seconds(sound(1.5)) - 1.5) <= 0.04
+    assert sounding_seconds(np.zeros(24_000, np.float32)) == sounding_seconds(np.zeros(0, np.float32)) == 0
+
+@pytest.mark.parametrize("seconds, fits", [(0.4, False), (0.52, True), (2.8, True), (3.0, False)])
+def test_four_syllables_take_between_048_and_29_seconds(seconds, fits):
+    off, why = odd_length("Xin chào các bạn.", sound(seconds))
+    assert (off == 1, why == "") == (fits, fits)
+
+def test_a_take_that_was_cut_is_not_too_short():
+    assert odd_length("Xin chào các bạn.", sound(0.2), ended=False) == (1.0, "")
+    assert odd_length("Xin chào các bạn.", sound(4), ended=False)[0] > 1
+
+def speaking(monkeypatch, lengths):
+    "A model whose take with seed i lasts `lengths[i]` seconds; 0: it says nothing. The seeds that were asked for."
+    seeds = []
+    def columns(parts, prompt, how):
+        seeds.append(how.seed)
+        return delay(np.full((8, round(25*lengths[how.seed])), how.seed))
+    monkeypatch.setattr(generate, "generate_columns", columns)
+    monkeypatch.setattr(generate, "decode", lambda codec, codes: sound(codes.shape[1]/25))
+    config = SimpleNamespace(audio_stream_bos_id=1024, audio_stream_eos_id=1025)
+    return SimpleNamespace(model=SimpleNamespace(config=config), codec=None), seeds
+
+def test_an_odd_take_is_drawn_again_and_the_next_is_taken(monkeypatch, capsys):
+    parts, seeds = speaking(monkeypatch, [0.2, 9, 1.2, 1.2])
+    speech = say(parts, Prompt("Xin chào các bạn."))
+    assert seeds == [0, 1, 2] and speech.tries == 3 and speech.odd == "" and speech.codes[0, 0] == 2
+    assert capsys.readouterr().out == ""
+
+def test_what_stays_odd_is_said(monkeypatch, capsys):
+    parts, seeds = speaking(monkeypatch, {5: 9, 6: 0.4, 7: 0, 8: 20})
+    speech = say(parts, Prompt("Xin chào các bạn."), Sampling(seed=5))
+    assert seeds == [5, 6, 7, 8] and speech.tries == 4 and speech.codes[0, 0] == 6       # the nearest
+    assert "words are missing" in speech.odd and speech.odd in capsys.readouterr().out
+
+def test_a_greedy_take_is_drawn_once_and_none_is_drawn_again_on_request(monkeypatch):
+    for how, again in ((GREEDY, 3), (Sampling(), 0)):
+        parts, seeds = speaking(monkeypatch, [0.2])
+        assert say(parts, Prompt("Xin chào các bạn."), how, again).odd and seeds == [0]
+
+def test_only_silence_is_an_error(monkeypatch):
+    parts, seeds = speaking(monkeypatch, [0]*4)
+    with pytest.raises(ValueError, match="said nothing"): say(parts, Prompt("Xin chào các bạn."))
+    assert seeds == [0, 1, 2, 3]
