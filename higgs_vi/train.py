@@ -292,7 +292,7 @@ def speak(run: Run, when: str) -> list[dict]:
             write_wav(folder/f"real_{i}.wav", real)
             speech = say(run.parts, r["prompt"], Sampling(seed=run.cfg.seed, seconds=max(2.0, 3*len(real)/24_000)))
             write_wav(folder/f"{when}_{i}.wav", speech.wave)
-            rows.append(row | {when: f"{when}_{i}.wav", f"{when}_ended": speech.ended})
+            rows.append(row | {when: f"{when}_{i}.wav", f"{when}_ended": speech.ended, f"{when}_odd": speech.odd})
         except ValueError as error: rows.append(row | {when: None, f"{when}_reason": str(error)})
     return rows
 
