@@ -7,6 +7,7 @@ __all__ = ['memory_gib', 'gpu_use', 'clock', 'curves', 'LiveFigure']
 
 # %% ../nbs/21_watch.ipynb #318ecdfe
 import io, math, resource, sys, time
+from .show import picture_style
 
 # %% ../nbs/21_watch.ipynb #dae1a698
 def memory_gib(device: "torch.device | None" = None) -> float:
@@ -28,6 +29,7 @@ def clock(seconds: float) -> str:
     return f"{int(seconds)//3600}:{int(seconds)//60 % 60:02d}:{int(seconds) % 60:02d}"
 
 # %% ../nbs/21_watch.ipynb #245ee197
+@picture_style()
 def curves(rows: list[dict]) -> bytes:
     "Metrics rows (`kind` train or valid) as a JPEG of three panels."
     from matplotlib.figure import Figure

@@ -1,9 +1,10 @@
 """Pages in a real browser: the gallery plays, and JupyterLab opens an executed notebook. Skipped where there is no Chromium."""
-import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import io, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from higgs_vi.audio import read_audio
 from higgs_vi.codec import DEMO
@@ -36,6 +37,27 @@ def test_the_gallery_plays_offline(tmp_path):
     title = re.search(r"<title>(.*?)</title>", dom(page.as_uri(), tmp_path/"profile"))[1]
     assert title.startswith("durations "), title
     assert np.allclose(json.loads(title.removeprefix("durations ")), [len(w)/24_000 for w in waves], atol=0.1)
+
+
+@pytest.mark.parametrize("width, scheme", [(400, "dark"), (1280, "light")])
+def test_a_page_is_readable_on_a_phone_and_in_the_dark(tmp_path, width, scheme):
+    "Players keep their width, a text has a line of its own, nothing scrolls sideways, no picture glares on either ground."
+    playwright = pytest.importorskip("playwright.sync_api")
+    clip = Clip(read_audio(DEMO/"clips/ngan_001.ogg"))
+    text = "Hôm nay trời đẹp quá, chúng tôi đi dạo quanh bờ hồ rồi về nhà."
+    page = gallery(tmp_path/"index.html", [dict(text=text, real=clip, before=clip, after="it ended at once")], "Pairs")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+        tab.goto(page.as_uri())
+        players, pictures = ([e.bounding_box() for e in tab.locator(kind).all()] for kind in ("audio", "img"))
+        heading, wide = tab.get_by_text(text).bounding_box(), tab.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert len(players) == len(pictures) == 2 and wide <= width
+    assert all(b["width"] >= 250 and b["x"] >= 0 and b["x"] + b["width"] <= width for b in players + pictures)
+    assert heading["width"] > 300 and heading["height"] < 80
+    border = np.asarray(Image.open(io.BytesIO(clip.picture())).convert("L"))[:3]
+    assert 30 < border.mean() < 120
 
 
 @pytest.mark.slow
