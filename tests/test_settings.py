@@ -55,6 +55,43 @@ def test_every_word_is_one_of_its_choices_and_no_text_holds_a_zero_byte(cls):
             with pytest.raises(ValueError, match=f"parameter {f.name} is"): cls.of({f.name: value})
 
 
+def another(cls, f):
+    "A value of the field `f` that is allowed and not its default, as it stands on a command line."
+    default = getattr(cls(), f.name)
+    tries = ["another", "7"]
+    if f.type is bool: tries = ["false" if default else "true"]
+    elif "choices" in f.metadata: tries = f.metadata["choices"]
+    elif f.type is int: tries = [default + 1, default - 1]
+    elif f.type is float: tries = [default*1.01 + 0.01, default*0.99 - 0.01]
+    elif f.metadata.get("each") is float: tries = ["1.5", "2"]
+    for value in map(str, tries):
+        try: taken = getattr(cls.of({f.name: value}), f.name)
+        except ValueError: continue
+        if taken != default: return value
+    raise AssertionError(f"no other value of {cls.__name__}.{f.name} is known")
+
+
+@pytest.mark.parametrize("path", STEPS, ids=lambda p: p.stem)
+def test_every_parameter_of_a_command_reaches_its_settings(path, monkeypatch, start, tmp_path):
+    "`--name value` for each parameter, through the step's own main, one at a time."
+    step, cls = import_module(f"higgs_vi.{module_of(path)}"), settings_of(path)
+    monkeypatch.chdir(tmp_path)
+
+    class Reached(Exception):
+        "Raised with the settings in the place of the step's work."
+
+    def stop(*args):
+        raise Reached(from_cli(*args))
+
+    monkeypatch.setattr(step, "from_cli", stop)
+    for f in fields(cls):
+        value = another(cls, f)
+        with pytest.raises(Reached) as reached: step.main([f"--{f.name}", value])
+        cfg = reached.value.args[0]
+        expected = cls.of({f.name: value}).resolved()[f.name]
+        assert type(cfg) is cls and getattr(cfg, f.name) == expected != getattr(cls(), f.name) and cfg.given == {f.name}, f.name
+
+
 @pytest.mark.parametrize("change", [dict(gpu="nan"), dict(gpu="inf"), dict(gpu="-3"), dict(gpu="much"), dict(targets=[])])
 def test_what_one_field_alone_cannot_say_is_checked_too(change):
     from higgs_vi.train import TrainSettings
