@@ -40,9 +40,18 @@ class Journal:
         out = []
         for line in self.path.open(encoding="utf-8", errors="replace") if self.path.is_file() else ():
             if not line.endswith("}\n"): break
-            try: out.append(json.loads(line))
-            except json.JSONDecodeError: break
+            try: entry = json.loads(line)
+            except (ValueError, RecursionError): break
+            if not self._sound(entry): break
+            out.append(entry)
         return out
+
+    @staticmethod
+    def _sound(entry: object) -> bool:
+        "Whether an entry is one of ours: a stamp, and files of the folder itself."
+        files = entry.get("files") if isinstance(entry, dict) else None
+        return (isinstance(files, dict) and isinstance(entry.get("stamp"), str)
+                and all(f == Path(f).name and f not in ("", "..") for f in files))
 
     def _holds(self, entry: dict) -> bool: return all(mark(self.path.parent/f) == m for f, m in entry["files"].items())
 

@@ -130,7 +130,7 @@ def test_ragged_samples_of_others(tmp_path):
     samples.append(dict(id="5", audio_file="x"*300 + ".wav", transcript_file="0.txt", speaker_id="lan"))
     (tmp_path/"in/metadata.json").write_text(json.dumps(dict(dataset_info={}, samples=samples)))
     kept, rejected = run(tmp_path/"in", tmp_path/"out")
-    assert [s["scene"] for s in kept] == ["studio", "unknown", "unknown"] and {s["speaker_name"] for s in kept} == {"Lan", "lan"}
+    assert [s["scene"] for s in kept] == ["studio", "unknown", "unknown"] and {s["speaker_name"] for s in kept} == {"lan"}
     reasons = dict(zip(rejected["row"], rejected["reason"]))
     assert len(kept) + len(rejected) == 6 and "reference is the clip itself" in reasons[2] and "text is empty" in reasons[4] and "no such audio file" in reasons[6]
     for r in read_higgs(tmp_path/"out").to_dict("records"): prompt_from_row(r, r["text"])
@@ -146,10 +146,10 @@ def test_a_higgs_folder_may_not_name_files_outside(tmp_path):
 
 @pytest.mark.parametrize("make, message", [
     (lambda d: d/"none.csv", "there is no table"),
-    (lambda d: write_table(d/"t.csv", [dict(wav="a.wav", text="Một.", speaker="a")]), "no column for file"),
+    (lambda d: write_table(d/"t.csv", [dict(tiếng="a.wav", text="Một.", speaker="a")]), "no column for file: .*file=tiếng"),
     (lambda d: write_table(d/"t.csv", [dict(wav_filename="a.wav", speaker="a")]), "no column for text"),
     (lambda d: write_table(d/"t.csv", [dict(wav_filename="a.wav", text="Một.", speaker="a")]), "none of the 1 rows .* no such audio file"),
-    (lambda d: (d/"t.csv").write_bytes("tên,câu\n".encode("utf-16")) and d/"t.csv", "not UTF-8"),
+    (lambda d: (d/"t.csv").write_bytes("tên,câu\n".encode("utf-16-le")) and d/"t.csv", "not UTF-8"),
     (lambda d: (d/"t.csv").write_bytes(b"") or d/"t.csv", "cannot be read as CSV"),
     (lambda d: (d/"e").mkdir() or d/"e", "holds no clip"),
 ], ids=["missing", "no file column", "no text column", "nothing usable", "utf-16", "empty", "empty folder"])
@@ -234,7 +234,7 @@ def test_what_the_table_says_of_validation_reaches_training(tmp_path):
             f"{DEMO}/clips/thu_002.ogg,Chào em.,an,"]
     (tmp_path/"table.csv").write_text("\n".join(rows), encoding="utf-8")
     samples, _ = prepare(DataSettings(table=str(tmp_path/"table.csv"), audio="/", out=str(tmp_path/"out")))
-    assert [s.get("split") for s in samples] == ["train", "dev", None]
+    assert [s.get("split") for s in samples] == ["train", "valid", None]
     found = read_higgs(tmp_path/"out").to_dict("records")
     data = split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)
     assert (list(data.train), list(data.valid)) == ([0, 2], [1])

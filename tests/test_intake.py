@@ -84,8 +84,12 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     "Broken off after 30 rows, torn in its last line: the next run reads only the rest, and all equals an unbroken run."
     run(DEMO/"demo.csv", tmp_path/"whole")
     out, real, read = tmp_path/"out", data.examine, []
-    monkeypatch.setattr(data, "examine", lambda row, *rest: 1/0 if row["row"] == 30 else real(row, *rest))
-    with pytest.raises(ZeroDivisionError): run(DEMO/"demo.csv", out)
+
+    def stopped(row, *rest):
+        if row["row"] == 30: raise KeyboardInterrupt
+        return real(row, *rest)
+    monkeypatch.setattr(data, "examine", stopped)
+    with pytest.raises(KeyboardInterrupt): run(DEMO/"demo.csv", out)
     assert not list(out.glob(".row*")) and not (out/"metadata.json").exists()
     with (out/"journal.jsonl").open("ab") as f: f.write('{"stamp": "đ'.encode()[:-1])
     monkeypatch.setattr(data, "examine", lambda row, *rest: (read.append(row["row"]), real(row, *rest))[1])

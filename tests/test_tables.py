@@ -1,8 +1,9 @@
 """Every layout that people have: rows in = kept + rejected, whose text and whose voice; and tables that must not pass."""
-import io, json, unicodedata
+import csv, io, json, re, unicodedata
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -67,8 +68,8 @@ def test_lines_that_one_quotation_mark_swallows_are_counted(tmp_path):
     table = lines(tmp_path/"t.csv", "path,text,speaker", "0.wav,Một.,an", '1.wav,"Hai.,an',
                   "2.wav,Ba.,an", '3.wav,"Bốn.,an', "0.wav,Năm.,an,oi")
     got = run(table, tmp_path/"out")
-    assert got.texts == ["Một."] and len(got.reasons) == 4
-    assert sum("one quotation mark" in r for r in got.reasons) == 3 and "line 6 of the table has 4 cells, the header 3" in got.reasons[3]
+    assert got.texts == ["Một.", "Ba."] and len(got.reasons) == 3           # what lies between the marks is a row by itself
+    assert sum("one quotation mark" in r for r in got.reasons) == 2 and "line 6 of the table has 4 cells, the header 3" in got.reasons[2]
 
 
 def test_jsonl_of_nemo_and_of_swift(tmp_path):
@@ -194,7 +195,7 @@ def test_memory_does_not_grow_with_a_shard(tmp_path):
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(columns="text=sentence"), "no column 'sentence' .* it has path, text"),
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(columns="words=text"), "'words=text': it takes ours=theirs"),
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Mét", encoding="cp1252"), {}, "not UTF-8 text .*parameter encoding"),
-    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một", encoding="utf-16"), {}, "looks like UTF-16"),
+    (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một", encoding="utf-16-le"), {}, "looks like UTF-16"),
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), dict(encoding="viscii9"), "no encoding 'viscii9'"),
     (lambda d: lines(d/"t.txt", "a|b|c d|e", "f|g|h i|j"), {}, "no header and 4 columns: say what they are"),
     (lambda d: lines(d/"t.csv", "path,text", "0.wav,Một"), {}, "none of the 1 rows .* no such audio file"),
@@ -257,3 +258,149 @@ def test_a_list_whose_last_column_is_the_speaker(tmp_path):
 def test_genders_as_tables_write_them():
     said = ["male_masculine", "Female", "M", "f", "Nam", "Nữ", "unknown", "non-binary"]
     assert [gender_of(g) for g in said] == ["male", "female", "male", "female", "male", "female", "unknown", "non-binary"]
+
+
+# One bad row never ends a run, and takes no neighbour along.
+
+def some(folder, n=3):
+    "`n` sounds 0.wav, 1.wav, …, of different pitch."
+    for i in range(n): wav(folder/f"{i}.wav", i)
+    return folder
+
+
+def jsonl(path, *rows): return lines(path, *(r if isinstance(r, str) else json.dumps(r) for r in rows))
+
+
+def row(i, **change): return dict(audio=f"{i}.wav", text=f"Câu số {i}.", speaker="lan") | change
+
+
+BAD_ROWS = {
+    "a link to itself": (row("loop"), "cannot be followed"),
+    "NUL in a path": (row("a\0b"), "its file cannot be used: it holds a NUL character"),
+    "half a surrogate in a text": (row(1, text="Xin \ud83d"), r"its text cannot be used: it holds half of a surrogate pair \(.ud83d"),
+    "half a surrogate in a speaker": (row(1, speaker="La\udcffn"), "its speaker cannot be used"),
+    "half a surrogate in a path": (row("\ud83d"), "its file cannot be used"),
+    "half a surrogate in a scene": (row(1, scene="\ud83d"), "its scene cannot be used"),
+    "a speaker of 260 letters": (row(1, speaker="a"*260), "name of 260 letters"),
+    "a path of 5,000 letters": (row(1, audio="a"*5000), "no such audio file"),
+    "a text of 200,000 letters": (row(1, text="a "*100_000), "its text has 200000 characters"),
+    "100,000 brackets": ("["*100_000, "nested too deeply"),
+    "100,000 braces": ('{"a":'*100_000, "nested too deeply"),
+    "a number of 5,000 digits": ('{"audio": "1.wav", "text": ' + "1"*5000 + "}", "cannot be used"),
+    "a name twice": ('{"audio": "1.wav", "text": "Một.", "text": "Hai."}', "has 'text' twice"),
+    "a list": ("[1, 2]", "has no names"), "a word": ("null", "has no names"),
+    "two objects": ('{"audio": "1.wav"} {"text": "Hai."}', "goes on behind its object"),
+    "messages of another form": (dict(messages="Chào", audios=["1.wav"]), "no list of turns"),
+    "a folder": (row(1, audio="folder"), "no such audio file"), "no path": (row(1, audio=""), "no such audio file"),
+    "a duration that is a word": (row(1, duration="long"), "duration 'long' is no time"),
+    "a truth value of neither kind": (row(1, valid="maybe"), "neither yes nor no"),
+    "a split of no kind": (row(1, split="fold3"), "the split is 'fold3'"),
+    "tags alone": (row(1, text="[SPEAKER1]"), "text is empty"), "signs alone": (row(1, text="[SPEAKER0] …?!"), "text is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_one_bad_row_is_set_aside_and_its_neighbours_stay(tmp_path, kind):
+    bad, reason = BAD_ROWS[kind]
+    some(tmp_path)
+    (tmp_path/"loop.wav").symlink_to(tmp_path/"loop.wav"); (tmp_path/"folder").mkdir()
+    good = [row(0, split="train", valid="yes", duration=0.5, scene="nhà"), row(2)]
+    got = run(jsonl(tmp_path/"t.jsonl", good[0], bad, good[1]), tmp_path/"out")
+    assert got.texts == ["Câu số 0.", "Câu số 2."] and len(got.reasons) == 1
+    assert re.search(reason, got.reasons[0]), got.reasons
+    back = pd.read_csv(tmp_path/"out/rejected.csv")
+    assert len(back) == 1 and back["row"][0] == 2 and (tmp_path/"out/rejected.csv").read_text(encoding="utf-8").count("\n") == 2
+
+
+def test_the_first_line_may_be_the_bad_one_and_a_list_may_be_broken(tmp_path):
+    some(tmp_path, 4)
+    got = run(jsonl(tmp_path/"t.jsonl", "["*100_000, row(0), row(1)), tmp_path/"out")
+    assert len(got.texts) == 2 and "line 1 of the table is nested too deeply" in got.reasons[0]
+    elements = [json.dumps(row(i)) for i in range(4)]
+    elements[1:2] = ['{"audio": "1.wav", "text": tru}', "["*50_000 + "]"*50_000]
+    got = run(lines(tmp_path/"list.json", "[" + ",\n".join(elements) + "]"), tmp_path/"out2")
+    assert got.texts == ["Câu số 0.", "Câu số 2.", "Câu số 3."] and [r.split()[1] for r in got.reasons] == ["2", "3"]
+    got = run(lines(tmp_path/"torn.json", "[" + ",".join(json.dumps(row(i)) for i in range(4))[:-20]), tmp_path/"out3")
+    assert len(got.texts) == 3 and "element 4 of the table is no JSON" in got.reasons[0]
+
+
+def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_path, monkeypatch):
+    import errno
+    import higgs_vi.data as data
+    table, real = jsonl(some(tmp_path)/"t.jsonl", *map(row, range(3))), data.examine
+    for number, error in enumerate((KeyError("x"), RuntimeError("Symlink loop"), RecursionError(), MemoryError(), OSError(errno.EACCES, "denied"))):
+        def odd(r, *rest, error=error):
+            if r["row"] == 2: raise error
+            return real(r, *rest)
+        monkeypatch.setattr(data, "examine", odd)
+        got = run(table, tmp_path/f"out{number}")
+        assert len(got.texts) == 2 and len(got.reasons) == 1 and got.reasons[0]
+    for error in (OSError(errno.ENOSPC, "full"), ImportError("sea-g2p")):
+        monkeypatch.setattr(data, "examine", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)): run(table, tmp_path/"full")
+
+
+def test_rejected_csv_reads_back_with_as_many_rows(tmp_path):
+    names = ["a\r", "b\nc", 'd"e', "f,g", "h\r\n", "i\u2028j", "k\x85l", "'", "\t"]
+    got = run(jsonl(some(tmp_path)/"t.jsonl", row(0), *(dict(audio=n, text=f"Dòng\n{n}", speaker="lan") for n in names)), tmp_path/"out")
+    raw = (tmp_path/"out/rejected.csv").read_text(encoding="utf-8")
+    with open(tmp_path/"out/rejected.csv", encoding="utf-8", newline="") as f: back = list(csv.DictReader(f))
+    assert len(back) == len(got.reasons) == len(names) == len(pd.read_csv(tmp_path/"out/rejected.csv")) == len(raw.splitlines()) - 1
+    assert back[0]["file"] == r"a\r"
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path):
+    some(tmp_path)
+    columns = [pa.array([f"{i}.wav" for i in range(3)]), pa.array(TEXTS[:3]), pa.array(TEXTS[1:4])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["audio", "text", "text"]), tmp_path/"t.parquet")
+    with pytest.raises(ValueError, match=r"could each be the text: text, text \(2\); .*text=text \(2\)"): run(tmp_path/"t.parquet", tmp_path/"out")
+    assert run(tmp_path/"t.parquet", tmp_path/"out", columns="text=text (2)").texts == TEXTS[1:4]
+    pq.write_table(pa.Table.from_arrays([columns[0], columns[1], columns[1]], names=["audio", "text", "text"]), tmp_path/"same.parquet")
+    assert run(tmp_path/"same.parquet", tmp_path/"out2").texts == TEXTS[:3]
+    table = lines(tmp_path/"t.csv", "path,text,text", "0.wav,Một.,Hai.")
+    with pytest.raises(ValueError, match="could each be the text"): run(table, tmp_path/"out3")
+
+
+def test_a_quotation_mark_that_never_closes_and_a_cell_beyond_any_limit(tmp_path):
+    some(tmp_path, 2)
+    rows = [f"{i}.wav,Câu số {i}.,lan" for i in range(2)] + [f"gone{i}.wav,Câu số {i}.,lan" for i in range(5000)]
+    for name, bad in (("open", '1.wav,"Hai ba,lan'), ("wide", "1.wav," + "a"*200_000 + ",lan"), ("both", '1.wav,"' + "a,"*200_000 + ",lan")):
+        table = read_table(lines(tmp_path/f"{name}.csv", "path,text,speaker", rows[0], bad, *rows[1:])).rows
+        assert len(table) == 5003 and [bool(p) for p in table["problem"]] == [False, name != "wide", *[False]*5001]
+        assert table["file"][1] == "1.wav"
+
+
+BROKEN_QUOTES = {
+    "one mark over two rows": (['0.wav,"Đi thôi,a', '1.wav,Anh nói vâng",a', "2.wav,Hết.,a"], ["Hết."], 2),
+    "path behind the text": (['"Đi thôi,0.wav,a', 'Anh nói vâng",1.wav,a', "Hết.,2.wav,a"], ["Hết."], 2),
+    "a row between": (['0.wav,"Đi thôi,a', "1.wav,Giữa.,a", '2.wav,Anh nói vâng",a'], ["Giữa."], 2),
+    "never closed": (['0.wav,Một.,a', '1.wav,"Hai.,a', "2.wav,Ba.,a"], ["Một.", "Ba."], 1),
+    "at the end": (["0.wav,Một.,a", "1.wav,Hai.,a", '2.wav,"Ba.,a'], ["Một.", "Hai."], 1),
+    "two in two": (['0.wav,"Một.,a', '1.wav,"Hai.,a', "2.wav,Ba.,a"], ["Ba."], 2),
+    "a cell of two lines": (['0.wav,"Đi, thôi', 'về, nhé",a', "1.wav,Hai.,a"], ["Đi, thôi về, nhé", "Hai."], 0),
+    "a mark in a plain cell": (['0.wav,Màn hình 24" đẹp.,a', "1.wav,Hai.,a"], ['Màn hình 24" đẹp.', "Hai."], 0),
+    "marks around words": (['0.wav,"Đi" anh nói.,a', "1.wav,Hai.,a"], ['"Đi" anh nói.', "Hai."], 0),
+    "backslashes": ([r'0.wav,"Anh nói \"đi\" nhé.",a', r'1.wav,"Anh nói \"đi, về\".",a', r'2.wav,Anh \"ừ\".,a'],
+                    ['Anh nói "đi" nhé.', 'Anh nói "đi, về".', 'Anh "ừ".'], 0),
+    "doubled marks": (['0.wav,"Anh nói ""đi"" nhé.",a', '1.wav, "Một, hai." ,a'], ['Anh nói "đi" nhé.', "Một, hai."], 0),
+    "too many cells": (["0.wav,Một, hai.,a", "1.wav,Hai.,a"], ["Hai."], 1),
+    "a NUL": (["0.wav,Mộ\0t.,a", "1.wav,Hai.,a"], ["Hai."], 1),
+    "empty cells behind": (["0.wav,Một.,a,,", "1.wav,Hai.,a,,", ",,,,"], ["Một.", "Hai."], 0),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_QUOTES)
+def test_quotation_marks(tmp_path, kind):
+    rows, texts, bad = BROKEN_QUOTES[kind]
+    header = "text,path,speaker" if kind == "path behind the text" else "path,text,speaker"
+    got = run(lines(some(tmp_path)/"t.csv", header, *rows), tmp_path/"out")
+    assert got.texts == texts and len(got.reasons) == bad, got.reasons
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_line_ends_and_a_byte_that_is_no_letter(tmp_path, ends):
+    some(tmp_path)
+    text = ends.join(["path,text,speaker", *(f"{i}.wav,Một đường thẳng rất đẹp số {i}.,an" for i in range(3)), ""])
+    (tmp_path/"t.csv").write_bytes(text.encode("utf-8").replace("số 1".encode(), b"s\xe1 1"))
+    got = run(tmp_path/"t.csv", tmp_path/"out")
+    assert len(got.texts) == 2 and "its text cannot be used: it is no UTF-8 text (byte 0xe1)" in got.reasons[0]
