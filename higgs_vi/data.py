@@ -24,7 +24,7 @@ from .prompt import as_list, map_turns, reference_text, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .sound import no_speech
 from .tables import COLUMNS, Blobs, Table, apart, layout, legible, read_table, sound_of
-from .text import clean, spoken, why_foreign
+from .text import spoken, why_foreign
 from .watch import memory_gib
 
 # %% ../nbs/00_data.ipynb #0cb8dca3

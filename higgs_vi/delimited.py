@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from .cells import is_sound, printable
+from .cells import is_sound
 from .text import is_syllable, nfc
 
 # %% ../nbs/24_delimited.ipynb #1bc47bac

@@ -8,7 +8,7 @@ __all__ = ['EQUAL', 'COLUMNS', 'KNOWN', 'DAMAGED', 'TEXTS', 'PAPERS', 'parse_col
            'read_pairs', 'by_folder', 'apart', 'Finder', 'layout', 'legible', 'read_table', 'sound_of']
 
 # %% ../nbs/25_tables.ipynb #831bbaa1
-import io, json, os, re, unicodedata, urllib.parse
+import io, json, os, re, urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 import soundfile as sf
 from .audio import SAMPLE_RATE, decode, inside, read_channel, write_wav
-from .cells import (SOUNDS, SPLITS, is_nobody, is_nothing, is_sound, is_yes, kind_of, one_spelling, person,
+from .cells import (SOUNDS, SPLITS, is_nobody, is_nothing, is_sound, is_yes, kind_of, one_spelling,
                             printable, seconds_of, split_of, visible, why_illegible, why_no_speaker)
 from .delimited import Records, form_of, lines_of, plain_name, read_text
 from .text import nfc
