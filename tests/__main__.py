@@ -21,8 +21,7 @@ def main():
     os.environ |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore")
     unchanged("exported code", ["nbdev_export"], "higgs_vi/*.py")
     unchanged("notebooks", ["nbdev_clean"], "nbs/*.ipynb")
-    one = dict(OMP_NUM_THREADS="1")       # notebooks run side by side
-    subprocess.run(["nbdev_test", "--n_workers", "2"], cwd=ROOT, check=True, env=os.environ | one)
+    subprocess.run(["nbdev_test", "--n_workers", "2"], cwd=ROOT, check=True)
     print("notebooks: they run", flush=True)
     sys.exit(subprocess.run([sys.executable, "-m", "pytest", "--durations=8"], cwd=ROOT).returncode)
 

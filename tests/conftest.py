@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import higgs_vi  # before torch: it sets how torch's threads wait
+
 import pytest, torch
 from transformers.utils import logging
 
