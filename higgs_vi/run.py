@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['NANO', 'fingerprint', 'same_base', 'save_adapter', 'load_weights', 'load_adapter', 'save_state', 'checkpoints',
-           'load_trained', 'load_state', 'prune', 'Average', 'Metrics', 'read_metrics']
+           'load_trained', 'load_state', 'prune', 'random_state', 'set_random_state', 'Average', 'Metrics',
+           'read_metrics']
 
 # %% ../nbs/20_run.ipynb #0de0b075
-import json, re, shutil
+import json, random, re, shutil
 from contextlib import contextmanager
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-import torch
+import numpy as np, torch
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from .audio import atomic_folder, write_text
@@ -83,14 +84,16 @@ def load_adapter(model, folder: str | Path):
 # %% ../nbs/20_run.ipynb #1d5ebc83
 @no_bars()
 def save_state(run: Path, step: int, model, optimizer, base: str, **state):
-    "Write `checkpoints/step-<step>` of a run: adapter (or all weights), optimiser, random state and `state` (plain numbers)."
+    """Write `checkpoints/step-<step>` of a run: adapter (or all weights), optimiser and `state`.
+
+    `state` holds plain values, lists, dicts and tensors.
+    """
     folder = run/"checkpoints"/f"step-{step:06d}"
     shutil.rmtree(folder, ignore_errors=True)       # an incomplete one from before
-    rng = dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
     with atomic_folder(folder) as tmp:
         if hasattr(model, "peft_config"): save_adapter(model, tmp, base)
         else: model.save_pretrained(tmp)
-        torch.save(dict(optimizer=optimizer.state_dict(), rng=rng, step=step, **state), tmp/"trainer.pt")
+        torch.save(dict(optimizer=optimizer.state_dict(), step=step, **state), tmp/"trainer.pt")
         write_text(tmp/"complete", "")
 
 def checkpoints(run: Path) -> list[Path]:
@@ -103,13 +106,10 @@ def load_trained(model, folder: Path):
     else: model.load_state_dict({k: v for p in sorted(folder.glob("model*.safetensors")) for k, v in load_file(p).items()})
 
 def load_state(folder: Path, model, optimizer) -> dict:
-    "Bring model, optimiser and random state to a checkpoint; the rest of its state."
+    "Bring model and optimiser to a checkpoint; the rest of its state."
     load_trained(model, folder)
     state = torch.load(folder/"trainer.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state.pop("optimizer"))
-    rng = state.pop("rng")
-    torch.set_rng_state(rng["cpu"])
-    if rng["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(rng["cuda"])
     return state
 
 def prune(run: Path, keep: int, best: int):
@@ -118,6 +118,25 @@ def prune(run: Path, keep: int, best: int):
     stay = {*complete[-keep:], run/"checkpoints"/f"step-{best:06d}"}
     for p in (run/"checkpoints").glob("*"):
         if p not in stay: shutil.rmtree(p, ignore_errors=True)
+
+# %% ../nbs/20_run.ipynb #5dee8b20
+def random_state(device: torch.device) -> dict:
+    """The state of this process's random generators.
+
+    Python's, numpy's, torch's on the CPU and, for a GPU, on `device`.
+    """
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return dict(python=random.getstate(), numpy=(kind, keys.tolist(), *rest),
+                cpu=torch.get_rng_state(), cuda=cuda)
+
+def set_random_state(state: dict, device: torch.device):
+    "Bring this process's random generators to what `random_state` returned."
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda": torch.cuda.set_rng_state(state["cuda"], device)
 
 # %% ../nbs/20_run.ipynb #9bed293b
 class Average:

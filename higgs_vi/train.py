@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'FREE', 'DTYPES', 'TrainSettings', 'with_preset', 'memory_settings', 'for_gpu', 'open_folder', 'load_rows',
-           'wholly_fp32', 'load_parts', 'Run', 'Stopped', 'build_model', 'find_device', 'start', 'take_up', 'plan_key',
-           'open_logs', 'validate', 'autocast', 'speak', 'keep_samples', 'load_step', 'one_step', 'train',
-           'catch_sigterm', 'agree', 'log_step', 'keep_row', 'judge', 'save_run', 'finish', 'samples_once', 'execute',
-           'tiny_run', 'main']
+           'wholly_fp32', 'load_parts', 'Run', 'Stopped', 'echo', 'build_model', 'find_device', 'start', 'take_up',
+           'plan_key', 'open_logs', 'close_logs', 'validate', 'autocast', 'speak', 'keep_samples', 'load_step',
+           'one_step', 'train', 'heed_signals', 'agree', 'stopped', 'log_step', 'keep_row', 'validation_row',
+           'judge_before', 'judge', 'save_run', 'finish', 'samples_once', 'execute', 'tiny_run', 'main']
 
 # %% ../nbs/04_train.ipynb #ef0bdfcc
-import json, math, shutil, signal, time, zlib
+import json, math, os, shutil, signal, sys, threading, time, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
 import numpy as np, torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from .audio import atomic_folder, read_audio, write_text, write_wav
 from .batch import collate, corrupt, epoch_batches, followed, without_words
 from .data import DataSettings, prepare, read_higgs
@@ -25,10 +26,11 @@ from .generate import Sampling, say
 from .memory import MemorySettings, fitting, forecast, free_memory, smaller, told
 from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
 from .plan import Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps, with_replay
-from .run import Average, Metrics, NANO, checkpoints, load_state, load_trained, prune, save_adapter, save_state
+from .run import Average, Metrics, NANO, checkpoints, load_state, load_trained, prune, random_state
+from .run import save_adapter, save_state, set_random_state
 from .settings import Settings, check_limits, coerce, from_cli, from_notebook, in_test, local_or_id, option, project_root
 from .step import OPTIMIZERS, OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
-from .watch import LiveFigure, clock, gpu_use, memory_gib
+from .watch import LiveFigure, clock, gpu_use, memory_gib, outcome
 
 # %% ../nbs/04_train.ipynb #0d053216
 @dataclass
@@ -175,7 +177,12 @@ def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
 # %% ../nbs/04_train.ipynb #3e43dbc0
 @dataclass
 class Run:
-    "Everything that a training run holds while it runs. `stop` says why it ends early."
+    """Everything that a training run holds while it runs.
+
+    `stop` says why it ends early, `told` is the signal that this process received (0: none). `before`
+    is the validation loss before the first step, `rng` the random state at which a stopped run goes on
+    in the same process.
+    """
     cfg: TrainSettings
     folder: Path
     parts: Checkpoint
@@ -191,13 +198,32 @@ class Run:
     best_step: int = 0
     stale: int = 0
     stop: str = ""
-    told: bool = False
+    told: int = 0
+    before: float | None = None
+    rng: dict | None = None
     metrics: Metrics | None = None
     board: object = None
     figure: LiveFigure | None = None
 
-class Stopped(RuntimeError):
-    "The run was told to stop, and has saved."
+_STOPPED: set[Path] = set()     # folders of runs that a signal stopped in this process
+
+class Stopped(Exception):
+    "A signal (its `number`) ended the run. A notebook shows one line instead of a traceback."
+    def __init__(self, run: Run, number: int, said: str):
+        super().__init__(said)
+        self.number = number
+        _STOPPED.add(run.folder)
+
+    def _render_traceback_(self) -> list[str]:      # IPython asks for it
+        return [f"{self}. To go on, run this cell again; in a new process, set resume true."]
+
+def echo(line: str):
+    """Print `line` at once.
+
+    A terminal that was closed, or a pipe that nobody reads any more, does not end a run.
+    """
+    try: print(line, flush=True)
+    except OSError: sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 # %% ../nbs/04_train.ipynb #a0c13ea4
 def build_model(cfg: TrainSettings, parts: Checkpoint):
@@ -222,8 +248,12 @@ def find_device(cfg: TrainSettings) -> Accelerator:
     return Accelerator(cpu=cpu)
 
 def start(cfg: TrainSettings) -> Run:
-    "From settings to a run that stands at its first step, or at the one after its last complete checkpoint."
+    """From settings to a run that stands at its first step, or after its last complete checkpoint.
+
+    A run that a signal stopped in this process goes on without `resume`.
+    """
     accelerator, folder = find_device(cfg), project_root()/cfg.out
+    if folder in _STOPPED: cfg = replace(cfg, resume=True)
     with accelerator.main_process_first():      # it makes what is missing: the folder, the nano, the clips, their codes
         if accelerator.is_main_process: open_folder(cfg)
         parts = load_parts(cfg, accelerator)
@@ -237,6 +267,8 @@ def start(cfg: TrainSettings) -> Run:
     run = Run(cfg, folder, parts, data, model, optimizer, accelerator, scaler, total_steps(cfg, data, accelerator.num_processes))
     if cfg.ema: run.average = Average(model, cfg.ema)
     if cfg.resume and (found := checkpoints(folder)): take_up(run, found[-1])
+    elif cfg.resume and accelerator.is_main_process:
+        echo(f"resume is true, but {folder} holds no checkpoint yet: the run starts at its first step")
     if accelerator.is_main_process: open_logs(run)
     return run
 
@@ -249,6 +281,7 @@ def take_up(run: Run, checkpoint: Path):
                          f"{len(run.data.train)} on {run.accelerator.num_processes}, or the clips are others: resume it with the same, "
                          "or start another")
     if run.average: run.average.mean = [t.to(m.device) for t, m in zip(state.pop("average"), run.average.mean)]
+    set_random_state(state.pop("rng")[run.accelerator.process_index], run.accelerator.device)
     for name, value in state.items(): setattr(run, name, value)
     if run.cfg.patience and run.stale >= run.cfg.patience: run.stop = "patience"
 
@@ -258,10 +291,14 @@ def plan_key(run: Run) -> list[int]:
     return [run.accelerator.num_processes, len(run.data.train), zlib.crc32(clips.encode())]
 
 def open_logs(run: Run):
-    "metrics.jsonl and TensorBoard, both without what lies after the run's step."
+    "metrics.jsonl and TensorBoard, without what lies after the run's step; at step 0 they begin anew."
     from torch.utils.tensorboard import SummaryWriter
-    run.metrics = Metrics(run.folder, run.step)
+    run.metrics = Metrics(run.folder, run.step or -1)
     run.board = SummaryWriter(str(run.folder/"tensorboard"), purge_step=run.step + 1)
+
+def close_logs(run: Run):
+    "Write out what TensorBoard still holds: the last thing done with a run, also with one that failed."
+    if run.board: run.board.close()
 
 # %% ../nbs/04_train.ipynb #f5511123
 def validate(run: Run) -> dict:
@@ -305,6 +342,7 @@ def keep_samples(run: Run, rows: list[dict]):
         for when in ("real", "before", "after", "during"):
             if row.get(when) and (run.folder/"samples"/row[when]).is_file():
                 run.board.add_audio(f"{when}/{i}", read_audio(run.folder/"samples"/row[when])[None], run.step, 24_000)
+    run.board.flush()
 
 # %% ../nbs/04_train.ipynb #7cd3e17b
 def load_step(run: Run, epoch: int, batches: list[list[int]]) -> tuple[list[dict], torch.Tensor, dict]:
@@ -327,13 +365,20 @@ def one_step(run: Run, mine: list[dict], counts: torch.Tensor, sizes: dict) -> d
     return done | sizes
 
 def train(run: Run) -> Run:
-    """Train to the end, or until patience or SIGTERM ends it; logs, validates and saves on the way.
+    """Train to the end, until patience ends it, or until a signal stops it.
 
-    Raises `Stopped` after SIGTERM, saved; `OutOfMemory` and `FloatingPointError` leave the checkpoints before.
+    Logs, validates and saves on the way.
+
+    SIGINT (Ctrl-C, a notebook's square button), SIGTERM and SIGHUP have one effect: the step in hand is
+    finished and saved, then `Stopped` is raised. Called again, it goes on from there. `OutOfMemory` and
+    `FloatingPointError` leave the checkpoints before.
     """
-    cfg, before = run.cfg, catch_sigterm(run)
-    seen, t0 = Counter(), time.perf_counter()
-    try:
+    cfg, seen = run.cfg, Counter()
+    if run.rng: set_random_state(run.rng, run.accelerator.device)
+    run.rng, run.told, run.stop = None, 0, run.stop if run.stop == "patience" else ""
+    with heed_signals(run):
+        if run.data.valid and not run.step and run.before is None: judge_before(run)
+        t0 = time.perf_counter()
         plan = plan_from(cfg, run.data, run.step, run.accelerator.num_processes)
         for (epoch, _), loaded in ahead(plan, lambda step: load_step(run, *step)):
             if run.step >= run.total or run.stop: break
@@ -348,21 +393,48 @@ def train(run: Run) -> Run:
             if cfg.sample and run.step % cfg.sample == 0: samples_once(run, "during")
             if run.step % cfg.save == 0 or run.step == run.best_step or last or run.stop: save_run(run)
             t0 = time.perf_counter()
-    finally:
-        if before is not None: signal.signal(signal.SIGTERM, before)
-    if run.stop == "SIGTERM": raise Stopped(f"stopped by SIGTERM after step {run.step}, and saved: go on with resume true")
+        agree(run)      # a signal during the last save
+    if run.stop == "signal": raise stopped(run)
+    _STOPPED.discard(run.folder)
     return run
 
 # %% ../nbs/04_train.ipynb #843815a2
-def catch_sigterm(run: Run):
-    "Let SIGTERM end the run after the step in hand, saved. The handler that was there; None in a thread, where Python sets none."
-    try: return signal.signal(signal.SIGTERM, lambda *_: setattr(run, "told", True))
-    except ValueError: return None
+@contextmanager
+def heed_signals(run: Run):
+    """Within, SIGINT, SIGTERM and SIGHUP set `run.told` and nothing else.
+
+    A second SIGINT, three seconds after the first or later, raises `Stopped` at once. A signal that is
+    ignored (nohup, a shell's background jobs) stays ignored. Python sets handlers in the main thread
+    alone; elsewhere nothing changes.
+    """
+    first = 0.0
+    def _note(number, _):
+        nonlocal first
+        if number == signal.SIGINT and run.told and time.monotonic() - first > 3:
+            where = f"in step {run.step + 1} of {run.total}"
+            raise Stopped(run, number, f"stopped at once {where}; the last checkpoint stays")
+        if not run.told: run.told, first = number, time.monotonic()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]   # Windows has no SIGHUP
+        handlers = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
+        before = {s: h for s, h in handlers.items() if h not in (None, signal.SIG_IGN)}
+    for s in before: signal.signal(s, _note)
+    try: yield
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
 
 def agree(run: Run):
-    "Once a step, turn what SIGTERM told this process, or another, into the stop of all after this very step."
-    told = torch.tensor(float(run.told), device=run.accelerator.device)
-    if (run.accelerator.reduce(told, "sum") if run.accelerator.num_processes > 1 else told) > 0: run.stop = "SIGTERM"
+    "Stop every process after this step if a signal has told one of them to."
+    told, acc = torch.tensor(float(run.told), device=run.accelerator.device), run.accelerator
+    if acc.num_processes > 1: told = acc.reduce(told, "sum")
+    if told > 0: run.stop = "signal"
+
+def stopped(run: Run) -> Stopped:
+    "What `train` raises after a signal; the checkpoint of the run's step is written."
+    run.rng, number = random_state(run.accelerator.device), signal.Signals(run.told or signal.SIGTERM)
+    done = f"after step {run.step} of {run.total}"
+    return Stopped(run, number, f"stopped by {number.name} {done}, and saved")
 
 def log_step(run: Run, epoch: int, report: dict, seen: dict):
     "A line of training for metrics, TensorBoard, the figure and the screen; `seen` counts since the last one."
@@ -372,9 +444,9 @@ def log_step(run: Run, epoch: int, report: dict, seen: dict):
                seconds_left=(run.total - run.step)*seen["seconds"]/seen["steps"], memory_gib=memory_gib(run.accelerator.device),
                **gpu_use(run.accelerator.device))
     keep_row(run, row)
-    print(f"step {run.step}/{run.total}  epoch {epoch + 1}  loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  rate {row['rate']:.1e}  "
-          f"{row['samples_per_s']:.1f} clips/s  {row['tokens_per_s']:.0f} tokens/s  {row['memory_gib']:.1f} GiB  "
-          f"{clock(row['seconds_left'])} left", flush=True)
+    echo(f"step {run.step}/{run.total}  epoch {epoch + 1}  loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  rate {row['rate']:.1e}  "
+         f"{row['samples_per_s']:.1f} clips/s  {row['tokens_per_s']:.0f} tokens/s  {row['memory_gib']:.1f} GiB  "
+         f"{clock(row['seconds_left'])} left")
 
 def keep_row(run: Run, row: dict):
     "Append a row to metrics.jsonl and TensorBoard, and redraw the figure."
@@ -382,12 +454,34 @@ def keep_row(run: Run, row: dict):
     for key, value in row.items():
         if isinstance(value, float): run.board.add_scalar(f"{row['kind']}/{key}", value, run.step)
     for k, value in enumerate(row["by_codebook"]): run.board.add_scalar(f"{row['kind']}/codebook_{k}", value, run.step)
+    run.board.flush()       # a killed run keeps what it has shown
     if run.figure: run.figure.update(run.metrics.rows)
 
 # %% ../nbs/04_train.ipynb #3c4436df
+def validation_row(run: Run, epoch: int) -> dict:
+    """A line of validation for the metrics.
+
+    Every process takes the main one's figures, so that all of them stop at the same step.
+    """
+    row = [dict(step=run.step, epoch=epoch, kind="valid", **validate(run))]
+    return broadcast_object_list(row)[0] if run.accelerator.num_processes > 1 else row[0]
+
+def judge_before(run: Run):
+    "Validate the model before the first step, as a measure for training. It does not count as the best."
+    row = validation_row(run, 0)
+    if not math.isfinite(row["loss"]):
+        raise FloatingPointError(
+            f"the validation loss is {row['loss']} before the first step: the model's weights are damaged, "
+            f"or {run.cfg.precision} is too narrow for them; take another copy, or precision fp32")
+    run.before = row["loss"]
+    if not run.accelerator.is_main_process: return
+    keep_row(run, row)
+    echo(f"step 0/{run.total}  validation loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  "
+         "before training")
+
 def judge(run: Run, epoch: int):
     "Validate; remember the best, count what did not improve, and stop when patience ends."
-    row = dict(step=run.step, epoch=epoch, kind="valid", **validate(run))
+    row = validation_row(run, epoch)
     if not math.isfinite(row["loss"]):
         raise FloatingPointError(f"the validation loss is {row['loss']} at step {run.step}: lower the rate, or train in bf16 or fp32; "
                                  "go on from the last checkpoint (resume true)")
@@ -398,12 +492,14 @@ def judge(run: Run, epoch: int):
     keep_row(run, row)
     news = "best so far" if run.best_step == run.step else f"no better for {run.stale} validation(s)"
     if run.stop == "patience": news += ": stopping"
-    print(f"step {run.step}/{run.total}  validation loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  {news}", flush=True)
+    echo(f"step {run.step}/{run.total}  validation loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  {news}")
 
 def save_run(run: Run):
-    "A checkpoint of this step; old ones go."
+    "A checkpoint of this step, with the random state of every process; old ones go."
+    rng = gather_object([random_state(run.accelerator.device)])
     if not run.accelerator.is_main_process: return
-    state = dict(best=run.best, best_step=run.best_step, stale=run.stale, scaler=run.scaler.state_dict(), plan=plan_key(run))
+    state = dict(best=run.best, best_step=run.best_step, stale=run.stale, plan=plan_key(run), rng=rng,
+                 scaler=run.scaler.state_dict())
     if run.average: state["average"] = run.average.mean
     save_state(run.folder, run.step, run.model, run.optimizer, run.cfg.model, **state)
     prune(run.folder, run.cfg.keep_last, run.best_step)
@@ -421,25 +517,29 @@ def finish(run: Run) -> Path:
         if run.cfg.mode == "full": save_checkpoint(out, run.parts)
         else:
             with atomic_folder(out) as tmp: save_adapter(run.model, tmp, run.cfg.model)
-        run.board.close()
     return out
 
 def samples_once(run: Run, when: str):
     "Speak the run's sentences and keep them, on the main process; `before` only once, also over resumes."
     path = run.folder/"samples/samples.json"
-    if run.accelerator.is_main_process and not (when == "before" and path.is_file()): keep_samples(run, speak(run, when))
+    if not run.accelerator.is_main_process or (when == "before" and path.is_file()): return
+    try: keep_samples(run, speak(run, when))
+    except KeyboardInterrupt:
+        raise Stopped(run, signal.SIGINT, f"stopped while it spoke the samples {when!r}") from None
 
 def execute(cfg: TrainSettings) -> Run:
     "The whole step: samples before, training, the best weights written out, samples after."
     run = start(cfg)
-    samples_once(run, "before")
-    try: train(run)
+    try:
+        samples_once(run, "before")
+        train(run)
+        finish(run)
+        samples_once(run, "after")
     except OutOfMemory as e:
         asked = memory_settings(cfg)
         raise OutOfMemory(f"{e}; forecast {forecast(asked)['total']:.1f} GiB, measured peak {memory_gib(run.accelerator.device):.1f} GiB; "
                           f"the next smaller plan: {smaller(asked)}") from e
-    finish(run)
-    samples_once(run, "after")
+    finally: close_logs(run)
     return run
 
 def tiny_run(folder: str | Path) -> Run:
@@ -451,9 +551,15 @@ def tiny_run(folder: str | Path) -> Run:
 def main(argv: list[str] | None = None):
     "The command higgs-vi-train; also for several GPUs: accelerate launch -m higgs_vi.train --data …"
     try: run = execute(with_preset(from_cli(TrainSettings, argv, "Fine-tune Higgs Audio v2.")))
-    except Stopped as e: print(e); raise SystemExit(143) from e
+    except Stopped as e:
+        if PartialState().is_main_process: echo(f"{e}; go on with --resume true")
+        raise SystemExit(128 + e.number) from e
+    except KeyboardInterrupt as e:
+        raise SystemExit("higgs-vi-train: interrupted; checkpoints that are written stay: "
+                         "go on with --resume true") from e
     except (ValueError, OSError, OutOfMemory, FloatingPointError, torch.OutOfMemoryError) as e:
         raise SystemExit(f"higgs-vi-train: {e}") from e
-    if run.accelerator.is_main_process: print(f"best validation loss {run.best:.3f} at step {run.best_step}; written to {run.cfg.out}")
+    if run.accelerator.is_main_process:
+        echo(f"{outcome(run.metrics.rows, run.total)}\nwritten to {run.cfg.out}")
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

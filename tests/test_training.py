@@ -14,7 +14,7 @@ from higgs_vi.audio import read_audio, write_text, write_wav
 from higgs_vi.batch import build_example, collate, without_words
 from higgs_vi.codec import DEMO, decode, encode
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.generate import Sampling, generate_columns, make_prompt, say
+from higgs_vi.generate import Sampling, Speech, generate_columns, make_prompt, say
 from higgs_vi.memory import MemorySettings, fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import add_lora, base_of, keep_text_on_host, load_checkpoint, load_model, lora_config, places, save_checkpoint, write_nano
@@ -22,7 +22,8 @@ from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
 from higgs_vi.run import NANO, checkpoints, fingerprint, load_adapter, read_metrics
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
 from higgs_vi.step import OutOfMemory, build_optimizer, train_step
-from higgs_vi.train import TrainSettings, execute, finish, load_step, main as train_main, open_folder, start, train, with_preset
+from higgs_vi.train import TrainSettings, execute, finish, Stopped, load_step, main as train_main, open_folder, start, train, validate, with_preset
+from higgs_vi.watch import outcome
 
 ROOT = Path(__file__).parents[1]
 FOUR = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!", "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
@@ -104,12 +105,14 @@ def test_a_share_of_the_prompts_loses_its_words_and_nothing_else(unbroken):
 
 
 def test_sigterm_saves_and_stops(place, unbroken):
+    "A command says one line, without a traceback, and exits as shells expect it."
     out = place/"term"
     own = subprocess.Popen(command(settings(place, out, save=100)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in own.stdout:
         if line.startswith("step 5/"): own.send_signal(signal.SIGTERM); break
     rest = own.stdout.read()
-    assert own.wait() == 143 and (said := re.search(r"stopped by SIGTERM after step (\d+), and saved", rest))
+    said = re.search(r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with --resume true\n$", rest)
+    assert own.wait() == 143 and said and "Traceback" not in rest
     assert checkpoints(out)[-1].name == f"step-{int(said[1]):06d}"
     assert steps_of(out) == [r for r in steps_of(unbroken.folder) if r["step"] <= int(said[1])]
 
@@ -122,9 +125,9 @@ def test_one_seed_gives_the_same_losses_and_another_does_not(place, unbroken):
 
 def test_validation_finds_the_best_checkpoint(place, unbroken):
     rows = [r for r in read_metrics(unbroken.folder) if r["kind"] == "valid"]
-    assert [r["step"] for r in rows] == [4, 8, 12] and all(len(r["by_codebook"]) == 8 and r["eos_loss"] > 0 for r in rows)
-    best = min(rows, key=lambda r: r["loss"])
-    assert (unbroken.best_step, unbroken.best) == (best["step"], best["loss"])
+    assert [r["step"] for r in rows] == [0, 4, 8, 12] and all(len(r["by_codebook"]) == 8 and r["eos_loss"] > 0 for r in rows)
+    best = min(rows[1:], key=lambda r: r["loss"])
+    assert unbroken.before == rows[0]["loss"] and (unbroken.best_step, unbroken.best) == (best["step"], best["loss"])
     kept = unbroken.folder/"checkpoints"/f"step-{best['step']:06d}"
     assert (kept/"adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
     names = {p.name for p in unbroken.folder.iterdir()}
@@ -137,8 +140,12 @@ def test_early_stopping_stops_and_keeps_the_best(place, capsys):
     "A rate that spoils the model: validation gets worse, patience ends, the adapter is the best one."
     run = execute(settings(place, place/"worse", rate=0.5, evaluate=1, patience=2, steps=40, warmup=0.0))
     assert run.step < run.total == 40 and "no better for 2 validation(s): stopping" in capsys.readouterr().out
-    rows = [r for r in read_metrics(run.folder) if r["kind"] == "valid"]
+    rows = [r for r in read_metrics(run.folder) if r["kind"] == "valid" and r["step"]]
     assert run.best_step == min(rows, key=lambda r: r["loss"])["step"] == run.step - 2
+    adapter, best, last = ((d/"adapter_model.safetensors").read_bytes()
+                           for d in (run.folder/"adapter", *(run.folder/f"checkpoints/step-{n:06d}" for n in (run.best_step, run.step))))
+    assert adapter == best != last
+    assert outcome(run.metrics.rows, 40).endswith("training did not help: no step was better than the model before it.")
 
 
 def test_the_rate_rises_and_falls():
@@ -164,19 +171,121 @@ def test_tags_stand_in_their_share_of_the_prompts(place):
     assert [r["prompt"].voices for r in again.data.rows] == told[0.5]
 
 
-def test_two_processes_train_as_one(place):
-    "The same batches of a step, in two processes or accumulated in one: the same losses and the same weights, up to rounding."
-    own = dict(budget=512, steps=6, dropout=0.0, evaluate=3)
-    one = execute(settings(place, place/"one", accumulation=2, **own))
-    run = command(settings(place, place/"two", **own)) + ["--dropout", "0.0"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", *run[1:]]
-    out = subprocess.run(launch, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
-    assert out.stdout.count("written to") == 1      # one process speaks
+TWO = """
+import json, shutil, sys
+from pathlib import Path
+from higgs_vi.train import TrainSettings, execute, with_preset
+*plain, whole, cut = [with_preset(TrainSettings.of(c)) for c in json.loads(sys.argv[1])]
+for cfg in plain: execute(cfg)
+run = execute(whole)
+if run.accelerator.is_main_process:
+    shutil.copytree(whole.out, cut.out)
+    shutil.rmtree(Path(cut.out)/"checkpoints/step-000004")
+    shutil.rmtree(Path(cut.out)/"adapter")
+execute(cut)
+if run.accelerator.is_main_process: print("written by one")
+"""
+
+
+def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
+    """The same batches of a step, in two processes or accumulated in one: the same losses and weights, up to rounding.
+
+    With dropout, which draws differently in each process, a run that goes on from step 2 ends as the one that was not broken.
+    """
+    own = dict(model=str(place/"nano"), data=str(place/"data"), cache=str(place/"codes"), preset="demo", budget=512, report=1, save=2,
+               sentences=0, device="cpu")
+    plain, dropped = own | dict(steps=4, dropout=0.0, evaluate=2), own | dict(steps=4, dropout=0.3, evaluate=2)
+    one = execute(with_preset(TrainSettings.of(plain | dict(accumulation=2, out=str(place/"one")))))
+    runs = [plain | dict(out=str(place/"two")), dropped | dict(out=str(place/"whole")), dropped | dict(out=str(place/"cut"), resume=True)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    (place/"two.py").write_text(TWO)
+    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    out = subprocess.run([*launch, place/"two.py", json.dumps(runs)], cwd=ROOT, check=True, capture_output=True, text=True, env=env)
+    assert out.stdout.count("written by one") == 1 and out.stdout.count("step 4/4  validation loss") == 3      # one process speaks
     a, b = steps_of(one.folder), steps_of(place/"two")
-    assert [(r["step"], r["kind"]) for r in a] == [(r["step"], r["kind"]) for r in b] and len(a) == 8
+    assert [(r["step"], r["kind"]) for r in a] == [(r["step"], r["kind"]) for r in b] and len(a) == 7
     for x, y in zip(a, b): assert abs(x["loss"] - y["loss"]) < 1e-4 and abs((x["grad_norm"] or 0) - (y["grad_norm"] or 0)) < 1e-3
-    x, y = (load_file(f/"adapter/adapter_model.safetensors") for f in (one.folder, place/"two"))
+    x, y, whole, cut = (load_file(f/"adapter/adapter_model.safetensors") for f in (one.folder, place/"two", place/"whole", place/"cut"))
     assert max((x[n] - y[n]).abs().max() for n in x) < 1e-3
+    assert steps_of(place/"whole") == steps_of(place/"cut") and all(torch.equal(whole[n], cut[n]) for n in whole)
+    first, second = torch.load(place/"whole/checkpoints/step-000002/trainer.pt", weights_only=True)["rng"]
+    assert not torch.equal(first["cpu"], second["cpu"])
+
+
+def signalled(monkeypatch, run, at, number):
+    "Train `run` and send this process a signal in its step `at`; what is raised."
+    import higgs_vi.train as module
+    real = module.one_step
+
+    def telling(run, *args):
+        if run.step + 1 == at: os.kill(os.getpid(), number)
+        return real(run, *args)
+    with monkeypatch.context() as m:
+        m.setattr(module, "one_step", telling)
+        with pytest.raises(Stopped) as told: train(run)
+    return told.value
+
+
+def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch):
+    "SIGINT, then SIGHUP: each finishes its step and saves; `train` again, or `start` again without resume, goes on to the same end."
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    run = start(settings(place, place/"told", save=100, evaluate=4))
+    said = signalled(monkeypatch, run, 2, signal.SIGINT)
+    assert str(said) == "stopped by SIGINT after step 2 of 12, and saved" and checkpoints(run.folder)[-1].name == "step-000002"
+    assert said._render_traceback_() == [f"{said}. To go on, run this cell again; in a new process, set resume true."]
+    torch.rand(3)       # whatever else runs in the notebook meanwhile
+    assert signalled(monkeypatch, run, 6, signal.SIGHUP).number == signal.SIGHUP and run.step == 6
+    assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    again = start(settings(place, place/"told", save=100, evaluate=4))
+    assert again.step == 6 and train(again).step == 12
+    finish(again)
+    assert steps_of(run.folder) == steps_of(unbroken.folder)
+    assert (run.folder/"adapter/adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="exists already"): start(settings(place, place/"told", save=100, evaluate=4))
+
+
+def test_a_signal_that_is_ignored_stays_ignored(place, monkeypatch, capsys):
+    "As nohup does it. And resume without a checkpoint says that the run begins anew."
+    cfg = settings(place, place/"nohup", steps=2, validation=0.0)
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = start(cfg)
+        real = run.optimizer.step
+        monkeypatch.setattr(run.optimizer, "step", lambda *a, **k: (os.kill(os.getpid(), signal.SIGHUP), real(*a, **k)))
+        assert train(run).step == 2
+    finally: signal.signal(signal.SIGHUP, old)
+    shutil.rmtree(run.folder/"checkpoints")
+    assert start(replace(cfg, resume=True)).step == 0 and "holds no checkpoint yet" in capsys.readouterr().out
+    assert read_metrics(run.folder) == []
+
+
+def test_a_notebook_shows_one_line_of_a_stop(place, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+    shell = InteractiveShell()
+    shell.user_ns.update(stop=Stopped(type("Run", (), dict(folder=place))(), signal.SIGINT, "stopped by SIGINT after step 2 of 12, and saved"))
+    shell.run_cell("def f(): raise stop\nf()")
+    out = capsys.readouterr().out.strip().splitlines()
+    assert len(out) == 1 and "stopped by SIGINT after step 2 of 12" in out[0] and "run this cell again" in out[0]
+
+
+def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_path, monkeypatch):
+    "Through the command: real, before and after are heard, validation begins at step 0; a run that fails keeps its curves."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    import higgs_vi.train as module
+    wave = np.zeros(2400, np.float32)
+    monkeypatch.setattr(module, "say", lambda *_: Speech(wave, np.zeros((8, 2), int), True))
+    cfg = settings(place, tmp_path/"heard", steps=2, evaluate=1)
+    train_main([*command(cfg)[3:], "--sentences", "1"])
+
+    def events(run): return EventAccumulator(str(run/"tensorboard"), size_guidance=dict(audio=0)).Reload()
+    kept = events(tmp_path/"heard")
+    assert set(kept.Tags()["audio"]) == {"real/0", "before/0", "after/0"}
+    assert [e.step for e in kept.Scalars("valid/loss")] == [0, 1, 2] and [e.step for e in kept.Audio("after/0")] == [2]
+
+    def fails(run): raise OSError("no space left")
+    monkeypatch.setattr(module, "finish", fails)
+    with pytest.raises(OSError, match="no space"): execute(replace(cfg, out=str(tmp_path/"failed")))
+    assert [e.step for e in events(tmp_path/"failed").Scalars("train/loss")] == [1, 2]
 
 
 # --- merge, and plain transformers and peft ------------------------------------------------------------------------------
@@ -300,6 +409,7 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
     plain, mean = (execute(settings(place, place/f"ema-{e}", ema=e, **given)) for e in (0.0, 0.9))
     losses = [[r["loss"] for r in steps_of(r.folder) if r["kind"] == k] for r in (plain, mean) for k in ("train", "valid")]
     assert losses[0] == losses[2] and losses[1] != losses[3]            # trained alike, judged as averaged
+    assert validate(replace(mean, average=None))["loss"] == mean.best     # `finish` has put the average into the model
     adapter = lambda r: load_file(r.folder/"adapter/adapter_model.safetensors")
     assert any(not torch.equal(a, b) for a, b in zip(adapter(plain).values(), adapter(mean).values()))
     shutil.rmtree(mean.folder/"checkpoints/step-000006")
@@ -514,8 +624,12 @@ def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monk
     monkeypatch.setattr(step, "train_step", lambda *a: real(*a) | dict(grad_norm=None))
     run = execute(settings(place, tmp_path/"run", steps=2, evaluate=2))
     assert [r["grad_norm"] for r in run.metrics.rows if r["kind"] == "train"] == [None, None]
-    monkeypatch.setattr(step, "validate", lambda run: dict(loss=float("nan"), by_codebook=[], eos_loss=0.0))
+    lost = dict(loss=float("nan"), by_codebook=[], eos_loss=0.0)
+    monkeypatch.setattr(step, "validate", lambda run: lost | dict(loss=float("nan") if run.step else 5.0))
     with pytest.raises(FloatingPointError, match="validation loss is nan at step 2"): execute(settings(place, tmp_path/"nan", steps=2, evaluate=2))
+    monkeypatch.setattr(step, "validate", lambda run: lost)
+    with pytest.raises(FloatingPointError, match="nan before the first step: the model's weights are damaged"):
+        execute(settings(place, tmp_path/"broken", steps=2))
 
 
 def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monkeypatch):
