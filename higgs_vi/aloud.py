@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRAMMAR', 'count', 'digits', 'number', 'spell', 'roman', 'abbreviation', 'tokens', 'spoken', 'agrees']
 
-# %% ../nbs/17_aloud.ipynb #f7d2cb69
+# %% ../nbs/17_aloud.ipynb #30bba508
 import itertools
 import re
 import unicodedata
@@ -13,7 +13,11 @@ from functools import lru_cache
 
 from .text import clean, is_syllable, nfc, words
 
-# %% ../nbs/17_aloud.ipynb #b076d6ee
+# %% ../nbs/17_aloud.ipynb #f0092dd2
+def _table(text: str) -> dict[str, str]:
+    "`KEY words; KEY words` as a dictionary."
+    return dict(entry.split(maxsplit=1) for entry in " ".join(text.split()).split("; "))
+
 _DIGITS = "không một hai ba bốn năm sáu bảy tám chín".split()
 
 def _three(n: int, full: bool) -> list[str]:
@@ -46,7 +50,7 @@ def digits(written: str) -> str:
     "Every digit by its name: '007' -> 'không không bảy'."
     return " ".join(_DIGITS[int(c)] for c in written if c.isdecimal())
 
-# %% ../nbs/17_aloud.ipynb #75e3d0fc
+# %% ../nbs/17_aloud.ipynb #85722acb
 _DOTTED = re.compile(r"[1-9]\d{0,2}(?:(?:\.\d{3})+|(?: \d{3})+)(?:,\d+)?")
 _COMMAED = re.compile(r"[1-9]\d{0,2}(?:(?:,\d{3}){2,}(?:\.\d+)?|,\d{3}\.\d+|,000)")
 _LONGEST = 12        # a whole number of more digits is a code, read digit by digit
@@ -77,7 +81,7 @@ def number(written: str, money: bool = False, point: str = "phẩy") -> str:
     said = digits(whole) if code else count(int(whole))
     return f"{said} {point} {_fraction_digits(part)}" if part else said
 
-# %% ../nbs/17_aloud.ipynb #54937d56
+# %% ../nbs/17_aloud.ipynb #fb9c85c7
 _LETTERS = dict(
     zip(
         "abcdefghijklmnopqrstuvwxyz",
@@ -113,7 +117,7 @@ def spell(letters: str, names: dict[str, str] = _LETTERS) -> str:
     )
     return " ".join(said).replace("_", " ")
 
-# %% ../nbs/17_aloud.ipynb #e4499057
+# %% ../nbs/17_aloud.ipynb #92030fd9
 _PREFIX = dict(
     k="ki lô",
     K="ki lô",
@@ -164,108 +168,24 @@ _UNITS |= {
     for power, signs in (("vuông", ("2", "²", "^2")), ("khối", ("3", "³", "^3")))
     for sign in signs
 }
-_UNITS |= {
-    "kwh": "ki lô oát giờ",
-    "kWH": "ki lô oát giờ",
-    "KWH": "ki lô oát giờ",
-    "kw": "ki lô oát",
-    "w": "oát",
-    "gr": "gam",
-    "mcg": "mi crô gam",
-    "um": "mi crô mét",
-    "t": "tấn",
-    "ha": "héc ta",
-    "Ha": "héc ta",
-    "cc": "xê xê",
-    "h": "giờ",
-    "p": "phút",
-    "ph": "phút",
-    "min": "phút",
-    "sec": "giây",
-    "bar": "ba",
-    "atm": "át mốt phe",
-    "psi": "pi ét ai",
-    "mmHg": "mi li mét thủy ngân",
-    "calo": "ca lo",
-    "dB": "đề xi ben",
-    "db": "đề xi ben",
-    "MP": "mê ga pích xeo",
-    "px": "pích xeo",
-    "ppm": "pê pê mờ",
-    "fps": "khung hình trên giây",
-    "rpm": "vòng trên phút",
-    "dpi": "đi pi ai",
-    "HP": "mã lực",
-    "hp": "mã lực",
-    "kmh": "ki lô mét trên giờ",
-    "kph": "ki lô mét trên giờ",
-    "inch": "inch",
-    "ft": "feet",
-    "lb": "pound",
-    "lbs": "pound",
-    "oz": "ounce",
-    "°C": "độ xê",
-    "°F": "độ ép",
-    "°K": "độ ca",
-    "oC": "độ xê",
-    "°": "độ",
-    "%": "phần trăm",
-    "‰": "phần nghìn",
-    "IU": "ai diu",
-    "M2": "mét vuông",
-    "M3": "mét khối",
-    "m²": "mét vuông",
-    "lux": "lux",
-    "Nm": "niu tơn mét",
-    "MBps": "mê ga bai trên giây",
-    "m3/s": "mét khối trên giây",
-    "yd": "yard",
-    "s2": "giây bình phương",
-    "s²": "giây bình phương",
-}
-_CURRENCY = {
-    "US$": "đô la Mỹ",
-    "S$": "đô la Singapore",
-    "A$": "đô la Úc",
-    "C$": "đô la Canada",
-    "HK$": "đô la Hồng Kông",
-    "$": "đô la",
-    "€": "ơ rô",
-    "£": "bảng Anh",
-    "¥": "yên",
-    "₫": "đồng",
-    "₩": "uôn",
-    "฿": "bạt",
-    "USD": "đô la Mỹ",
-    "VND": "đồng",
-    "VNĐ": "đồng",
-    "vnđ": "đồng",
-    "vnd": "đồng",
-    "EUR": "ơ rô",
-    "GBP": "bảng Anh",
-    "JPY": "yên",
-    "CNY": "nhân dân tệ",
-    "NDT": "nhân dân tệ",
-    "KRW": "uôn",
-    "THB": "bạt",
-    "SGD": "đô la Singapore",
-    "AUD": "đô la Úc",
-    "CAD": "đô la Canada",
-    "HKD": "đô la Hồng Kông",
-    "CHF": "phrăng Thụy Sĩ",
-    "RUB": "rúp",
-    "usd": "đô la Mỹ",
-    "Usd": "đô la Mỹ",
-    "đ": "đồng",
-    "Đ": "đồng",
-    "d": "đồng",
-}
+_UNITS |= _table("""
+    kwh ki lô oát giờ; kWH ki lô oát giờ; KWH ki lô oát giờ; kw ki lô oát; w oát; gr gam; mcg
+    mi crô gam; um mi crô mét; t tấn; ha héc ta; Ha héc ta; cc xê xê; h giờ; p phút; ph phút;
+    min phút; sec giây; bar ba; atm át mốt phe; psi pi ét ai; mmHg mi li mét thủy ngân; calo
+    ca lo; dB đề xi ben; db đề xi ben; MP mê ga pích xeo; px pích xeo; ppm pê pê mờ; fps khung
+    hình trên giây; rpm vòng trên phút; dpi đi pi ai; HP mã lực; hp mã lực; kmh ki lô mét trên
+    giờ; kph ki lô mét trên giờ; inch inch; ft feet; lb pound; lbs pound; oz ounce; °C độ xê;
+    °F độ ép; °K độ ca; oC độ xê; ° độ; % phần trăm; ‰ phần nghìn; IU ai diu; M2 mét vuông; M3
+    mét khối; m² mét vuông; lux lux; Nm niu tơn mét; MBps mê ga bai trên giây; m3/s mét khối
+    trên giây; yd yard; s2 giây bình phương; s² giây bình phương""")
+_CURRENCY = _table("""
+    US$ đô la Mỹ; S$ đô la Singapore; A$ đô la Úc; C$ đô la Canada; HK$ đô la Hồng Kông; $ đô
+    la; € ơ rô; £ bảng Anh; ¥ yên; ₫ đồng; ₩ uôn; ฿ bạt; USD đô la Mỹ; VND đồng; VNĐ đồng; vnđ
+    đồng; vnd đồng; EUR ơ rô; GBP bảng Anh; JPY yên; CNY nhân dân tệ; NDT nhân dân tệ; KRW
+    uôn; THB bạt; SGD đô la Singapore; AUD đô la Úc; CAD đô la Canada; HKD đô la Hồng Kông;
+    CHF phrăng Thụy Sĩ; RUB rúp; usd đô la Mỹ; Usd đô la Mỹ; đ đồng; Đ đồng; d đồng""")
 
-# %% ../nbs/17_aloud.ipynb #ae77143f
-def _table(text: str) -> dict[str, str]:
-    "`KEY words; KEY words` as a dictionary."
-    return dict(entry.split(maxsplit=1) for entry in " ".join(text.split()).split("; "))
-
+# %% ../nbs/17_aloud.ipynb #c37e9524
 _SHORT = _table("""
     TPHCM thành phố Hồ Chí Minh; HCM Hồ Chí Minh; HN Hà Nội; VN Việt Nam; TW trung ương; TƯ
     trung ương; UBND ủy ban nhân dân; HĐND hội đồng nhân dân; UBMTTQ ủy ban mặt trận tổ quốc;
@@ -326,7 +246,7 @@ _SHORT = _table("""
     vi; OK ô kê; Ok ô kê; TT-Huế Thừa Thiên Huế; BR-VT Bà Rịa Vũng Tàu; CHDCND cộng hòa dân
     chủ nhân dân""")
 
-# %% ../nbs/17_aloud.ipynb #b5926459
+# %% ../nbs/17_aloud.ipynb #978aa4bd
 _NEAR = 60            # letters before and after a token that decide about it
 
 def _before(m: re.Match) -> str:
@@ -359,26 +279,15 @@ GRAMMAR: list = []     # (kind, pattern, function), in the order in which they a
 def _rule(kind: str, pattern: str, flags: int = 0):
     "Adds the decorated function to the grammar."
     def add(read):
+        "Adds `read`."
         GRAMMAR.append((kind, re.compile(pattern, flags), read))
         return read
     return add
 
-# %% ../nbs/17_aloud.ipynb #d4d91a79
-_SIGNS = {
-    ".": "chấm",
-    "/": "gạch chéo",
-    "-": "gạch ngang",
-    "_": "gạch dưới",
-    "@": "a còng",
-    "?": "hỏi",
-    "=": "bằng",
-    "&": "và",
-    "#": "thăng",
-    "%": "phần trăm",
-    "+": "cộng",
-    ":": "hai chấm",
-    "~": "ngã",
-}
+# %% ../nbs/17_aloud.ipynb #3d00e304
+_SIGNS = _table("""
+    . chấm; / gạch chéo; - gạch ngang; _ gạch dưới; @ a còng; ? hỏi; = bằng; & và; # thăng; %
+    phần trăm; + cộng; : hai chấm; ~ ngã""")
 _DOMAINS = "com|vn|net|org|edu|gov|info|io|me|tv|asia|biz|app|dev|ai|co|uk|jp|xyz"
 _SPELLED_DOMAINS = ("vn", "io", "tv", "ai", "uk", "jp", "xyz")
 
@@ -415,7 +324,7 @@ def _is_initials(piece: str) -> bool:
         and piece[0] in "aeiou"
     )
 
-# %% ../nbs/17_aloud.ipynb #69cb279a
+# %% ../nbs/17_aloud.ipynb #8441b993
 _NO_DAY = r"ngày|mùng|mồng|rằm|hôm|đường|phố|cầu|trường|viện|máy|rạp|công viên|sân"
 _YEAR = r"(?:1[0-9]|2[0-2])\d\d"
 
@@ -466,7 +375,7 @@ def _days_of_month(m: re.Match) -> str | None:
     start = _date(_before(m), first, last).split(" tháng")[0]
     return f"{start} đến {_date('', second, last)}"
 
-# %% ../nbs/17_aloud.ipynb #d96d14d3
+# %% ../nbs/17_aloud.ipynb #e3dd535e
 _HOUSE = (r"(?:số nhà|nhà|địa chỉ|ngõ|ngách|hẻm|kiệt|căn|lô|thửa)(?: số)?"
           r"|(?<!tổng )(?<!trên )(?<!đường )số")
 _DAYS = (r"ngày|mùng|mồng|sáng|trưa|chiều|tối|đêm|hôm|lễ|rằm|dịp|quốc khánh|giỗ tổ|tết|kỷ niệm"
@@ -575,7 +484,7 @@ def _part_of(a: str, b: str) -> str:
     if not 0 < int(a) < int(b) or int(a) > 10 or a[0] == "0": return ""
     return f"{count(int(a))} phần {_month(int(b))}" if int(b) <= 10 or int(a) < 4 else ""
 
-# %% ../nbs/17_aloud.ipynb #3f36e086
+# %% ../nbs/17_aloud.ipynb #07956734
 _DECREES = _table("""
     NĐ nghị định; QĐ quyết định; TT thông tư; NQ nghị quyết; CT chỉ thị; CV công văn; TB thông
     báo; KH kế hoạch; TTr tờ trình; BC báo cáo; CP chính phủ; TTg thủ tướng; BTC bộ tài chính;
@@ -655,7 +564,7 @@ def _emergency(m: re.Match) -> str | None:
     )
     return digits(m[0]) if called else None
 
-# %% ../nbs/17_aloud.ipynb #9700acf4
+# %% ../nbs/17_aloud.ipynb #73541a35
 _RATIO = r"(?:tỷ|tỉ) lệ[^.;\d]{0,20}|pha|bản đồ[^.;\d]{0,20}"
 _SCORED = re.compile(r"(?<!\w)(?:t[ỉỷ] số|thắng|thua|h[òo]à?|gỡ|bại|vượt qua|ván|set|hiệp"
                      r"|luân lưu|san bằng|chung cuộc"
@@ -703,36 +612,17 @@ def _minutes(m: re.Match) -> str | None:
         return None if re.search(r"(?:^|\s)['‘]\w[^'’]*$", _before(m)) else f"{number(m[3])} phút"
     return f"{number(m[1])} phút {number(m[2])} giây"
 
-# %% ../nbs/17_aloud.ipynb #b7ed88c8
+# %% ../nbs/17_aloud.ipynb #572ff819
 _DASH = r"\s?[-–—−~→]\s?"
 _NUMBER = (r"\d{1,3}(?:[.,]\d{3})+(?:[.,]\d{1,12})?(?![\d]|[.,]\d)|[1-9]\d{0,2}(?: \d{3})+(?!\d"
            r"|[.,]\d)|\d{1,40}(?:[.,]\d{1,12})?")
-_SIGNED = {
-    "-": "âm",
-    "−": "âm",
-    "–": "âm",
-    "+": "cộng",
-    "±": "cộng trừ",
-    "~": "khoảng",
-    "≈": "xấp xỉ",
-}
+_SIGNED = _table("""
+    - âm; − âm; – âm; + cộng; ± cộng trừ; ~ khoảng; ≈ xấp xỉ""")
 _alternatives = lambda table: "|".join(map(re.escape, sorted(table, key=len, reverse=True)))
 _HEAD = re.compile(rf"([-−–+±~≈]\s?)?(US\$|S\$|A\$|C\$|HK\$|[$€£¥₫₩฿])?\s?({_NUMBER})")
-_SCALES = {
-    "k": "nghìn",
-    "K": "nghìn",
-    "tr": "triệu",
-    "Tr": "triệu",
-    "TR": "triệu",
-    "ng": "nghìn",
-    "tỷ": "tỷ",
-    "tỉ": "tỷ",
-    "nghìn": "nghìn",
-    "ngàn": "nghìn",
-    "triệu": "triệu",
-    "trăm": "trăm",
-    "tỏi": "tỏi",
-}
+_SCALES = _table("""
+    k nghìn; K nghìn; tr triệu; Tr triệu; TR triệu; ng nghìn; tỷ tỷ; tỉ tỷ; nghìn nghìn; ngàn
+    nghìn; triệu triệu; trăm trăm; tỏi tỏi""")
 _SCALE = re.compile(rf"((?:\s?(?:nghìn|ngàn|triệu|tỷ|tỉ|trăm|tr|Tr|TR)(?![^\W\d_]))+"
                     rf"|[kK](?![^\W\d_]))(\d{{1,3}}(?!\w))?")
 _HOURS = re.compile(r"\s?(?:(h|giờ|H)\s?([0-5]\d)?|(g)([0-5]\d))(?:['’]|\s?(?:p|ph|phút"
@@ -820,7 +710,7 @@ def _point(before: str, written: str, bare: bool) -> str:
     name = last and not is_syllable(last[1])
     return "chấm" if bare and (version or name) or bare and written.endswith(".0") else "phẩy"
 
-# %% ../nbs/17_aloud.ipynb #1095d9e5
+# %% ../nbs/17_aloud.ipynb #f26be82b
 _COUNTED = (r"\s?(?:ngày|tháng|năm|tuần|giờ|phút|giây|người|nghìn|ngàn|triệu|tỷ|tỉ|độ|lần|bàn"
             r"|điểm|trận|m|km|kg|mét|%|hiệp|ván|set"
             r"|ca|em|bạn|con|cái|chiếc|học sinh|tuổi|câu|trang|phiếu|suất|quả|lít|tấn|buổi"
@@ -1000,7 +890,7 @@ def _ordinal(written: str, before: str) -> str:
         return count(int(written))
     return ""
 
-# %% ../nbs/17_aloud.ipynb #497d9980
+# %% ../nbs/17_aloud.ipynb #75c3caf2
 _NUMBERED = (r"lớp|thế kỷ|thế kỉ|kỷ|chương|phần|mục|điều|khoản|quý|khóa|khoá|hạng|giải|loại|cấp"
              r"|bậc|đợt|vòng|tập|kỳ|kì|học kỳ|học kì|lần|lần thứ"
              r"|thứ|đại hội|thế chiến|thế giới|khu vực|vùng|phụ lục|quân khu|quân đoàn|hội nghị"
@@ -1045,7 +935,7 @@ def _roman(m: re.Match) -> str | None:
         return None
     return f"{count(first)} đến {count(second)}" if second else count(first)
 
-# %% ../nbs/17_aloud.ipynb #496c4cec
+# %% ../nbs/17_aloud.ipynb #70163038
 _TITLES = _table("""
     GS giáo sư; PGS phó giáo sư; TS tiến sĩ; ThS thạc sĩ; Ths thạc sĩ; BS bác sĩ; Bs bác sĩ;
     LS luật sư; Ls luật sư; KS kỹ sư; Ks kỹ sư; CN cử nhân; KTS kiến trúc sư; NSND nghệ sĩ
@@ -1101,7 +991,7 @@ def _short_place(m: re.Match) -> str | None:
     return _TITLES[short] + " "
 
 _CHAT = _table("""
-    ko không; hok không; hem không; đc được; dc được; đk được; mk mình; mik mình; bít biết;
+    ko không; hok không; hem không; đc được; dc được; đk được; mk mình; mik mình;
     bik biết; bt biết; ntn như thế nào; cx cũng; cg cũng; nhg nhưng; nhưg nhưng; vs với; trc
     trước; sđt số điện thoại; sdt số điện thoại; hnay hôm nay; hqua hôm qua; mn mọi người; mng
     mọi người; ngta người ta; vk vợ; ck chồng; ny người yêu; oke ô kê; okie ô kê; ok ô kê; kbh
@@ -1141,7 +1031,7 @@ def _lower_short(m: re.Match) -> str:
     said = starts.get(m[0][:2].lower(), m[0])
     return said + ("." if m[0].endswith("..") else "")
 
-# %% ../nbs/17_aloud.ipynb #48bb77fd
+# %% ../nbs/17_aloud.ipynb #d5b64f3e
 def _shouted(text: str) -> bool:
     "True if `text` is written in capitals as a whole, and most words are syllables."
     return _shouts(text[:2000])
@@ -1218,22 +1108,10 @@ def _formula(m: re.Match) -> str | None:
     )
 
 _TOKEN = r"[A-ZĐƯ]{1,6}(?:[-.]?\d{1,6}[A-ZĐƯ]{0,3}){1,4}|\d{1,5}(?:[A-ZĐƯ]{1,3}\d{0,3}){1,4}"
-_ROADS = {
-    "KP": "khu phố",
-    "QL": "quốc lộ",
-    "TL": "tỉnh lộ",
-    "ĐT": "đường tỉnh",
-    "HL": "hương lộ",
-    "DT": "đường tỉnh",
-}
-_WEEK = {
-    "T2": "thứ hai",
-    "T3": "thứ ba",
-    "T4": "thứ tư",
-    "T5": "thứ năm",
-    "T6": "thứ sáu",
-    "T7": "thứ bảy",
-}
+_ROADS = _table("""
+    KP khu phố; QL quốc lộ; TL tỉnh lộ; ĐT đường tỉnh; HL hương lộ; DT đường tỉnh""")
+_WEEK = _table("""
+    T2 thứ hai; T3 thứ ba; T4 thứ tư; T5 thứ năm; T6 thứ sáu; T7 thứ bảy""")
 
 @_rule("code", rf"(?:{_TOKEN})(?:\.\d{{1,2}})?(?![^\W])")
 def _code(m: re.Match) -> str | None:
@@ -1264,6 +1142,8 @@ def _code(m: re.Match) -> str | None:
 def _capitals(m: re.Match) -> str | None:
     "An abbreviation, with its neighbours where it has several meanings."
     text, shouted = m[0], _shouted(m.string)
+    if not shouted and is_syllable(text) and not _is_known(text) and _in_headline(m):
+        return text
     if shouted and all(map(is_syllable, re.findall(r"\w+", text))): return None
     if said := _by_neighbours(m): return said
     if known := _SHORT.get(text) or _SHORT.get(re.sub("[-&]", "", text)): return known
@@ -1272,6 +1152,17 @@ def _capitals(m: re.Match) -> str | None:
         return " ".join("và" if p == "&" else abbreviation(p, shouted) if len(p) > 1 else spell(p)
                         for p in re.findall(r"\w+|&", text))
     return abbreviation(text[:-1] if text.endswith("s") else text, shouted)
+
+def _is_known(letters: str) -> bool:
+    "True for an abbreviation of the tables."
+    return letters in _SHORT or letters in _SAID_ENGLISH or letters in _CURRENCY
+
+def _in_headline(m: re.Match) -> bool:
+    "True beside a Vietnamese syllable in capitals that bears a mark: 'HÔM NAY'."
+    left = re.search(r"([^\W\d_]{2,})\W{1,2}$", m.string[max(0, m.start() - 12):m.start()])
+    right = re.match(r"\W{1,2}([^\W\d_]{2,})", m.string[m.end():m.end() + 12])
+    return any(n and n[1].isupper() and not n[1].isascii() and is_syllable(n[1])
+               for n in (left, right))
 
 def _by_neighbours(m: re.Match) -> str:
     "An abbreviation whose meaning depends on its neighbours; '' where they do not tell."
@@ -1306,7 +1197,7 @@ def _by_neighbours(m: re.Match) -> str:
         return _DECREES[text] if re.match(r" (?:số|\d)|$|[ ,.]", after) else ""
     return ""
 
-# %% ../nbs/17_aloud.ipynb #62c7b01d
+# %% ../nbs/17_aloud.ipynb #a2301729
 _VOWELS = set("AEIOUYÊƠƯÔĂÂaeiouyêơưôăâ")
 _CLASSES = (r"vitamin|khối|lớp|nhóm|hạng|phương án|loại|bảng|tổ|câu|đáp án|tòa|block|khu|điểm"
             r"|size|cỡ|tuyến|cửa|cổng|hệ|dãy|gan|virus|mục|độ|cúm"
@@ -1438,50 +1329,12 @@ def _letter(m: re.Match) -> str:
     if text in _SYMBOLS: return _SYMBOLS[text]
     return spell(text)
 
-_SYMBOLS = {
-    "+": "cộng",
-    "=": "bằng",
-    "<": "nhỏ hơn",
-    ">": "lớn hơn",
-    "±": "cộng trừ",
-    "×": "nhân",
-    "÷": "chia",
-    "≈": "xấp xỉ",
-    "≤": "nhỏ hơn hoặc bằng",
-    "≥": "lớn hơn hoặc bằng",
-    "≠": "khác",
-    "∞": "vô cùng",
-    "√": "căn bậc hai",
-    "π": "pi",
-    "Δ": "đen ta",
-    "α": "an pha",
-    "β": "bê ta",
-    "γ": "gam ma",
-    "Ω": "ôm",
-    "µ": "muy",
-    "μ": "muy",
-    "λ": "lam đa",
-    "%": "phần trăm",
-    "‰": "phần nghìn",
-    "°": "độ",
-    "&": "và",
-    "@": "a còng",
-    "§": "mục",
-    "№": "số",
-    "^": "mũ",
-    "∑": "tổng",
-    "∈": "thuộc",
-    "€": "ơ rô",
-    "$": "đô la",
-    "£": "bảng Anh",
-    "¥": "yên",
-    "₫": "đồng",
-    "²": "bình phương",
-    "³": "lập phương",
-    "℃": "độ xê",
-    "©": "bản quyền",
-    "⇒": "suy ra",
-}
+_SYMBOLS = _table("""
+    + cộng; = bằng; < nhỏ hơn; > lớn hơn; ± cộng trừ; × nhân; ÷ chia; ≈ xấp xỉ; ≤ nhỏ hơn hoặc
+    bằng; ≥ lớn hơn hoặc bằng; ≠ khác; ∞ vô cùng; √ căn bậc hai; π pi; Δ đen ta; α an pha; β
+    bê ta; γ gam ma; Ω ôm; µ muy; μ muy; λ lam đa; % phần trăm; ‰ phần nghìn; ° độ; & và; @ a
+    còng; § mục; № số; ^ mũ; ∑ tổng; ∈ thuộc; € ơ rô; $ đô la; £ bảng Anh; ¥ yên; ₫ đồng; ²
+    bình phương; ³ lập phương; ℃ độ xê; © bản quyền; ⇒ suy ra""")
 @_rule("markup", r"</?[a-zA-Z][a-zA-Z0-9]{0,10}(?:\s[^<>]{0,100})?/?>|[*_~`]+(?=[^\W_])"
                  r"|[*_~`]{2,}|\\|#{1,6}(?=\s)|#(?=[^\W\d_])|\[(?=[ xX]\])|\u20e3|\u0023\u20e3")
 def _markup(m: re.Match) -> str:
@@ -1575,7 +1428,7 @@ def _sign(m: re.Match) -> str | None:
         return ""
     return _SYMBOLS.get(c, "") if c != "#" else ""
 
-# %% ../nbs/17_aloud.ipynb #fecd509c
+# %% ../nbs/17_aloud.ipynb #2fbab94d
 _LONGEST_WORD = 200
 _BULLET = re.compile(r"(?:[-–—•*+▪●■◆►✓✔➤]|>+(?!\s?\d)|#{1,6})\s+|(\d{1,2})[/.)]\s?(?=[^\W\d_])")
 _LINK = re.compile(r"!?\[([^\[\]]{1,200})\]\([^()\s]{1,300}\)")
@@ -1591,7 +1444,8 @@ _TIDY = (
 
 def _is_plain(text: str) -> bool:
     "True if `text` holds only ordinary words and punctuation."
-    def ordinary(w):
+    def ordinary(w: str) -> bool:
+        "True for a syllable or a longer word in one kind of letters."
         if w in _CHAT or any(c.isdigit() for c in w): return False
         return (
             (w.islower() or w.istitle())
@@ -1652,71 +1506,28 @@ def _next_token(text: str, at: int) -> tuple[str, str, int]:
             and not m[0][0].isalnum()
         )
         return kind, f" {said} " if spaced else said, m.end()
-    return "rest", text[at], at + 1
+    if not text[at].isdecimal(): return "rest", text[at], at + 1
+    left = re.compile(r"\d+").match(text, at)
+    return "rest", f" {digits(left[0])} ", left.end()
+
+_FOR_SIGNS = set("""address phone measure power smiley markup hash list short word unit dash
+    slash sign fraction""".split())
+_FOR_LETTERS = set("""address title short roman abbreviation formula code prefixed list smiley
+    power unit word""".split())
+_NOT_FOR_DIGITS = set("""title short abbreviation roman word smiley markup hash dash slash sign
+    list prefixed unit formula""".split())
 
 @lru_cache(1024)
 def _rules_for(first: str) -> list:
-    "The rules that a token with this first letter can match."
-    groups = {"digit": first.isdecimal(), "letter": first.isalpha(), "sign": not first.isalnum()}
-    skip = {
-        "digit": {
-            "title",
-            "short",
-            "abbreviation",
-            "roman",
-            "word",
-            "smiley",
-            "markup",
-            "hash",
-            "dash",
-            "slash",
-            "sign",
-        },
-        "letter": {
-            "date",
-            "time",
-            "inch",
-            "suffix",
-            "law",
-            "plate",
-            "id",
-            "emergency",
-            "version",
-            "product",
-            "ratio",
-            "fraction",
-            "markup",
-            "house",
-            "dash",
-            "slash",
-            "sign",
-        }
-        | (set() if first in "UASCHN" else {"measure"}),
-        "sign": {
-            "date",
-            "law",
-            "plate",
-            "id",
-            "time",
-            "inch",
-            "suffix",
-            "emergency",
-            "version",
-            "product",
-            "ratio",
-            "title",
-            "roman",
-            "abbreviation",
-            "code",
-            "prefixed",
-            "house",
-            "formula",
-        },
-    }
-    out = set().union(*(skip[g] for g, is_so in groups.items() if is_so))
-    return [rule for rule in GRAMMAR if rule[0] not in out]
+    "The rules that a token with this first letter can match, in their order."
+    def tried(kind: str) -> bool:
+        "True if a rule of this kind may match."
+        if first.isdecimal(): return kind not in _NOT_FOR_DIGITS
+        if first.isalpha(): return kind in _FOR_LETTERS or kind == "measure" and first in "UASCH"
+        return kind in _FOR_SIGNS
+    return [rule for rule in GRAMMAR if tried(rule[0])]
 
-# %% ../nbs/17_aloud.ipynb #896d7e51
+# %% ../nbs/17_aloud.ipynb #d93d964d
 def _begun(before: str, after: str) -> str:
     "`after` with a capital at its start, unless `before` starts with a small letter."
     first = next((c for c in before if c.isalnum()), "")
@@ -1735,17 +1546,17 @@ def _read(text: str) -> str:
     return _begun(text, said) if any(c.isalnum() for c in said) else ""
 
 def spoken(text: str) -> str:
-    """`text` as it is read aloud: numbers, dates, money, units, abbreviations in words; capitals stay.
+    """`text` as it is read aloud: numbers, dates, money, units, abbreviations in words.
 
-    Emoji, smileys and marks of layout are left out; words in other languages and scripts stay.
-    Raises `ValueError` where `clean` does and for a word of more than 200 letters; `ImportError`
-    where sea-g2p is missing.
+    Capitals stay. Emoji, smileys and marks of layout are left out; words in other languages and
+    scripts stay. Raises `ValueError` where `clean` does and for a word of more than 200 letters;
+    `ImportError` where sea-g2p is missing.
     """
     text = clean(text)
     _engine()
     return clean(_read(text))
 
-# %% ../nbs/17_aloud.ipynb #9e04844e
+# %% ../nbs/17_aloud.ipynb #9aa2180c
 _ALIKE = {"ngàn": "nghìn", "lẻ": "linh", "tỉ": "tỷ"}
 
 def _compared(text: str) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
+from .aloud import spoken
 from .audio import DEMO, SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, read_audio, straight, write_text, write_wav
 from .cells import (has_words, is_nobody, is_nothing, is_yes, printable, seconds_of, split_of, unmarked, why_illegible,
                             why_misread)
@@ -24,7 +25,7 @@ from .prompt import as_list, map_turns, reference_text, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .sound import no_speech
 from .tables import COLUMNS, Blobs, Table, apart, layout, legible, read_table, sound_of
-from .text import spoken, why_foreign
+from .text import why_foreign
 from .watch import memory_gib
 
 # %% ../nbs/00_data.ipynb #0cb8dca3

@@ -80,6 +80,7 @@ def _latin(text: str) -> str:
     strange = [c for c in text if _SCRIPT.match(c) or "\u0370" <= c <= "\u03ff"]
     everywhere = all(c in _ALIKE for c in strange) and any(c.isascii() and c.isalpha() for c in text)
     def word(m):
+        "One word in Latin letters where it holds some."
         mixed = everywhere or any(c.isascii() or "\u00c0" <= c <= "\u024f" or "\u1e00" <= c <= "\u1eff" for c in m[0])
         return "".join(_ALIKE.get(c, c) for c in m[0]) if mixed else m[0]
     return re.sub(rf"[^\W\d_][^\W\d_{_MARKS}]*", word, text)
