@@ -247,8 +247,8 @@ def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.4
     def _share(by): return float(np.mean([(np.abs(t[:, None] + by - b).min(1) <= reach) for t, b in limits]))
     now, moves = _share(0.0), np.round(np.arange(-most, most + 0.05, 0.1), 1)
     found = [_share(by) for by in moves]
-    by = moves[int(np.argmax(found))]
-    if now >= 0.75 or now >= 0.3 and (max(found) < now + 0.3 or len(cues) < 2): return ""
+    by = np.median(moves[np.array(found) == max(found)])
+    if now >= 0.75 or now >= 0.3 and (max(found) < now + 0.3 or len(cues) < 3): return ""
     better = f"; moved by {by:+.1f} s, {max(found):.0%} would" if max(found) >= now + 0.3 else ""
     return (f"the times do not fit the sound: only {now:.0%} of its cues' limits lie within {reach:g} s of a border of speech{better}: "
             "move them, or use the subtitles of this recording")
