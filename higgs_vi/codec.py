@@ -6,11 +6,12 @@
 __all__ = ['tiny_codec_config', 'released_codec_config', 'full_precision', 'pad_to_frames', 'fill_codebooks', 'tiny_codec',
            'padded_size', 'few_shapes', 'each_alone', 'encode', 'first_differences', 'decode', 'delay', 'undelay',
            'codec_key', 'CodeCache', 'encode_files', 'codec_weights_from_boson', 'codec_config_from_boson', 'no_bars',
-           'load_codec']
+           'load_codec', 'reading', 'read_tensors', 'not_finite']
 
 # %% ../nbs/12_codec.ipynb #44724f9d
-import hashlib, json, os, pickle, re, sys
+import hashlib, os, pickle, re, sys
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -18,10 +19,11 @@ from pathlib import Path
 import numpy as np, torch
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import DacConfig, HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel, HubertConfig
 from transformers.utils import logging as hf_logging
-from .audio import DEMO, atomic, clip_key, read_audio
+from .audio import DEMO, Damaged, atomic, clip_key, read_audio, read_json
 
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")    # a CPU's convolutions keep a workspace for each of 1,024 shapes else
 
@@ -210,16 +212,20 @@ def delay(codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
     return columns
 
 # %% ../nbs/12_codec.ipynb #c19de1db
-def undelay(columns: np.ndarray, bos: int = 1024) -> np.ndarray:
-    """The codes `(K, T)` in generated or delayed `columns` `(L, K)`: shifted back, BOS dropped, cut before the first frame with a marker.
+def undelay(columns: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
+    """The codes `(K, T)` in generated or delayed `columns` `(L, K)`: shifted back, BOS dropped, cut where the EOS ramp begins.
 
-    Markers are the ids from `bos` up. Clipping them to codes instead would add a breath at the end of each sentence.
+    As in HF's processor, what follows the first column of EOS alone is no speech, and a marker (an id from `bos` up) amid
+    the speech is clipped to a code: one stray marker in one codebook does not end the sentence. Unlike there, the last
+    frames that hold markers are dropped: clipped to codes, they would be a breath at the end of each sentence.
     """
+    ends = (columns == eos).all(1).nonzero()[0]
+    if len(ends): columns = columns[:ends[0]]
     L, K = columns.shape
     frames = np.stack([columns[k:max(k, L - K + 1 + k), k] for k in range(K)], axis=1)  # (L - K + 1, K)
     if len(frames) and (frames[0] == bos).all(): frames = frames[1:]
-    ends = (frames >= bos).any(1).nonzero()[0]
-    return frames[:ends[0] if len(ends) else len(frames)].T.astype(np.int16)
+    whole = (frames < bos).all(1).nonzero()[0]
+    return frames[:whole[-1] + 1 if len(whole) else 0].clip(0, bos - 1).T.astype(np.int16)
 
 # %% ../nbs/12_codec.ipynb #b13f8133
 def codec_key(codec) -> str:
@@ -343,15 +349,15 @@ def codec_config_from_boson(old: dict, weights: dict[str, torch.Tensor]) -> Higg
 def _codec_from_boson(folder: Path) -> HiggsAudioV2TokenizerModel:
     "The codec in Boson's layout below `folder`."
     try: old = torch.load(folder/"model.pth", map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as e:
         raise ValueError(f"{folder/'model.pth'} is refused: it is damaged or holds more than tensors, and such a pickle can run "
                          f"any program. Take HF's layout of the codec (safetensors) instead. ({str(e).splitlines()[0]})") from e
     try:
         weights = codec_weights_from_boson(old)
-        codec = HiggsAudioV2TokenizerModel(codec_config_from_boson(json.loads((folder/"config.json").read_text()), weights))
+        codec = HiggsAudioV2TokenizerModel(codec_config_from_boson(read_json(folder/"config.json"), weights))
         codec.load_state_dict(weights, strict=True)
-    except (KeyError, ValueError, RuntimeError, AttributeError) as e:
-        raise ValueError(f"{folder} holds no complete Higgs codec in Boson's layout ({str(e).splitlines()[0]}): fetch it again") from e
+    except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, AttributeError) as e:
+        raise Damaged(folder, f"it holds no complete Higgs codec in Boson's layout: {e!r}", "fetch it again") from e
     return codec
 
 # %% ../nbs/12_codec.ipynb #62bc758f
@@ -364,22 +370,56 @@ def no_bars():
     finally:
         if shown: hf_logging.enable_progress_bar()
 
+def _codec_config(source: str | Path) -> HiggsAudioV2TokenizerConfig:
+    "HF's configuration of a codec; its parts may not name code of their own, which HF would offer to run."
+    config = HiggsAudioV2TokenizerConfig.from_pretrained(source, trust_remote_code=False)
+    for part in (config, config.acoustic_model_config, config.semantic_model_config): vars(part).pop("auto_map", None)
+    return config
+
 @no_bars()
 def load_codec(source: str | Path, device: str | torch.device = "cpu") -> HiggsAudioV2TokenizerModel:
     """The codec of a hub id or folder (HF's layout, or Boson's first), fp32, in evaluation mode.
 
     Raises `ValueError` for a folder that holds no codec, a damaged file or missing weights; none is filled in at random.
     """
-    folder = Path(source)
+    folder, lost = Path(source), []
     if folder.is_dir() and not (folder/"config.json").is_file(): raise ValueError(f"{folder} holds no codec: there is no config.json in it")
-    if folder.is_dir() and (folder/"model.pth").is_file() and "model_type" not in json.loads((folder/"config.json").read_text()):
-        return _codec_from_boson(folder).to(device).eval()
-    try:
-        codec, info = HiggsAudioV2TokenizerModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True,
-                                                                 output_loading_info=True)
-    except (SafetensorError, OSError, RuntimeError) as e:
-        raise ValueError(f"the codec {str(source)!r} cannot be loaded: it is neither a complete folder nor a hub id "
-                         f"that can be reached ({str(e).splitlines()[0]})") from e
-    if lost := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
-        raise ValueError(f"the codec {str(source)!r} lacks {len(lost)} weights, for example {lost[0]}: fetch it again")
+    if folder.is_dir() and (folder/"model.pth").is_file() and "model_type" not in read_json(folder/"config.json"):
+        codec = _codec_from_boson(folder)
+    else:
+        with reading("codec", source):
+            codec, info = HiggsAudioV2TokenizerModel.from_pretrained(
+                source, config=_codec_config(source), dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True)
+            lost = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    if lost: raise Damaged(f"the codec {str(source)!r}", f"it lacks {len(lost)} weights, for example {lost[0]}", "fetch it again")
+    if bad := not_finite(codec.state_dict().items()):
+        raise Damaged(f"the codec {str(source)!r}", f"{bad} holds values that are not finite", "fetch it again")
     return codec.to(device).eval()
+
+# %% ../nbs/12_codec.ipynb #55e10bbc
+@contextmanager
+def reading(what: str, source: str | Path):
+    """Within, the files of `source` (a folder or hub id that is a `what`) are read by a library: its errors become `Damaged`, or for
+    what is no folder a `ValueError`. Running out of memory stays what it is.
+    """
+    try: yield
+    except (Damaged, MemoryError, torch.OutOfMemoryError): raise
+    except Exception as e:      # libraries report odd files by whatever they stumble over
+        why = f"{type(e).__name__}: {e}" if isinstance(e, (KeyError, TypeError, AttributeError, IndexError)) else str(e) or repr(e)
+        if Path(source).exists(): raise Damaged(f"the {what} {str(source)!r}", why, "give a complete folder, or fetch it again") from e
+        raise ValueError(f"the {what} {str(source)!r} cannot be loaded: give a complete folder, or a hub id that can be reached "
+                         f"({why.strip().splitlines()[0]})") from e
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    "The tensors of a safetensors file, on the CPU; `Damaged` if it cannot be read or holds values that are not finite."
+    with reading("file of weights", path): tensors = load_file(path)
+    if bad := not_finite(tensors.items()): raise Damaged(path, f"{bad} holds values that are not finite")
+    return tensors
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    "The name of the first of `tensors` that holds NaN or an infinity; empty if none does."
+    for name, t in tensors:
+        if t.device.type == "meta" or not t.is_floating_point(): continue
+        if not (torch.isfinite(t.detach().sum(dtype=torch.float32)) or torch.isfinite(t).all()): return name     # the sum is quicker
+    return ""

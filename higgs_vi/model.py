@@ -13,7 +13,7 @@ __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_con
 import logging
 logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)    # that a text embedding waits on the host, where it shall be
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)     # PEFT imports it; it asks CPUs for a kernel of its own
-import json, re, warnings
+import re, warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,13 +22,12 @@ from accelerate.hooks import remove_hook_from_module
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from transformers import (AutoTokenizer, BitsAndBytesConfig, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config,
                           HiggsAudioV2ForConditionalGeneration, HiggsAudioV2Processor, PreTrainedConfig)
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
 from transformers.utils import cached_file
-from .audio import atomic_folder, read_audio
-from .codec import DEMO, load_codec, no_bars, tiny_codec
+from .audio import Damaged, atomic_folder, inside, read_audio, read_json
+from .codec import DEMO, load_codec, no_bars, not_finite, read_tensors, reading, tiny_codec
 from .prompt import AUDIO_BOS, AUDIO_TOKEN, CHAT_TEMPLATE, DELAY_TOKEN, DIALOGUE_INSTRUCTION, INSTRUCTION, tiny_tokenizer, token_id
 
 # %% ../nbs/15_model.ipynb #36951d53
@@ -72,20 +71,20 @@ def stop_ids(tokenizer) -> dict:
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     "All tensors of the safetensors shards in `folder`, which must be those that its index names."
     index = folder/"model.safetensors.index.json"
-    shards = (sorted({folder/f for f in json.loads(index.read_text())["weight_map"].values()}) if index.is_file()
+    shards = (sorted({inside(folder, f) for f in read_json(index)["weight_map"].values()}) if index.is_file()
               else sorted(folder.glob("*.safetensors")))
     if not shards: raise ValueError(f"{folder} holds no *.safetensors: fetch the model's weights into it")
     weights = {}
     for shard in shards:
         if not shard.is_file(): raise ValueError(f"{shard} is missing though the index names it: fetch the checkpoint again")
-        with safe_open(shard, "pt") as f: weights |= {name: f.get_tensor(name) for name in f.keys()}
+        weights |= read_tensors(shard)
     return weights
 
 # %% ../nbs/15_model.ipynb #a5212dc9
 def _model_from_boson(folder: Path, dtype, text_head: bool):
     "HF's model with the weights of a folder in Boson's layout."
     tokenizer = load_tokenizer(folder)
-    config = model_config_from_boson(json.loads((folder/"config.json").read_text()), tokenizer)
+    config = model_config_from_boson(read_json(folder/"config.json"), tokenizer)
     model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=model_weights_from_boson(_read_weights(folder)), dtype=dtype, use_text_head=text_head,
         output_loading_info=True)
@@ -93,27 +92,53 @@ def _model_from_boson(folder: Path, dtype, text_head: bool):
     return model, info
 
 # %% ../nbs/15_model.ipynb #6e5161b8
-def generation_settings(config: HiggsAudioV2Config) -> GenerationConfig:
-    "HF's own settings for Higgs v2: its end ids, and RAS (a code seen twice in the last 7 columns is drawn again)."
-    return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
-                            ras_win_len=7, ras_win_max_num_repeat=2)
+def generation_settings(config: HiggsAudioV2Config, read: GenerationConfig | None = None) -> GenerationConfig:
+    """HF's own settings for Higgs v2: its end ids, and RAS (a code seen twice in the last 7 columns is drawn again).
+
+    What a checkpoint's own settings, as they were `read`, say of these and of our `text_guidance` stays; nothing else of them is
+    taken, for HF's decoding of Higgs knows no other. `ValueError` for values without sense.
+    """
+    own = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
+                           ras_win_len=7, ras_win_max_num_repeat=2)
+    for name, most in dict(bos_token_id=2**31, eos_token_id=2**31, pad_token_id=2**31, ras_win_len=10**6, ras_win_max_num_repeat=10**6,
+                           text_guidance=100).items():
+        value = getattr(read, name, None)
+        if value is None: continue
+        if isinstance(value, bool) or not isinstance(value, int if most > 100 else (int, float)) or not 0 <= value <= most:
+            raise ValueError(f"its generation_config says {name} = {value!r:.60}: it takes a number from 0 to {most}")
+        setattr(own, name, value)
+    return own
 
 # %% ../nbs/15_model.ipynb #9da32514
+_SIZES = dict(num_hidden_layers=1024, num_codebooks=1024) | dict.fromkeys(
+    "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim codebook_size".split(), 2**20)
+
+def _check_sizes(source, config: dict):
+    "`Damaged` for sizes in a config.json that no model has: building one would end in memory or time."
+    for name, most in _SIZES.items():
+        size = config.get(name, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+            raise Damaged(f"the configuration of {str(source)!r}", f"{name} is {size!r:.60}", f"it must be a number from 1 to {most}")
+
 def _read_model(source, dtype, device, text_head: bool, quantised: bool):
     "The model of `source`, and which of its weights did not arrive."
-    kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    with reading("model", source): config = PreTrainedConfig.get_config_dict(source, trust_remote_code=False)[0]
+    kind = config.get("model_type")
     if kind == "higgs_audio" and quantised:
         raise ValueError(f"{str(source)!r} is in Boson's first layout, which is not read in 4 bits: convert it once with "
                          "save_checkpoint(folder, load_checkpoint(source)), and give that folder")
     if kind == "higgs_audio":
         folder = Path(source if Path(source).is_dir() else snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-        return _model_from_boson(folder, dtype, text_head)
+        with reading("model", source): return _model_from_boson(folder, dtype, text_head)
     if kind != "higgs_audio_v2":
         raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
                          "(higgs_audio_v2, or Boson's higgs_audio)")
     more = nf4(dtype, device, text_head) if quantised else {}
-    return HiggsAudioV2ForConditionalGeneration.from_pretrained(source, dtype=dtype, use_text_head=text_head, use_safetensors=True,
-                                                                output_loading_info=True, **more)
+    _check_sizes(source, config)
+    with reading("model", source):
+        return HiggsAudioV2ForConditionalGeneration.from_pretrained(
+            source, dtype=dtype, use_text_head=text_head, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa",
+            output_loading_info=True, **more)
 
 @no_bars()
 def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", text_head: bool = False,
@@ -123,28 +148,24 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     Raises `ValueError` for an unknown, damaged or incomplete checkpoint. `text_head` loads the head that only a text loss needs;
     `quantised` puts the layers' matrices into 4 bits.
     """
-    try: model, info = _read_model(source, dtype, device, text_head, quantised)
-    except torch.OutOfMemoryError: raise        # says itself what is missing
-    except (SafetensorError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as e:
-        raise ValueError(f"the model {str(source)!r} cannot be loaded: give a complete checkpoint folder, or a hub id "
-                         f"that can be reached ({str(e).strip().splitlines()[0]})") from e
+    model, info = _read_model(source, dtype, device, text_head, quantised)
     if "text_lm_head.weight" in info["missing_keys"]:
         raise ValueError(f"the model {str(source)!r} has no text head (text_lm_head.weight): set text_weight to 0")
     lost = (sorted(info["missing_keys"]) + sorted(str(m[0]) for m in info["mismatched_keys"])
             + sorted(k for k in info["unexpected_keys"] if "text_lm_head" not in k))
     if lost:
-        raise ValueError(f"the model {str(source)!r} does not fit its configuration: {len(lost)} weights are missing, misshapen "
-                         f"or unknown, for example {lost[0]}; fetch the checkpoint again")
+        raise Damaged(f"the model {str(source)!r}", f"it does not fit its configuration: {len(lost)} weights are missing, misshapen "
+                      f"or unknown, for example {lost[0]}", "fetch the checkpoint again")
+    if bad := not_finite(model.state_dict().items()):
+        raise Damaged(f"the model {str(source)!r}", f"{bad} holds values that are not finite", "fetch the checkpoint again")
+    with reading("model", source): model.generation_config = generation_settings(model.config, model.generation_config)
     if quantised: keep_text_on_host(model)
     return route((model if quantised else model.to(device)).eval())
 
 # %% ../nbs/15_model.ipynb #c443ad36
 def load_tokenizer(source: str | Path):
     "The text tokenizer of a hub id or folder, padding with <|end_of_text|>; `ValueError` if it is none of Higgs v2's."
-    try: tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{str(source)!r} holds no tokenizer that can be read ({str(e).strip().splitlines()[0]}): "
-                         "give a complete checkpoint folder or hub id") from e
+    with reading("tokenizer of", source): tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     token_id(tokenizer, AUDIO_TOKEN)
     tokenizer.pad_token = "<|end_of_text|>"
     return tokenizer
@@ -234,7 +255,9 @@ def find_codec(source: str | Path, codec: str | Path | None = None) -> str | Pat
     if (Path(source)/"codec").is_dir(): return Path(source)/"codec"
     saved = cached_file(source, "processor_config.json", _raise_exceptions_for_missing_entries=False,
                         _raise_exceptions_for_connection_errors=False)
-    stored = json.loads(Path(saved).read_text()).get("audio_tokenizer", {}).get("audio_tokenizer_name_or_path") if saved else ""
+    with reading("processor of", source):
+        stored = read_json(saved).get("audio_tokenizer", {}).get("audio_tokenizer_name_or_path") if saved else ""
+        if not isinstance(stored, str | None): raise TypeError(f"the codec's name is {stored!r:.60}")
     if stored == "codec":
         raise ValueError(f"the checkpoint {source} says that its codec lies in {source}/codec, and it does not: fetch it again")
     return stored or "bosonai/higgs-audio-v2-tokenizer"
