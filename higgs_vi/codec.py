@@ -413,6 +413,7 @@ def reading(what: str, source: str | Path):
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     "The tensors of a safetensors file, on the CPU; `Damaged` if it cannot be read or holds values that are not finite."
+    if not Path(path).is_file(): raise Damaged(path, "it is missing")
     with reading("file of weights", path): tensors = load_file(path)
     if bad := not_finite(tensors.items()): raise Damaged(path, f"{bad} holds values that are not finite")
     return tensors
