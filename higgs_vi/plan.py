@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from .audio import write_text
 from .batch import Example, build_example, draw_clips, epoch_batches, prompt_from_row
+from .cells import split_of
 from .codec import CodeCache, encode_files
 from .model import Checkpoint
 from .prompt import as_list
@@ -70,6 +71,11 @@ def of_speaker(rows: list[dict], speaker: str, usual: str = "") -> list[dict]:
 
 def _names(row: dict) -> set[str]: return {row["id"], *as_list(row.get("pair_of"))}     # of the clips that are heard in it
 
+def _side(row: dict) -> str:
+    "The split of a row, train where it has none."
+    try: return split_of(row.get("split")) or "train"
+    except ValueError as e: raise ValueError(f"the clip {row['id']!r}: {e}") from None
+
 def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
     """What trains and what validates: rows whose `split` says valid (validation, dev), or else a seeded share, at least one clip
     unless it is 0; 02's pairs and dialogues of those then do not train.
@@ -77,10 +83,7 @@ def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
     Rows whose `split` says test are left alone. If any has a `weight`, those that train are drawn by it; 1 is that of rows without.
     `ValueError` for another word, or if nothing is left to train on.
     """
-    names = {"": "train", "validation": "valid", "dev": "valid"}
-    said = [names.get(w, w) for w in (r["split"] if isinstance(r.get("split"), str) else "" for r in rows)]
-    if odd := [f"{r['id']!r}: {w!r}" for r, w in zip(rows, said) if w not in ("train", "valid", "test")]:
-        raise ValueError(f"{len(odd)} clip(s) have another split than train, valid or test, the first is {odd[0]}")
+    said = [_side(r) for r in rows]
     train, valid = (np.flatnonzero(np.array(said) == w) for w in ("train", "valid"))
     if not len(train): raise ValueError(f"none of the {len(rows)} clips is to be trained on: their split says valid or test")
     if not len(valid):

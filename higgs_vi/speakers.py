@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 import numpy as np, pandas as pd
 from .audio import SAMPLE_RATE, atomic, clipped, frame_levels, inside, level, peak, read_audio, write_text, write_wav
+from .cells import split_of
 from .data import DataSettings, prepare, read_higgs
 from .prompt import as_list, is_dialogue, speaker_turns, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
@@ -152,13 +153,9 @@ def settle(sides: list[str], topics: list[str]) -> list[str]:
 
 def given_sides(rows: list[dict]) -> list[str]:
     "The table's own split; rows without one train. `ValueError` for other words, or if there is none at all."
-    names = {None: "train", "": "train", "validation": "valid", "dev": "valid"}
-    out = [names.get(r.get("split"), r.get("split")) for r in rows]
-    if odd := sorted({str(s) for s in out} - set(SIDES)):
-        raise ValueError(f"the split of some clips is {odd[0]!r}: it must be train, valid or test")
-    if not any(r.get("split") for r in rows):
-        raise ValueError(f"none of the {len(rows)} clips has a split: set disjoint to utterance or speaker")
-    return out
+    said = [split_of(r.get("split")) for r in rows]
+    if not any(said): raise ValueError(f"none of the {len(rows)} clips has a split: set disjoint to utterance or speaker")
+    return [side or "train" for side in said]
 
 # %% ../nbs/02_speakers.ipynb #b21b0ac5
 def _enough(size: dict, cfg: SpeakersSettings):

@@ -638,7 +638,7 @@ class Finder:
     """
     def __init__(self, root: str | Path):
         self.root, self.by_tail, self._lists, self._cut = str(root), {}, {}, 1
-        self.own = Path(os.path.abspath(root)).parts[-4:]
+        self.own = {_key(p) for p in Path(os.path.abspath(root)).parts[-4:]}
         self.folders = ["", *(f for f in ("wavs", "clips", "audio", "wav", "waves", "data") if os.path.isdir(os.path.join(root, f)))]
 
     def _list(self, folder: str) -> dict[str, list[str]]:
@@ -684,7 +684,7 @@ class Finder:
         if said.startswith(("/", "~")) or re.match("[A-Za-z]:", said):
             if Path(name).is_absolute() and os.path.realpath(name).startswith(os.path.realpath(self.root) + os.sep): return name
             return self._tail(name, parts, list(range(len(parts)))) or name
-        own = next((i for i, p in enumerate(parts) if p not in self.own), len(parts) - 1)       # folders that lead to the root
+        own = next((i for i, p in enumerate(parts) if _key(p) not in self.own), len(parts) - 1)       # folders that lead to the root
         return self._anywhere(parts) or (self._tail(name, parts, list(range(1, own + 1))) if own else None) or name
 
 def _found(rows: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -869,11 +869,6 @@ def _seconds(row: dict, key: str) -> float | None:
     try: return seconds_of(row.get(key) or "")
     except ValueError as e: raise ValueError(f"its {key}: {e}") from None
 
-def _inside(root: Path, file: str) -> Path:
-    "The path of a file below `root`; `ValueError` for what is no possible path, leads to itself or out of the folder."
-    try: return inside(root, file)
-    except (OSError, RuntimeError) as e: raise ValueError(f"the path {printable(file, 300)!r} cannot be followed ({_brief(e)})") from e
-
 # %% ../nbs/25_tables.ipynb #90123c1c
 def sound_of(row: dict, root: Path, blobs: Blobs, check: Callable[[float], None] = lambda seconds: None) -> tuple[np.ndarray, str]:
     """The sound of a row, `(samples,)` at 24 kHz: of its bytes, its file, or the stretch of it from `start` to `end`; and its channel.
@@ -886,4 +881,4 @@ def sound_of(row: dict, root: Path, blobs: Blobs, check: Callable[[float], None]
     data = blobs(*row["blob"]) if row.get("blob") else None
     if data is not None: return decode(io.BytesIO(data), str(row["file"]), start=start, end=end, check=check)
     file = Finder(root)(row["file"]) if row.get("blob") else row["file"]
-    return read_channel(_inside(root, file), start=start, end=end, check=check)
+    return read_channel(inside(root, file), start=start, end=end, check=check)

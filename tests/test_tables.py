@@ -1,5 +1,5 @@
 """Every layout that people have: rows in = kept + rejected, whose text and whose voice; and tables that must not pass."""
-import csv, io, json, re, unicodedata
+import csv, io, json, re, tarfile, unicodedata, zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import soundfile as sf
 
 from higgs_vi.data import DataSettings, gender_of, prepare, read_source
+from higgs_vi.speakers import given_sides
 from higgs_vi.tables import Blobs, by_folder, read_parquet, read_table
 
 TEXTS = ["Một con mèo.", "Hai con chó.", "Ba con gà.", "Bốn con vịt."]
@@ -275,7 +276,7 @@ def row(i, **change): return dict(audio=f"{i}.wav", text=f"Câu số {i}.", spea
 
 
 BAD_ROWS = {
-    "a link to itself": (row("loop"), "cannot be followed"),
+    "a link to itself": (row("loop"), "is no path of a file"),
     "NUL in a path": (row("a\0b"), "its file cannot be used: it holds a NUL character"),
     "half a surrogate in a text": (row(1, text="Xin \ud83d"), r"its text cannot be used: it holds half of a surrogate pair \(.ud83d"),
     "half a surrogate in a speaker": (row(1, speaker="La\udcffn"), "its speaker cannot be used"),
@@ -404,3 +405,286 @@ def test_line_ends_and_a_byte_that_is_no_letter(tmp_path, ends):
     (tmp_path/"t.csv").write_bytes(text.encode("utf-8").replace("số 1".encode(), b"s\xe1 1"))
     got = run(tmp_path/"t.csv", tmp_path/"out")
     assert len(got.texts) == 2 and "its text cannot be used: it is no UTF-8 text (byte 0xe1)" in got.reasons[0]
+
+
+# Guesses are checked against the cells.
+
+def table_of(folder, name, *rows, **kind):
+    "A table of rows beside the sounds 0.wav, 1.wav and 2.wav."
+    return lines(some(folder)/name, *rows, **kind)
+
+
+NO_SPEAKERS = {"ranges": "0-1.5", "languages": "vi", "durations": "0.5", "clocks": "0:01", "locales": "vi-VN"}
+
+
+@pytest.mark.parametrize("kind", NO_SPEAKERS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_column_of_numbers_ranges_or_languages_is_no_speaker_and_no_text(tmp_path, kind, rows):
+    table = table_of(tmp_path, "list.txt", *(f"{i}.wav|{TEXTS[i]}|{NO_SPEAKERS[kind]}" for i in range(rows)))
+    got = run(table, tmp_path/"out")
+    assert got.texts == TEXTS[:rows] and len(set(got.speakers)) == 1 and got.speakers[0] != NO_SPEAKERS[kind]
+    if rows == 3:
+        table = table_of(tmp_path, "t.csv", "path,text,speaker", *(f"{i}.wav,{TEXTS[i]},{NO_SPEAKERS[kind]}" for i in range(3)))
+        with pytest.raises(ValueError, match="column 'speaker', but its cells are .*speaker= for none"): read_table(table)
+        assert set(read_table(table, columns="speaker=speaker").rows["speaker"]) == {NO_SPEAKERS[kind]}
+
+
+def test_whole_seconds_are_no_speakers_whole_numbers_that_come_back_are(tmp_path):
+    for i in range(3): wav(tmp_path/f"{i}.wav", i, seconds=1 + i//2 + 0.3)
+    seconds = lines(tmp_path/"s.txt", *(f"{i}.wav|{TEXTS[i]}|{1 + i//2}" for i in range(3)))
+    assert len(set(read_table(seconds).rows["speaker"])) == 1
+    people = lines(tmp_path/"p.txt", *(f"{i}.wav|{7*(i % 2)}|{TEXTS[i]}" for i in range(3)))
+    assert read_table(people).rows["speaker"].tolist() == ["0", "7", "0"]
+    sovits = lines(tmp_path/"g.list", *(f"{i}.wav|{'lan' if i else 'minh'}|vi|{TEXTS[i]}" for i in range(3)))
+    assert read_table(sovits).rows[["speaker", "text"]].values.tolist() == [["minh", TEXTS[0]], ["lan", TEXTS[1]], ["lan", TEXTS[2]]]
+
+
+def test_a_channel_of_people_is_a_speaker_a_channel_of_sound_is_none(tmp_path):
+    def table(*channels):
+        sounds = [dict(bytes=encoded(i), path=f"{i}.wav") for i in range(3)]
+        pq.write_table(pa.table(dict(channel=list(channels), text=TEXTS[:3], audio=sounds)), tmp_path/"t.parquet")
+        return tmp_path/"t.parquet"
+    assert run(table("Sách hay", "Tin tức", "Sách hay"), tmp_path/"out").speakers == ["Sách hay", "Tin tức", "Sách hay"]
+    assert len(set(read_table(table("0", "1", "0")).rows["speaker"])) == 1
+
+
+HEADERLESS = {
+    "a bar in a text": ["wavs/0|Một | hai.|Một hai.", *(f"wavs/{i}|{TEXTS[i]}|{TEXTS[i]}" for i in (1, 2))],
+    "a bar in the first": ["0.wav|Một | hai.", "1.wav|Hai con chó.", "2.wav|Ba con gà."],
+    "commas": [f"{i}.wav,{TEXTS[i]}" for i in range(3)], "tabs": [f"{i}.wav\t{TEXTS[i]}" for i in range(3)],
+    "ids alone": [f"{i}|{TEXTS[i]}" for i in range(3)], "ids and commas": [f"{i},{TEXTS[i]}" for i in range(3)],
+    "a line without separators": ["0.wav|Một con mèo.", "1.wav", "2.wav|Ba con gà."],
+    "a title": ["Danh sách", *(f"{i}.wav|{TEXTS[i]}" for i in range(3))],
+    "empty columns behind": [f"{i}.wav,{TEXTS[i]},," for i in range(3)],
+}
+
+
+@pytest.mark.parametrize("kind", HEADERLESS)
+def test_a_header_is_what_names_no_file(tmp_path, kind):
+    rows = HEADERLESS[kind]
+    table = table_of(tmp_path, "metadata.csv", *rows)
+    if kind == "a bar in a text":
+        for i in range(3): wav(tmp_path/f"wavs/{i}.wav", i)
+    got = run(table, tmp_path/"out")
+    stray = kind in ("a bar in a text", "a bar in the first", "a line without separators", "a title")
+    assert len(got.reasons) == stray and len(got.texts) == (3 if kind == "a title" else 3 - stray), got.reasons
+    assert set(got.texts) <= set(TEXTS) and got.kind == "ljspeech"
+    assert read_table(table, columns="file=1,text=2").rows["text"].tolist()[-1] == TEXTS[2]
+
+
+def test_words_and_numbers_for_no(tmp_path):
+    said = ["0.0", "F", "N", "không", "FALSE", "0", "no", "✗", "Không hợp lệ"]
+    table = table_of(tmp_path, "t.csv", "path,text,speaker,valid", "1.wav,Được.,a,1.0", "2.wav,Ừ.,a,", *(f"0.wav,Câu {i}.,a,{w}" for i, w in enumerate(said)))
+    got = run(table, tmp_path/"out")
+    assert got.texts == ["Được.", "Ừ."] and len(got.reasons) == len(said) and all("marks it as not valid" in r for r in got.reasons)
+    odd = table_of(tmp_path, "odd.csv", "path,text,speaker,valid", *(f"{i}.wav,Câu {i}.,a,mức {i}" for i in range(3)))
+    with pytest.raises(ValueError, match="column 'valid', but its cells are no valid"): read_table(odd)
+
+
+def test_cells_for_nothing_in_text_and_speaker(tmp_path):
+    pairs = [("N/A", "lan"), ("null", "lan"), ("-", "lan"), ("<NA>", "lan"), ("Một.", "N/A"), ("Hai.", "unknown"), ("Ba.", "-"), ("Bốn.", "Không rõ"), ("Năm.", "\u200b")]
+    got = run(table_of(tmp_path, "t.csv", "path,text,speaker", *(f"0.wav,{t},{s}" for t, s in pairs), "1.wav,Na.,Na"), tmp_path/"out")
+    assert got.texts == ["Na."] and ["text is empty" in r for r in got.reasons] == [True]*4 + [False]*5
+    assert all("speaker is empty" in r and "speaker=" in r for r in got.reasons[4:])
+
+
+@pytest.mark.parametrize("said", ["0,5", "0.5", "0.5 s", "500 ms", "0:00.5", ",5", "nan", "N/A"])
+def test_durations_as_people_write_them(tmp_path, said):
+    table = table_of(tmp_path, "t.csv", "path;text;speaker;duration", *(f"{i}.wav;{TEXTS[i]};a;{said}" for i in range(3)))
+    got = run(table, tmp_path/"out")
+    assert len(got.texts) == 3 and sum("decimal comma" in n for n in got.notes) == (said in ("0,5", ",5"))
+
+
+def test_durations_that_are_others(tmp_path):
+    table = table_of(tmp_path, "t.csv", "path;text;speaker;duration", *(f"0.wav;{TEXTS[0]};a;{d}" for d in ("500", "1e30", "-1", "9,5", "inf")), "1.wav;Hai.;a;0.5")
+    got = run(table, tmp_path/"out")
+    assert got.texts == ["Hai."] and len(got.reasons) == 5 and "milliseconds: leave it out" in got.reasons[0]
+
+
+def test_one_reading_of_a_split(tmp_path):
+    said = ["TEST", "Train", "dev", "Validation", "test-other", ""]
+    for i in range(6): wav(tmp_path/f"{i}.wav", i)
+    got = run(lines(tmp_path/"t.csv", "path,text,speaker,split", *(f"{i}.wav,Câu số {i}.,a,{w}" for i, w in enumerate(said))), tmp_path/"out")
+    assert [s.get("split") for s in got.samples] == ["test", "train", "valid", "valid", "test", None]
+    rows = [dict(split=w) for w in said]
+    assert given_sides(rows) == ["test", "train", "valid", "valid", "test", "train"]
+    with pytest.raises(ValueError, match="'fold3'"): given_sides([dict(split="fold3")])
+
+
+def test_one_person_of_several_spellings(tmp_path):
+    for i in range(7): wav(tmp_path/f"{i}.wav", i)
+    names = ["Lan", "lan", "Lan", "LAN", "La\u200bn", "Hoà", "Hỏa"]
+    got = run(lines(tmp_path/"t.csv", "path,text,speaker", *(f"{i}.wav,Câu số {i}.,{n}" for i, n in enumerate(names))), tmp_path/"out")
+    assert got.speakers == ["Lan"]*5 + ["Hoà", "Hỏa"] and {s["speaker_id"] for s in got.samples} == {"lan", "hoa", "hoa-2"}
+    notes = "\n".join(got.notes)
+    assert "written in several ways" in notes and "'LAN'" in notes and r"'La\u200bn' -> 'Lan'" in notes
+    assert "several people by their marks: 'Hoà' and 'Hỏa'" in notes
+
+
+# Paths as people's tables have them.
+
+PATHS = {
+    "backslashes": r"wavs\0.wav", "a drive": r"D:\data\wavs\0.wav", "another machine": "/mnt/them/corpus/wavs/0.wav", "a link": "file:///x/wavs/0.wav",
+    "blanks": " wavs/0.wav ", "no ending": "wavs/0", "a blank and no ending": "0 ", "capitals": "WAVS/0.WAV", "the root's own folder": "corpus/wavs/0.wav",
+    "a dot": "./wavs/0.wav", "a carriage return": "wavs/0.wav\r", "marks": "'wavs/0.wav'", "home": "~/corpus/wavs/0.wav", "a share": r"\\nas\corpus\wavs\0.wav",
+}
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_path_is_found_as_people_write_it(tmp_path, kind):
+    root = tmp_path/"corpus"
+    for i in range(2): wav(root/f"wavs/{i}.wav", i)
+    table = jsonl(root/"t.jsonl", dict(audio=PATHS[kind], text="Một.", speaker="a"), dict(audio="wavs/1.wav", text="Hai.", speaker="a"))
+    assert run(table, tmp_path/"out").texts == ["Một.", "Hai."]
+    if kind not in ("no ending",):       # the same from within the folder of sounds
+        assert read_table(table, audio=root/"wavs").rows["file"].tolist() == ["0.wav", "1.wav"]
+
+
+def test_file_names_in_either_unicode_form_and_endings_in_capitals(tmp_path):
+    for i, form in enumerate(("NFD", "NFC")):
+        name, cell = (unicodedata.normalize(f, "Hòa/sớm") for f in (form, dict(NFD="NFC", NFC="NFD")[form]))
+        wav(tmp_path/form/f"{name}.wav", i); wav(tmp_path/form/"b.WAV", 2)
+        table = jsonl(tmp_path/form/"t.jsonl", *(dict(audio=a, text=f"Câu {a}.", speaker="a") for a in (f"{cell}.wav", "b")))
+        assert len(run(table, tmp_path/f"out{form}").texts) == 2
+
+
+def test_tails_that_several_paths_share_and_paths_that_leave(tmp_path):
+    wav(tmp_path/"in/0.wav", 0); wav(tmp_path/"secret.wav", 1); wav(tmp_path/"in/1.wav", 2)
+    rows = ["/x/lan/0.wav", "/x/minh/0.wav", str(tmp_path/"secret.wav"), "../secret.wav", r"..\secret.wav", "/x/lan/1.wav"]
+    got = run(jsonl(tmp_path/"in/t.jsonl", *(dict(audio=a, text=f"Câu {i}.", speaker="a") for i, a in enumerate(rows))), tmp_path/"out")
+    assert got.texts == ["Câu 5."] and any("found by their tails" in n for n in got.notes)
+    for reason, words in zip(got.reasons, ["several paths end as '0.wav'"]*2 + ["leaves the folder"]*2 + ["no such audio file"]): assert words in reason
+    with pytest.raises(ValueError, match="there is no folder .*parameter audio"): read_table(tmp_path/"in/t.jsonl", audio=tmp_path/"none")
+
+
+# Layouts of other people's corpora.
+
+def sounds_at(folder, *names):
+    for i, name in enumerate(names): wav(folder/name, i)
+    return folder
+
+
+def test_vivos(tmp_path):
+    names = [f"{side}/waves/VIVOS{who}/VIVOS{who}_R00{i}.wav" for i, (side, who) in enumerate([("train", "SPK01"), ("train", "SPK02"), ("test", "DEV01")])]
+    sounds_at(tmp_path/"vivos", *names)
+    lines(tmp_path/"vivos/train/prompts.txt", "VIVOSSPK01_R000 KHÁCH SẠN", "VIVOSSPK02_R001 CHỈ BẰNG")
+    lines(tmp_path/"vivos/test/prompts.txt", "VIVOSDEV01_R002 TIẾNG CẠP"); lines(tmp_path/"vivos/train/genders.txt", "VIVOSSPK01 m")
+    got = run(tmp_path/"vivos", tmp_path/"out")
+    assert dict(zip(got.texts, got.speakers)) == {"KHÁCH SẠN": "VIVOSSPK01", "CHỈ BẰNG": "VIVOSSPK02", "TIẾNG CẠP": "VIVOSDEV01"}
+    assert got.reasons == [] and sorted(s["split"] for s in got.samples) == ["test", "train", "train"]
+    assert len(run(tmp_path/"vivos/train", tmp_path/"out2").texts) == 2
+
+
+def test_vctk(tmp_path):
+    sounds_at(tmp_path/"vctk", *(f"wav48_silence_trimmed/p22{i}/p22{i}_001_mic{m}.flac" for i in (5, 6) for m in (1, 2)))
+    for i in (5, 6): lines(tmp_path/f"vctk/txt/p22{i}/p22{i}_001.txt", f"Câu của {i}.")
+    lines(tmp_path/"vctk/txt/p227/p227_001.txt", "Không có tiếng."); lines(tmp_path/"vctk/speaker-info.txt", "ID AGE", "p225 23")
+    got = run(tmp_path/"vctk", tmp_path/"out")
+    assert got.texts == ["Câu của 5.", "Câu của 6."] and got.speakers == ["p225", "p226"]
+    assert len(got.reasons) == 3 and sum("another microphone" in r for r in got.reasons) == 2
+
+
+def test_librispeech(tmp_path):
+    sounds_at(tmp_path/"ls", "train-clean/19/198/19-198-0000.flac", "train-clean/19/198/19-198-0001.flac", "dev-clean/26/495/26-495-0000.flac")
+    lines(tmp_path/"ls/train-clean/19/198/19-198.trans.txt", "19-198-0000 MỘT CON MÈO", "19-198-0001 HAI CON CHÓ")
+    lines(tmp_path/"ls/dev-clean/26/495/26-495.trans.txt", "26-495-0000 BA CON GÀ")
+    got = run(tmp_path/"ls", tmp_path/"out")
+    assert dict(zip(got.texts, got.speakers)) == {"MỘT CON MÈO": "19", "HAI CON CHÓ": "19", "BA CON GÀ": "26"} and got.reasons == []
+
+
+def test_texts_beside_a_sound_in_other_files(tmp_path):
+    sounds_at(tmp_path/"in", "a.wav", "b.wav", "c.WAV", "d.wav", "e.mp3")
+    lines(tmp_path/"in/a.lab", "Một."); lines(tmp_path/"in/b.normalized.txt", "Hai."); lines(tmp_path/"in/b.original.txt", "2.")
+    lines(tmp_path/"in/c.TXT", "Ba."); lines(tmp_path/"in/d.txt", "Bốn."); lines(tmp_path/"in/d.lab", "b oo n")
+    lines(tmp_path/"in/e.json", json.dumps(dict(id="e", wav="x/e.mp3", text="Năm.", speaker="S7", duration=0.5)))
+    got = run(tmp_path/"in", tmp_path/"out")
+    assert got.texts == ["Một.", "Hai.", "Ba.", "Bốn.", "Năm."] and got.reasons == [] and got.speakers == ["in"]*4 + ["S7"]
+
+
+def test_audiofolder_emilia_and_swift(tmp_path):
+    sounds_at(tmp_path/"af", "train/0.wav", "train/1.wav", "test/0.wav")
+    lines(tmp_path/"af/train/metadata.csv", "file_name,transcription", "0.wav,Một.", "1.wav,Hai."); lines(tmp_path/"af/test/metadata.csv", "file_name,transcription", "0.wav,Ba.")
+    got = run(tmp_path/"af", tmp_path/"out")
+    assert {t: s["split"] for t, s in zip(got.texts, got.samples)} == {"Một.": "train", "Hai.": "train", "Ba.": "test"} and len(set(got.speakers)) == 2*0 + 1
+    got = run(tmp_path/"af/train", tmp_path/"out2")
+    assert got.texts == ["Một.", "Hai."]
+    some(tmp_path)
+    emilia = [dict(id=f"vi_{i}", wav=f"{i}.wav", text=TEXTS[i], duration=0.5, speaker=f"S{i}", language="vi", dnsmos=3.3) for i in range(3)]
+    assert run(jsonl(tmp_path/"emilia.jsonl", *emilia), tmp_path/"out3").speakers == ["S0", "S1", "S2"]
+    swift = [dict(query="<audio>Chép lại.", response=TEXTS[0], audios=["0.wav"]), dict(query=TEXTS[1], response="<audio>", audios=["1.wav"]),
+             dict(query="<audio>", response="", audios=["2.wav"])]
+    got = run(jsonl(tmp_path/"swift.jsonl", *swift), tmp_path/"out4")
+    assert got.texts == TEXTS[:2] and "text is empty" in got.reasons[0]
+
+
+def test_encodings_and_excel(tmp_path):
+    rows = ["path;text;speaker", *(f"{i}.wav;{t};đạt" for i, t in enumerate(TEXTS[:3]))]
+    for encoding in ("utf-16", "utf-8-sig", "utf-32"):
+        got = run(table_of(tmp_path, f"{encoding}.csv", *rows, encoding=encoding), tmp_path/encoding)
+        assert got.texts == TEXTS[:3] and got.speakers == ["đạt"]*3
+    assert run(table_of(tmp_path, "sep.csv", "sep=;", *rows), tmp_path/"sep").texts == TEXTS[:3]
+    assert run(table_of(tmp_path, "wide.csv", *(r + ";;" for r in rows)), tmp_path/"wide").texts == TEXTS[:3]
+    old = unicodedata.normalize("NFD", "\n".join(rows).replace("Một", "Đi chợ, một"))
+    marks = "\u0300\u0309\u0303\u0301\u0323"
+    old = "".join(c if c in marks else unicodedata.normalize("NFC", c) for c in re.sub("(?<=[aeouAEOU])[\u0302\u0306\u031b]", lambda m: m[0], old))
+    old = re.sub("[aeouAEOU][\u0302\u0306\u031b]", lambda m: unicodedata.normalize("NFC", m[0]), old).replace("ẹ", "e\u0323")
+    (tmp_path/"old.csv").write_bytes(old.encode("cp1258"))
+    with pytest.raises(ValueError, match="not UTF-8 text .* read as cp1258 its words are Vietnamese"): read_table(tmp_path/"old.csv")
+    with pytest.raises(ValueError, match="no Vietnamese in cp1252: .*set the parameter encoding to cp1258"): read_table(tmp_path/"old.csv", encoding="cp1252")
+    assert run(tmp_path/"old.csv", tmp_path/"old", encoding="cp1258").texts[1:] == TEXTS[1:3]
+    (tmp_path/"fr.csv").write_bytes("path,text\n0.wav,Où êtes-vous, François\n".encode("cp1252"))
+    with pytest.raises(ValueError, match="not Vietnamese in cp1258 either"): read_table(tmp_path/"fr.csv")
+    twice = "Xin chào các bạn".encode().decode("cp1252", "replace")
+    got = run(table_of(tmp_path, "moji.csv", "path,text,speaker", f"0.wav,{twice},a", "1.wav,ði thôi,a", "2.wav,Đi thôi.,a"), tmp_path/"moji")
+    assert got.texts == ["Đi thôi."] and all("text is misread" in r for r in got.reasons)
+
+
+def test_what_a_page_wrote_around_the_words(tmp_path):
+    said = ["Cơm &amp; <b>phở</b>.", "Speaker 0: Chào em.", "1 < 2 và 3 > 2", "&lt;i&gt;Nghiêng&lt;/i&gt;", "[S1] Một.", "Speaker 0: Chào. Speaker 1: Ừ."]
+    for i in range(6): wav(tmp_path/f"{i}.wav", i)
+    got = run(jsonl(tmp_path/"t.jsonl", *(dict(audio=f"{i}.wav", text=t, speaker="a") for i, t in enumerate(said))), tmp_path/"out")
+    assert got.texts == ["Cơm & phở .", "Chào em.", "1 < 2 và 3 > 2", "Nghiêng", "Một."] and "labels of several speakers" in got.reasons[0]
+
+
+def test_what_must_be_unpacked_says_how(tmp_path):
+    (tmp_path/"arrow").mkdir(); (tmp_path/"arrow/state.json").write_text("{}"); (tmp_path/"arrow/data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    (tmp_path/"dict").mkdir(); (tmp_path/"dict/dataset_dict.json").write_text("{}")
+    (tmp_path/"tars").mkdir(); (tmp_path/"tars/0.tar").write_bytes(b"x")
+    with tarfile.open(tmp_path/"w.tar", "w") as t: t.addfile(tarfile.TarInfo("a"))
+    with zipfile.ZipFile(tmp_path/"z.zip", "w") as z: z.writestr("a", "b")
+    for name, source in (("no.csv", "z.zip"), ("no.txt", "w.tar")): (tmp_path/name).write_bytes((tmp_path/source).read_bytes())
+    (tmp_path/"t.xlsx").write_bytes(b"PK"); (tmp_path/"t.csv.gz").write_bytes(b"\x1f\x8b")
+    for name, words in dict(arrow="load_from_disk", dict="load_from_disk", tars="tar -xf", **{"w.tar": "tar -xf", "z.zip": "unzip", "no.csv": "unzip", "no.txt": "tar -xf",
+                            "t.xlsx": "save the sheet as CSV", "t.csv.gz": "gunzip"}).items():
+        with pytest.raises(ValueError, match=words) as e: read_source(DataSettings(table=str(tmp_path/name), out=str(tmp_path/"out")))
+        assert str(tmp_path/name) in str(e.value) and "\n" not in str(e.value)
+
+
+PARQUET = {
+    "binary_view": lambda: pa.array([encoded(i) for i in range(3)], pa.binary_view()), "large": lambda: pa.array([encoded(i) for i in range(3)], pa.large_binary()),
+    "fixed": lambda: pa.array([encoded(i) for i in range(3)], pa.binary(len(encoded(0)))),
+    "array": lambda: pa.array([dict(array=tone(i).tolist(), sampling_rate=16_000, path=f"{i}.wav") for i in range(3)]),
+    "list": lambda: pa.array([[dict(bytes=encoded(i), path=f"{i}.wav")] for i in range(3)]),
+    "path alone": lambda: pa.array([dict(path=f"{i}.wav") for i in range(3)]), "no bytes": lambda: pa.array([dict(bytes=None, path=f"{i}.wav") for i in range(3)],
+                                                                                                pa.struct(dict(bytes=pa.binary(), path=pa.string()))),
+    "string_view": lambda: pa.array([f"{i}.wav" for i in range(3)], pa.string_view()),
+    "dictionary": lambda: pa.array([f"{i}.wav" for i in range(3)]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", PARQUET)
+def test_sounds_in_every_type_of_parquet(tmp_path, kind):
+    pq.write_table(pa.table(dict(audio=PARQUET[kind](), text=TEXTS[:3], speaker=["a", "b", "a"])), some(tmp_path)/"t.parquet")
+    got = run(tmp_path/"t.parquet", tmp_path/"out")
+    assert got.texts == TEXTS[:3] and got.speakers == ["a", "b", "a"] and {s["duration"] for s in got.samples} == {0.5}
+
+
+def test_parquet_cells_that_are_no_sound_or_no_text(tmp_path):
+    good = dict(array=tone(0).tolist(), sampling_rate=16_000)
+    odd = [good, good | dict(sampling_rate=0), good | dict(array=[]), None, good | dict(sampling_rate=None)]
+    pq.write_table(pa.table(dict(audio=odd, text=["Một."]*5)), tmp_path/"t.parquet")
+    assert len(run(tmp_path/"t.parquet", tmp_path/"out").reasons) == 4
+    several = [[dict(bytes=encoded(0), path="0")]*2, [], [dict(bytes=encoded(1), path="1")]]
+    pq.write_table(pa.table(dict(audio=several, text=[b"M\xe1t.", b"Hai.", b"Ba."])), tmp_path/"l.parquet")
+    got = run(tmp_path/"l.parquet", tmp_path/"out2")
+    assert got.texts == ["Ba."] and "no UTF-8 text" in got.reasons[0]
