@@ -617,6 +617,15 @@ def test_audiofolder_emilia_and_swift(tmp_path):
     assert got.texts == TEXTS[:2] and "text is empty" in got.reasons[0]
 
 
+def in_cp1258(letter):
+    "A letter as cp1258 has it: whole, or with its tone mark behind it."
+    apart = unicodedata.normalize("NFD", letter)
+    tone = "".join(c for c in apart if c in "\u0300\u0309\u0303\u0301\u0323")
+    try: letter.encode("cp1258")
+    except UnicodeEncodeError: return unicodedata.normalize("NFC", "".join(c for c in apart if c not in tone)) + tone
+    return letter
+
+
 def test_encodings_and_excel(tmp_path):
     rows = ["path;text;speaker", *(f"{i}.wav;{t};đạt" for i, t in enumerate(TEXTS[:3]))]
     for encoding in ("utf-16", "utf-8-sig", "utf-32"):
@@ -624,10 +633,7 @@ def test_encodings_and_excel(tmp_path):
         assert got.texts == TEXTS[:3] and got.speakers == ["đạt"]*3
     assert run(table_of(tmp_path, "sep.csv", "sep=;", *rows), tmp_path/"sep").texts == TEXTS[:3]
     assert run(table_of(tmp_path, "wide.csv", *(r + ";;" for r in rows)), tmp_path/"wide").texts == TEXTS[:3]
-    old = unicodedata.normalize("NFD", "\n".join(rows).replace("Một", "Đi chợ, một"))
-    marks = "\u0300\u0309\u0303\u0301\u0323"
-    old = "".join(c if c in marks else unicodedata.normalize("NFC", c) for c in re.sub("(?<=[aeouAEOU])[\u0302\u0306\u031b]", lambda m: m[0], old))
-    old = re.sub("[aeouAEOU][\u0302\u0306\u031b]", lambda m: unicodedata.normalize("NFC", m[0]), old).replace("ẹ", "e\u0323")
+    old = "".join(map(in_cp1258, "\n".join(rows).replace("Một", "Đi chợ, một")))
     (tmp_path/"old.csv").write_bytes(old.encode("cp1258"))
     with pytest.raises(ValueError, match="not UTF-8 text .* read as cp1258 its words are Vietnamese"): read_table(tmp_path/"old.csv")
     with pytest.raises(ValueError, match="no Vietnamese in cp1252: .*set the parameter encoding to cp1258"): read_table(tmp_path/"old.csv", encoding="cp1252")
