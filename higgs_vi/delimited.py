@@ -52,10 +52,11 @@ def read_text(path: Path, encoding: str = "") -> str:
     except LookupError:
         raise ValueError(f"there is no encoding {encoding!r} (parameter encoding): usual are utf-8, utf-16, cp1258") from None
     except UnicodeError as e: text, where = "", str(e)[:80]
-    bad = [m.start() for m in re.finditer("[\udc80-\udcff]", text)] if not text.isascii() else []
-    good = sum(c > "\x7f" for c in text) - len(bad)
+    whole = re.sub("\udced[\udca0-\udcbf][\udc80-\udcbf]", "???", text)         # half a surrogate pair, as UTF-8 would write it
+    bad = [m.start() for m in re.finditer("[\udc80-\udcff]", whole)] if not text.isascii() else []
+    good = len(re.findall("[^\x00-\x7f\ud800-\udfff]", text))
     few = len({text.count("\n", 0, i) for i in bad[:50]}) if bad else 0        # damaged lines
-    if bad and good < 20*len(bad) and (len(bad) > 50 or few > text.count("\n")/100):
+    if bad and good < 3*len(bad) and (len(bad) > 50 or few > text.count("\n")/100):
         where = f"byte {ord(text[bad[0]]) - 0xdc00:#04x} at {bad[0]}"
     if not where and raw[:4096].count(0) > len(raw[:4096])//10 and "\0" in text: where = f"byte 0x00 at {raw.find(0)}"
     if where:
@@ -65,8 +66,8 @@ def read_text(path: Path, encoding: str = "") -> str:
     return text.removeprefix("\ufeff")
 
 # %% ../nbs/24_delimited.ipynb #9ad32ede
-_QUOTED = re.compile(r' *"([^"]*(?:""[^"]*)*)" *')
-_ESCAPED = re.compile(r' *"([^"\\]*(?:(?:\\.|"")[^"\\]*)*)" *', re.S)
+_QUOTED = re.compile(r' *+"([^"]*+(?:""[^"]*+)*+)" *+')      # possessive: no memory of a step for each letter
+_ESCAPED = re.compile(r' *+"([^"\\]*+(?:(?:\\.|"")[^"\\]*+)*+)" *+', re.S)
 
 def lines_of(text: str) -> list[str]:
     "The lines of a text with the line ends of Unix, Windows or an old Mac; other breaks are letters of a cell."
@@ -92,9 +93,8 @@ def cells_of(line: str, d: str, escapes: bool = False) -> tuple[list[str], bool]
 
 def _plain(line: str, d: str) -> list[str]:
     "The cells of a line in which quotation marks are letters, unless they enclose a whole cell."
-    whole = re.compile(r'"((?:[^"]|"")*)"')
     cells = line.split(d)
-    return [m[1].replace('""', '"') if '"' in c and (m := whole.fullmatch(c)) else c for c in cells]
+    return [m[1].replace('""', '"') if '"' in c and (m := _QUOTED.fullmatch(c)) else c for c in cells]
 
 def _fitted(cells: list[str], n: int) -> list[str]:
     "`cells` without empty ones behind the `n`-th, and without the backslash before a mark."

@@ -59,6 +59,10 @@ def unique_names(names: list[str]) -> list[str]:
         out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return out
 
+def _listing(names: list[str]) -> str:
+    "The names of columns for a message, the first forty."
+    return ", ".join(printable(n, 60) for n in list(names)[:40]) + ", …"*(len(list(names)) > 40)
+
 def _choose(table: str, why: str, ours: str, options: list[str]) -> ValueError:
     "What to say of a guess that the cells do not bear out."
     ways = " or ".join(f"{ours}={o}" for o in options)
@@ -120,7 +124,7 @@ def match_columns(df: pd.DataFrame, chosen: dict[str, str], table: str,
     for c in df: lower.setdefault(plain_name(c), c)
     for ours, known in COLUMNS.items():
         if theirs := chosen.get(ours):
-            if theirs not in df: raise ValueError(f"the table {table} has no column {theirs!r} (parameter columns): it has {', '.join(df)}")
+            if theirs not in df: raise ValueError(f"the table {table} has no column {theirs!r} (parameter columns): it has {_listing(df)}")
             found[ours] = theirs
         elif ours not in chosen and (there := [lower[k] for k in known if k in lower and lower[k] not in chosen.values()]):
             if name := _guess(df, ours, there, table, names_file):
@@ -136,7 +140,7 @@ def _without(df: pd.DataFrame, ours: str, table: str, found: dict, names_file: C
     like = {c: sum(names_file(x) if ours == "file" else " " in x.strip() for x in df[c].head(50)) for c in free}
     best = sorted((c for c in free if like[c]), key=lambda c: -like[c])[:2]
     return ValueError(f"the table {table} has no column for {ours}: name one {' or '.join(COLUMNS[ours][:10])}, or choose one "
-                      f"with the parameter columns, as in {ours}={best[0] if best else 'theirs'}; it has {', '.join(df)}")
+                      f"with the parameter columns, as in {ours}={printable(best[0], 60) if best else 'theirs'}; it has {_listing(df)}")
 
 # %% ../nbs/25_tables.ipynb #6ab89dd3
 @dataclass
@@ -244,7 +248,7 @@ def _pairs(pairs: list[tuple[str, object]]) -> dict:
     return out
 
 _JSON = json.JSONDecoder(object_pairs_hook=_pairs)
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.S)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[\]{}]', re.S)
 
 def _behind(text: str, at: int) -> int:
     "Where a JSON value that begins at `at` and cannot be read ends."
@@ -763,7 +767,7 @@ def _ours(raw: Raw, chosen: dict[str, str], path: Path, names_file: Callable[[st
     rows["blob"] = pd.Series(raw.blob, index=rows.index, dtype=object)
     unused = [c for c in raw.cells if c not in found.values()]
     taken = "columns: " + ", ".join(f"{a} <- {b}" for a, b in found.items())
-    notes = [*raw.notes, taken + (f"; not used: {', '.join(unused)}" if unused else "")]
+    notes = [*raw.notes, taken + (f"; not used: {_listing(unused)}" if unused else "")]
     if "duration" in rows and (said := [c for c in rows["duration"] if re.fullmatch(r"\s*\d*,\d+\s*", c)]):
         notes.append(f"{len(said)} duration(s) are read with a decimal comma: {said[0].strip()} is {seconds_of(said[0]):g} s")
     return rows, notes
