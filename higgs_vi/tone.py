@@ -6,80 +6,474 @@
 __all__ = ['EMOTIONS', 'RISE', 'LOUD', 'DIALECTS', 'Verdict', 'emotion_of', 'vote', 'keyword_emotion', 'confusion',
            'dialect_named', 'dialect_of']
 
-# %% ../nbs/26_tone.ipynb #18de29f5
+# %% ../nbs/26_tone.ipynb #48f77b04
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
 from .text import nfc, place_tone, split_tone, words
 
 EMOTIONS = ("questioning", "affirming", "alerting", "neutral")
 
 def _any(*phrases: str) -> str:
     "A pattern for any of the phrases, which stand with commas between them; the longest first."
-    return "(?:" + "|".join(sorted((p for line in phrases for p in line.split(", ")), key=len, reverse=True)) + ")"
+    found = {" ".join(p.split()) for line in phrases for p in line.split(",") if p.strip()}
+    return "(?:" + "|".join(sorted(found, key=lambda p: (-len(p), p))) + ")"
 
-# %% ../nbs/26_tone.ipynb #27fdec5e
-_YOU = _any("em, anh, chị, con, cháu, bạn, các bạn, các em, mọi người, bà con, ông, bà, cô, chú, bác, mày, xin, hãy, xin hãy",
-            "cần, phải, phải hết sức")
-_OPENS = _any("cẩn thận, coi chừng, nguy hiểm, chú ý, lưu ý, cảnh báo, báo động, khẩn cấp, khẩn trương, đề phòng, cảnh giác, trông chừng",
-              "đừng, chớ, cấm, nghiêm cấm, tuyệt đối không, tuyệt đối cấm, không được, không nên, cứu, cứu với, cứu tôi",
-              "tránh ra, tránh xa",
-              "dừng lại, dừng tay, đứng lại, đứng im, đứng yên, lùi lại, nằm xuống, im ngay")
-_TELLS = _any("không được mời, không được phép của, không được khỏe, không được vui, không được tốt, cứu hỏa, cứu hộ, cấm đoán",
-              "đứng im lìm")
-_SHOUTED = _any("cháy, nổ, sập, cướp, trộm, rắn, lũ, bão, động đất, bom, chết, ngã, đổ, tai nạn, lừa đảo",
-                "mau, ngay, ngay lập tức, kìa, kẻo, chạy đi, cứu, nguy hiểm, im lặng, công an, cảnh sát, cấp cứu")
-_DANGER = _any("rất nguy hiểm, nguy hiểm lắm, nguy hiểm đấy, kẻo ngã, kẻo muộn, kẻo bỏng")
+def _word(pattern: str) -> re.Pattern:
+    "`pattern` where it begins and ends with a whole word."
+    return re.compile(rf"(?:^|(?<= ))(?:{pattern})(?= |$)")
 
-def _warns(text: str, end: str) -> bool:
-    "True if a sentence warns: `text` its words with commas kept, `end` its last mark."
-    if re.search(rf"(?:^|, )(?:{_YOU} ){{0,2}}{_OPENS}\b", text) and not re.search(rf"(?:^|, ){_TELLS}\b", text): return True
-    return bool(re.search(rf"\b{_DANGER}\b", text) or end == "!" and re.search(rf"\b{_SHOUTED}\b", text))
+def _clause(pattern: str) -> re.Pattern:
+    "`pattern` at the beginning of a clause: of the sentence, or after a comma."
+    return re.compile(rf"(?:^|(?<=, ))(?:{pattern})(?= |$)")
 
-# %% ../nbs/26_tone.ipynb #ffa51a8d
-_YES = re.compile(r"^(?:à |ồ |ôi |thì |rất |quá |thế thì )?(?:"
-    r"vâng|dạ|ừ|ừm|ờ|ok|okay|ô kê|đồng ý|nhất trí|tất nhiên|dĩ nhiên|đương nhiên|chắc chắn|nhất định|chính xác|hoan hô|chúc mừng"
-    r"|tuyệt(?! nhiên| đối)|xuất sắc"
-    r"|rõ ràng|quả thật|quả đúng|quả là|chuẩn|đúng(?! giờ| lúc| ngày| hẹn| lượt)|phải(?= rồi| đấy| đó|,|$)|được(?= thôi| rồi| chứ|,|$)"
-    r"|có(?= chứ|,|$)|(?:giỏi|hay|đẹp|tốt|ngon|vui)(?= quá| lắm| thật| tuyệt|$))\b")
-_AGREES = re.compile(r"\b(?:hoàn toàn đồng ý|hoàn toàn nhất trí|tán thành|xin khẳng định|xin cam đoan|tôi cam đoan|đúng rồi"
-                     r"|đúng vậy|rất phải|chí phải)\b")
-_INSISTS = re.compile(r"^chính .* (?:mà|đấy|đó)$")
+# %% ../nbs/26_tone.ipynb #0d82ee94
+@lru_cache(1)
+def _senses() -> dict[str, list[tuple[str, ...]]]:
+    "The kept compounds by their first syllable, the longest first."
+    lines = (files("higgs_vi")/"assets/senses.txt").read_text(encoding="utf-8").splitlines()
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for phrase in " ".join(x for x in lines if not x.startswith("#")).split(","):
+        syllables = tuple(phrase.split())
+        found.setdefault(syllables[0], []).append(syllables)
+    return {first: sorted(group, key=len, reverse=True) for first, group in found.items()}
 
-def _affirms(text: str) -> bool:
-    "True if a sentence agrees or praises."
-    return bool(_YES.search(text) or _AGREES.search(text) or _INSISTS.search(text))
+_NAME_TOO = {"ai", "bộ", "chi", "liệu", "mô", "răng", "sao"}   # question words that are names too
+_COUNTS = re.compile(r"\d+|hai|ba|bốn|năm|sáu|một|nhiều|các|những|chuẩn|đạt")
 
-# %% ../nbs/26_tone.ipynb #37d1b0ae
-_CALLS = re.compile(r"(?: (?:ạ|vậy|thế|đây|đấy|đó|rứa|dữ vậy|con|em|anh|chị|cô|chú|bác|mẹ|bố|ba))+$")
-_PARTICLE = re.compile(r"(?:^|\s)(?:hả|hở|nhỉ|à|ư|chăng|hỉ|phải không|đúng không|được không|có không|hay không|hay chưa|được chưa"
-                       r"|thật chứ|hay sao|là sao)$|"
-                       r"(?<!không)(?<!ngôi)(?<!vì)(?<!ánh)(?<!chòm) sao$")
-_YES_NO = re.compile(r"(?:\S+ ){1,}(?:không|chưa)$|^(?:\S+ )*có \S.* (?:không|chưa|hông|hem)$|^.+ (?:hông|hôn|hem)$")
-_LAST = re.compile(r"(?:^|\s)(?:gì|ai|đâu|nào|mấy|bao nhiêu|bao giờ|khi nào|lúc nào|bao lâu|bao xa|thế nào|ra sao|tại sao|vì sao"
-                   r"|làm sao|tính sao|thì sao"
-                   r"|mô|chi|răng|mấy giờ|(?:lớp|được|hết|lúc|là) mấy(?: \S+){1,2}|(?:món|việc|chuyện|người|phòng|cái) nào)(?: rồi)?$")
-_FIRST = re.compile(r"^(?:ai(?! ai)|bao giờ|khi nào|lúc nào|bao lâu|bao nhiêu|tại sao|vì sao|làm sao|sao(?! băng| chép| chổi"
-                    r"| nhãng| lưu)|thế nào|có phải|phải chăng"
-                    r"|chẳng lẽ|lẽ nào|liệu|hay là|răng|đi mô|mần chi|bộ|(?:người|cái|con|món|phòng) nào|\S+ ơi, (?:ai|sao|bao giờ))\s")
-_TOLD = re.compile(r"\b(?:hỏi|muốn biết|không biết|chẳng biết|không hiểu|chẳng hiểu|không rõ|không nhớ|bảo rằng|nói rằng"
-                   r"|nói không|để biết|xem)\b")
-_ANY = re.compile(r"\b(?:cũng|thì (?:thôi|tùy)|(?:không|chẳng|chả|chưa|đừng|chớ)(?: \S+){0,4} (?:gì|ai|đâu|nào|sao|bao giờ|mấy"
-                  r"|bao nhiêu)(?: cả| hết| đâu)?"
-                  r"|không sao|ngôi sao|vì sao(?= lấp| sáng)|những vì sao|(?:bao giờ|khi nào|lúc nào|ai) \S+(?: \S+)?(?: thì"
-                  r"| tôi)? (?:sẽ|thì|nấy))\b")
+def _named(raw: list[str], i: int) -> bool:
+    "True if capitals in `raw`, the syllables of a sentence, show that syllable `i` is in a name."
+    if raw[i].lower() not in _NAME_TOO or not raw[i][0].isupper(): return False
+    if len(raw[i]) > 1 and raw[i].isupper(): return False       # the whole text is in capitals
+    return i > 0 and raw[i - 1] != "," or i + 1 < len(raw) and raw[i + 1][0].isupper()
 
-# %% ../nbs/26_tone.ipynb #3a16ab60
-def _asks(text: str, end: str) -> bool:
-    "True if a sentence without a question mark is a question by its words."
-    core = text
-    for _ in range(2): core = _CALLS.sub("", core) or core
-    if _TOLD.search(core): return bool(re.search(r"\bnhỉ$|\bhả$", core))
-    if _PARTICLE.search(text) or _PARTICLE.search(core): return True
-    if _ANY.search(text): return False
-    if _YES_NO.search(core) and not re.search(r"\b(?:hay|hoặc) không$", core) and not re.search(r"(?:là|nói|trả lời|hàng) không$", core):
-        return len(core.split()) > 2 and end != "!"
-    return bool(_LAST.search(core) or _FIRST.search(core + " "))
+def _join(raw: list[str]) -> list[str]:
+    "`raw` in lower case, the syllables of a compound or a name joined to one word by underscores."
+    low, out, i = [w.lower() for w in raw], [], 0
+    while i < len(low):
+        n = next((len(s) for s in _senses().get(low[i], ()) if low[i:i + len(s)] == list(s)), 1)
+        star = low[i] == "sao" and i > 0 and _COUNTS.fullmatch(low[i - 1])
+        out.append("_".join(low[i:i + n]) + ("_" if n == 1 and (star or _named(raw, i)) else ""))
+        i += n
+    return out
+
+# %% ../nbs/26_tone.ipynb #875bd0bf
+_CALLED = _any("""
+    con, em, anh, chị, cô, chú, bác, mẹ, má, bố, ba, ông, bà, cháu, cưng, mày, mi, bạn, cậu, bây,
+    tụi bây, các bạn, các em, các con, các cháu, các bác, mọi người, cả nhà, bà_con, quý khách,
+    quý vị, sếp, thầy, cô giáo, ngoại, nội, dì, mợ, thím, dượng, mấy đứa, tụi em, tụi mình, mình,
+    bồ, shop, ad, anh_em, bro, ní, bay, hai, út, tía, u, bu, mạ, o, mệ, trời""")
+_SOFT = _any("""
+    ạ, vậy, thế, đây, đấy, đó, rứa, nè, nha, ta, thế này, thế kia, dữ, cơ, nhở, vầy, hè, ha, hỉ, v,
+    z, dậy, dzậy, zậy, zị, zạ, nhể""")
+_SOFTENS = _word(_SOFT)
+_TAIL = re.compile(rf"(?: ,)? (?:{_SOFT}|{_CALLED}|(?:\S+ )?ơi|giờ ta)$")
+_HEAD = re.compile(
+    r"^(?:(?:này|à|ê|ủa|ơ|ô|trời|trời ơi|trời đất|ừm|thế|vậy|thế thì|vậy thì|thì|nhưng|nhưng mà"
+    r"|mà|còn|rồi|thưa|bẩm|alo|a lô|alô|xin lỗi|bớ|ấy|dạ|(?:\S+ )?cho \S+ hỏi)"
+    rf"(?: {_CALLED})?|(?:{_CALLED} )?(?:\S+ )?(?:ơi|nì))(?: ,|(?= ))|^{_CALLED} ,")
+
+def _peel(text: str, edge: re.Pattern) -> str:
+    "`text` without what `edge` finds at its edge, as often as it does and something is left."
+    for _ in range(8):
+        shorter = edge.sub("", text).strip(" ,")
+        if not shorter or shorter == text: break
+        text = shorter
+    return text
+
+# %% ../nbs/26_tone.ipynb #0e8cf372
+@dataclass(frozen=True)
+class _Sentence:
+    "A sentence as the rules see it: lower case, single spaces, commas as words of their own."
+    plain: str      # its syllables
+    joined: str     # the same with compounds joined to one word
+    core: str       # `joined` without forms of address and softening particles at its edges
+    tail: str       # what was taken off the end of `core`
+    end: str        # its last mark: "?", "!", "." or ""
+
+    @property
+    def soft(self) -> bool:
+        "True if a softening particle stands at the end, as after most questions: … vậy, … thế ạ."
+        return bool(_SOFTENS.search(self.tail))
+
+_LONGEST, _EDGE = 20, 40    # letters of a syllable; syllables read at each end: bounds the time
+
+def _sentence(text: str) -> _Sentence:
+    "`text`, one sentence with its marks, ready for the rules."
+    raw = re.findall(r"[^\W_]+|[,;:]", text)
+    if len(raw) > 2 * _EDGE: raw = [*raw[:_EDGE], ",", *raw[-_EDGE:]]
+    raw = [w[:_LONGEST] if w not in ",;:" else "," for w in raw]
+    joined = " ".join(_join(raw)).strip(" ,")
+    short = _peel(joined, _TAIL)
+    marks = re.split(r"\w", text[-200:])[-1]
+    return _Sentence(" ".join(raw).lower().strip(" ,"), joined, _peel(short, _HEAD),
+                     joined[len(short):], next((c for c in "?!." if c in marks), ""))
+
+def _find(field: str, pattern: re.Pattern) -> Callable[[_Sentence], bool]:
+    "A rule that holds where `pattern` is found in the `field` of a sentence."
+    return lambda sentence: bool(pattern.search(getattr(sentence, field)))
+
+# %% ../nbs/26_tone.ipynb #30958116
+_YOU = _any("""em, anh, chị, bạn, cậu, mày, ông, bà, con, cháu, mi, bác, cô, chú, thầy, sếp, bây,
+    mình, mọi người, tụi bây, các bạn, các anh, các chị, các em""")
+_NOT = _any("không, chưa, hông, hôn, hem, hok, hong, ko, khum, khong, chăng")
+_ASKED = _any("""gì, ai, đâu, nào, mấy, bao nhiêu, bao giờ, khi nào, lúc nào, bao lâu, bao xa,
+    thế nào, ra sao, tại sao, vì sao, làm sao, sao, chi, mô, răng, nhiêu""")
+_KIND = _any("""cái, con, chiếc, người, món, việc, chuyện, phòng, nhà, đường, lớp, trường, hướng,
+    loại, kiểu, màu, cỡ, size, hãng, bên, phía, chỗ, nơi, nước, phố, tỉnh, quán, hàng, ngày, tháng,
+    năm, tuần, giờ, buổi, lúc, khi, thời điểm, cuốn, quyển, bài, câu, tập, phim, đứa, thằng, bạn,
+    anh, chị, cô, em, ông, bà, mẫu, số, xe, chuyến, tàu, đội, trận, môn, ngành, nghề, cửa, áo, cây,
+    trái, quả, cách, chừng, đợt, thế, hồi, bữa, ga, bến, tuyến, trang, dòng, khoa, khu, tầng, gói,
+    app, đoạn, khúc, kênh, ngân hàng, dạng, thứ, mùa, nhóm, phần, vùng, công ty, cửa hàng""")
+_TELLING = _any("""hỏi, tự hỏi, thắc mắc, băn khoăn, tranh cãi, muốn biết, không biết, chẳng biết,
+    chả biết, chưa biết, hổng biết, hông biết, không hiểu, chẳng hiểu, chả hiểu, chưa hiểu,
+    không rõ, chưa rõ, chẳng rõ, không nhớ, chẳng nhớ, bảo rằng, nói rằng, để biết, để xem, để coi,
+    xem, coi, tìm hiểu, điều tra, làm rõ, xác định được, giải thích, bất kể, dù, dẫu, cho dù,
+    mặc kệ, kệ, tùy, không quan trọng, phụ thuộc""")
+_TOLD = _word(_TELLING)
+_KNOWING = _word(_TELLING + "|biết|hiểu|nhớ|thấy|quên|kể|bàn|đoán|lo|chờ")
+_TO_YOU = re.compile(rf"^(?:theo )?{_YOU} ")
+
+# %% ../nbs/26_tone.ipynb #8e4ac532
+_WHETHER = re.compile(
+    rf"^(?!theo )(?:\S+ ){{2,}}liệu |(?:^| ){_TELLING} (?:\S+ )*(?:hay (?:không|chưa)"
+    r"|có (?:\S+ )+(?:không|chưa)|sao)$")
+_OWN_FRAME = _word("có|đã|định|muốn")
+
+def _reported(pattern: re.Pattern) -> Callable[[_Sentence], bool]:
+    "A rule: `pattern` finds what reports a question, and no question's frame opens before it."
+    def holds(s: _Sentence) -> bool:
+        m = pattern.search(s.core)
+        return bool(m) and not _OWN_FRAME.search(s.core[:m.start() + 1])
+    return holds
+
+# %% ../nbs/26_tone.ipynb #c90440b3
+_PARTICLE = re.compile(
+    r"(?:^| )(?:hả|hở|hử|nhỉ|à|ư|á|chăng|hỉ|hen|hén|hay sao|là sao|thì sao|hay gì|phải chăng"
+    r"|(?:phải|đúng|được|thật|có) (?:không|hông|hôn)|hay (?:không|chưa)|được chưa|thật chứ)$")
+_NO_PARTICLE = re.compile(
+    r"(?:^| )(?:thôi|này|thế|ừ|ừm|ồ|ôi|đi|chào|chúc|re|xíu|chút|hoài|quá|ghê) (?:à|á)$|^[àáư]$"
+    r"|(?:^| )(?:hết|lắm|dễ sợ|đẹp|vui|buồn|liền|luôn|mất \S+) á$")
+_SURELY = re.compile(
+    r"\S \S.* (?:được|ổn|khỏe|thật|nhớ|hiểu|biết|kịp|đúng|xong|vui|ngon|tốt|về|đến|quen|thích|tới"
+    r"|nghe|đủ|chịu|đi|rồi) (?:chứ|chớ)$")
+_EXCLAIMS = re.compile(
+    r"(?:^| )sao (?:\S+ )*(?:thế|quá|vậy|ghê|dữ|thế này|thế kia)(?: |$)")
+_STRONG = _word("quá|ghê|dữ")
+
+def _particle(s: _Sentence) -> bool:
+    "… hả, … nhỉ, … phải không."
+    if _NO_PARTICLE.search(s.joined): return False
+    return bool(_PARTICLE.search(s.joined) or _PARTICLE.search(s.core))
+
+def _exclaims(s: _Sentence) -> bool:
+    "sao mà khổ thế!"
+    return bool(_EXCLAIMS.search(s.joined)) and (s.end == "!" or bool(_STRONG.search(s.joined)))
+
+# %% ../nbs/26_tone.ipynb #70a2becf
+_NEVER_ASKS = _word(
+    r"nào lại nỡ|ai (?:chẳng|chả)|(?:ai mà|có ai) ngờ"
+    r"|(?:đẹp|vui|buồn|nhớ|thương|hay|khổ|lạ) làm sao")
+_RHETORIC = _word(
+    r"ai mà|ai (?:không|ngờ|lại|dè)|(?:thì có ai|có ai (?:\S+ ){1,3})đâu|nào lại|làm sao mà"
+    r"|sao (?:\S+ ){1,5}(?:được|nổi|nỡ)|việc gì phải|cần gì|tội tình gì|có tội gì|gì nữa|gì mà"
+    r"|lấy (?:gì|đâu)|ích gì|còn gì|thể nào|thế nào được|đâu mà|chứ_sao|chứ gì")
+_WHOEVER = re.compile(
+    r"^(?:bao giờ|khi nào) (?:có dịp|có thời gian|rảnh)$"
+    r"|^(?:ai|bao giờ|khi nào|lúc nào|hồi nào|chừng nào|bữa nào|đâu|nào|bao nhiêu|mấy(?! giờ)) "
+    r"(?:\S+ ){1,12}?(?:thì|là|sẽ|nấy|đều|xin|hãy|vui lòng|nhớ|ghé|liên hệ"
+    r"|, \S+ (?:lại|sẽ|thì|đều))(?= )")
+_EVERY = _word(rf"{_ASKED}(?: \S+){{0,4}}? (?:cũng|đều|thì (?:thôi|tùy)|nấy|mặc|kệ)")
+_EACH = re.compile(r"(?:^| )(?:đâu|ai|nào|gì|bao nhiêu)(?: \S+){0,2} , (?:\S+ )+"
+                   r"(?:đó|đấy|ấy|nấy|bấy nhiêu)$")
+_NONE = _word(
+    rf"(?:không|chẳng|chả|chưa|đừng|chớ|hổng|hông|khỏi|thiếu)(?:_\S+)?(?: \S+){{0,6}}? {_ASKED}"
+    r"|có (?:\S+ ){1,3}đâu|chi mô|\S+_(?:bao_giờ|ai)|chưa_từng")
+_WHY_NOT = re.compile(r"^(?:sao|tại sao|vì sao|ai|liệu|cớ sao|bộ|chẳng lẽ|lẽ nào|răng) ")
+
+def _any_one(s: _Sentence) -> bool:
+    "A question word that means any or every: ai đến trước thì …, đâu cũng …"
+    return bool(_WHOEVER.search(s.core) or _EVERY.search(s.joined) or _EACH.search(s.joined))
+
+def _no_one(s: _Sentence) -> bool:
+    "A question word under a negation: không … gì. `sao không …` asks nevertheless."
+    return bool(_NONE.search(s.core)) and not _WHY_NOT.search(s.core)
+
+# %% ../nbs/26_tone.ipynb #93397efb
+_YES_NO = re.compile(rf"^(?:\S+ )+{_NOT}$")
+_STATED_NO = re.compile(
+    r"(?:^| )(?:hay|hoặc|là|nói|trả lời|hàng|chữ|từ|bằng|nếu|hơn|lại|số|toàn|rằng|bảo|cứ|đều|vẫn"
+    r"|mãi|thì|cũng|đáp|không) (?:không|chưa)$"
+    r"|(?:^| )(?:không|chưa|chẳng) (?:\S+ )+(?:không|chưa)$")
+_HAS = re.compile(r"(?:^| )có (?:\S+ )+(?:không|chưa)$")
+_HAVING = _word("có")
+
+def _yes_or_no(s: _Sentence) -> bool:
+    "… không, … chưa: the word that denies within a sentence asks at its end."
+    if s.end == "!" or not _YES_NO.search(s.core): return False
+    if _STATED_NO.search(s.core) and not _HAS.search(s.core): return False
+    return not _KNOWING.search(s.core) or bool(_TO_YOU.search(s.core) or _HAVING.search(s.core))
+
+_LAST = re.compile(
+    r"(?:^| )(?:gì|ai|đâu|mấy|bao nhiêu|bao giờ|bao lâu|bao xa|thế nào|sao|chi|mô|nhiêu"
+    rf"|(?:là|làm|mần|thì|ra|bị) răng|{_KIND} nào)"
+    r"(?: (?:rồi|hết|nữa|mất rồi|hết rồi|khác|nhất|trước|thôi|đi|về|đến|giờ))?$")
+_FIRST = re.compile(
+    r"^(?:ai|bao giờ|khi nào|lúc nào|bao lâu|bao nhiêu|tại sao|vì sao|làm sao|sao|cớ sao|cớ gì"
+    r"|thế nào|có phải|phải chăng|chẳng lẽ|lẽ nào|không_lẽ|chẳng nhẽ|liệu|răng|đi mô|mần chi|bộ"
+    r"|chừng nào|hồi nào|mấy giờ|làm (?:thế nào|cách nào)|vì lý do gì|từ khi nào|đâu là"
+    rf"|(?:điều|cái|chuyện|việc) gì(?= khiến| làm| đã)|{_KIND} nào) "
+    r"|, (?:chừng nào|bao giờ|mấy giờ|tại sao|làm sao|sao(?! mà)) ")
+_WONDERS, _TEETH = re.compile("lẽ nào "), re.compile("(?:bộ|răng) ")
+_INSIDE = _word("gì|ai|đâu|bao nhiêu|mấy|bao giờ|khi nào|lúc nào|thế nào|tại sao|vì sao|làm sao"
+                rf"|bao lâu|chi|mô|nhiêu|sao|{_KIND} nào")
+_YOURS = _word("thế nào|ra sao|bao nhiêu|tại sao|vì sao|làm sao|gì (?:về|khi|cho)|bao lâu|bao giờ"
+               rf"|mấy (?:giờ|tuổi|lần|điểm)|{_KIND} nào|(?:ở|đi) đâu|(?:với|của|cho|do) ai")
+_WHOSE = _word("(?:do|của|bởi|nhờ) ai")
+
+def _asks_last(s: _Sentence) -> bool:
+    "A question word at the end, where its answer would stand."
+    if not _LAST.search(s.core): return False
+    return not _KNOWING.search(s.core) or bool(_TO_YOU.search(s.core))
+
+def _asks_first(s: _Sentence) -> bool:
+    "A question word at the beginning of the sentence or, for some, of a later clause."
+    if s.end in (".", "!") and _WONDERS.match(s.core): return False
+    if s.end in (".", "!") and not s.soft and _TEETH.match(s.core): return False
+    return bool(_FIRST.search(s.core + " "))
+
+def _asks_within(s: _Sentence) -> bool:
+    "A question word anywhere, if the sentence ends softly or speaks to the listener."
+    if _KNOWING.search(s.core) or s.end == "!" and not s.tail: return False
+    if s.tail and _INSIDE.search(s.core): return True
+    return bool(_TO_YOU.search(s.core) and _YOURS.search(s.core) or _WHOSE.search(s.core))
+
+# %% ../nbs/26_tone.ipynb #ce3ae5d4
+_EARLIER = re.compile(
+    r"(?:^|, )(?:[^ ,]+ )*?(?:có (?:[^ ,]+ )+(?:không|chưa|hông)|(?:[^ ,]+ ){2,}(?:hông|hôn|hem)"
+    r"|(?:[^ ,]+ )+chưa) ,")
+_EITHER = re.compile(
+    r"(?:^|, )(?:\S+ )*?(?:(?:đã|còn|rồi|đang|nên) (?:\S+ )*?hay \S+"
+    r"|(?:\S+ )+hay (?:còn|đã|chưa|đang) \S+|(?:\S+ )+hay [^,]+ rồi)"
+    r"|(?:tăng hay giảm|đúng hay sai|thật hay giả|hay \S+ trước)(?= |$)"
+    rf"|^{_YOU} (?:[^ ,]+ )*?(?:muốn|thích|chọn|ăn|uống|đi|mua|lấy|dùng|thương) (?:[^ ,]+ )*?hay "
+    r"(?!là |bị |quên |khóc |cười |nói |đi$)\S")
+
+def _unless_known(pattern: re.Pattern) -> Callable[[_Sentence], bool]:
+    "A rule: `pattern` is found, and no verb of telling or knowing stands in the sentence."
+    return lambda s: bool(pattern.search(s.core)) and not _KNOWING.search(s.core)
+
+_QUESTION_RULES = (     # what it is, whether it asks, how it is found; the first counts
+    ("exclamation", False, _exclaims),
+    ("reported question", False, _reported(_WHETHER)),
+    ("rhetorical question", False, _find("core", _NEVER_ASKS)),
+    ("particle at the end", True, _particle),
+    ("asks for assurance", True, lambda s: s.end != "!" and bool(_SURELY.search(s.core))),
+    ("reported question", False, _reported(_TOLD)),
+    ("question word for any", False, _any_one),
+    ("rhetorical question", False, lambda s: not s.soft and bool(_RHETORIC.search(s.core))),
+    ("yes or no", True, _yes_or_no),
+    ("question word for none", False, _no_one),
+    ("question word at the end", True, _asks_last),
+    ("question word at the beginning", True, _asks_first),
+    ("question word within", True, _asks_within),
+    ("yes or no in an earlier clause", True, _unless_known(_EARLIER)),
+    ("one or the other", True, _unless_known(_EITHER)))
+
+def _question(s: _Sentence) -> str:
+    "Which rule makes a sentence without a question mark a question; '' if none does."
+    return next((why if asks else "" for why, asks, holds in _QUESTION_RULES if holds(s)), "")
+
+# %% ../nbs/26_tone.ipynb #655887b7
+_I = _any("""tôi, ta, em, anh, chị, mình, tao, tau, tớ, con, cháu, tui, cô, chú, bác, mẹ, bố, ba,
+    má, ông, bà, tía, chúng tôi, chúng em, chúng con, chúng ta, bọn mình, bọn tôi, tụi mình, tụi em,
+    tụi con, tụi tui, công ty, cửa hàng, trường, nhà trường, ủy ban, nhà hàng, shop, bên em,
+    bên anh, bên tôi, bên mình, hai bên, ban quản lý, ngân hàng""")
+_CLOSES = rf"(?= ,|$| (?:rồi|ạ|luôn|nha|nhé|đó|đấy|thôi|chứ|mà|vậy|á|thế|{_I} ,))"
+_BEFORE_YES = r"(?:(?:à|ồ|ôi|thì|thế thì|vậy thì|ờ|ừ|dạ|rất|hoàn toàn|quá|tôi|thế|vậy) (?:, )?)*"
+_YES = re.compile(
+    rf"^{_BEFORE_YES}(?:vâng|dạ(?! khúc| dày| hội| tiệc| quang| hương| cổ)|ừ|ừm|uh|ừa|ờ|ok|oke"
+    r"|okie|okê|okay|ô kê|đồng ý|nhất trí|tán thành|tất nhiên|dĩ nhiên|đương nhiên|thống nhất"
+    r"|chắc chắn(?! không| chưa)|nhất định|chính xác(?! là| bao)|tuân lệnh|nghe rõ|hiểu rồi"
+    r"|hứa|thề|cam đoan|xin (?:hứa|thề|vâng|xác nhận)|rõ ràng|quả (?:thật|đúng|là)|chí phải"
+    r"|chuẩn(?! bị| mực| đoán| hóa| nghèo| đầu)|sẵn sàng|sẵn lòng|không thành vấn đề|cứ đi đi"
+    r"|cứ (?:tin|để|yên tâm|tự nhiên|làm (?:thế|vậy|như))"
+    r"|đúng(?! giờ| lúc| ngày| hẹn| lượt| đầu| vào| chỗ| số| \d| quy| cách| dịp| hạn| nửa| khi"
+    r"| là (?:đồ|xui|khổ|ngu|điên|thằng|con|chán|hết|buồn|tệ))"
+    rf"|(?:phải|được|cũng được|có|rõ|chốt|duyệt|để đó){_CLOSES}|chốt (?:kèo|đơn|lịch|giá)"
+    rf"|để {_I} (?:\S+ ){{0,2}}(?:lo|làm|giúp|chịu|xử|tính|trả|mang|đưa|dọn|rửa|nấu|đón|mua|gửi)"
+    r")(?= |$)")
+_POLITE = re.compile(
+    r"^(?:dạ|vâng|ừ|ờ|ừm|à|ok)(?: ,)? (?:(?:\S+ ){0,3}?(?:cảm ơn|chào|xin lỗi|xin phép)"
+    r"|(?:ạ |em |anh |chị |con |cháu |, )*(?:không(?! thành)|chưa|chẳng|hông|hổng|đâu|chắc không"
+    r"|e là|sợ là|nhưng|mà|thôi|hình như))(?= |$)")
+_PROMISE = _clause(
+    rf"{_I} (?:(?:xin|sẽ|đã|cũng|hoàn toàn|rất|thì|vừa|tuyệt đối|\S+ và|\S+ \S+ và) ){{0,2}}"
+    r"(?:cam kết|cam đoan|đảm bảo|bảo đảm|hứa|thề|đồng ý|nhất trí|tán thành|chấp nhận|nhận lời"
+    r"|chấp thuận|bằng lòng|ủng hộ|khẳng định|xác nhận|sẵn sàng|sẵn lòng|chắc chắn|nhất định"
+    r"|(?:nghĩ|thấy) (?:thế|vậy)(?= ,|$)|lấy (?:\S+ ){1,3}ra bảo đảm|tin (?:\S+ )?\S+)")
+_AGREES = _word(
+    r"hoàn toàn (?:đồng ý|nhất trí|chính xác)|đã được (?:xác nhận|duyệt|chấp thuận|phê duyệt)"
+    r"|xin (?:hứa|thề|cam đoan|khẳng định|đồng ý|vâng|xác nhận)"
+    r"|nói (?:đúng|phải|chuẩn|chí phải|rất phải|chính xác)|đúng (?:vậy|thế|đấy|đó)"
+    r"|(?:đúng|chắc chắn|tất nhiên|dĩ nhiên|nhất định) rồi|thủ tướng khẳng định")
+_DENIES = _word(
+    r"(?:không|chưa|chẳng|chả|đừng|chớ|khó|liệu|nếu|phản|hổng|phải|bắt) (?:\S+ ){0,3}?"
+    r"(?:đồng ý|nhất trí|tán thành|chấp nhận|cam kết|hứa|tin|đúng|chắc chắn|thề|chính xác)")
+_INSISTS = re.compile(r"^chính (?:\S+ )+(?:mà|đấy|đó)$|^chính (?:\S+ )+, tôi ")
+_BEFORE_ASSENT = re.compile(
+    r"^(?:(?:này|ơ|ủa|à|trời|trời ơi|thưa|bẩm|thì|mà|nhưng|nhưng mà|vậy|thế)"
+    rf"(?: {_CALLED}| quan)?(?: ,)?|(?:{_CALLED} )?(?:\S+ )?ơi(?: ,)?|{_CALLED} ,) ")
+
+def _affirms(s: _Sentence) -> bool:
+    "True if a sentence agrees, confirms, consents or promises."
+    text = _peel(s.plain, _BEFORE_ASSENT)
+    if _POLITE.search(text): return False
+    if _YES.search(text): return True
+    if _DENIES.search(text): return False
+    return bool(_PROMISE.search(text) or _AGREES.search(text) or _INSISTS.search(text))
+
+# %% ../nbs/26_tone.ipynb #b26750fc
+_HARMS = """cháy, nổ, bỏng, điện giật, độc, ngộ độc, đuối, lũ, lũ quét, lụt, bão, giông, dông, lốc,
+    sét, sạt, lở, sụt lún, động đất, sóng thần, vỡ đê, rắn, cọp, hổ, cá sấu, sấu, chó dữ, bom, mìn,
+    súng, bắn, giết, giặc, địch, ngã, té, sập, trượt, trơn, cướp, trộm, lừa, giả danh, mạo danh,
+    giả mạo, chết, tử vong, mất mạng, tính mạng, nguy hiểm, nguy cơ, tai nạn, virus, hỏa hoạn, khói,
+    rò rỉ, gas, ga đang xì, nứt, vực, xoáy, kẻ gian, kẻ xấu, ăn mòn, nước dâng, nước lên, nắng nóng,
+    mùi nồng, hố sâu, dốc cao, sứa"""
+_RISKS = """điện, ổ điện, dây điện, cao thế, biến áp, lửa, xăng, dầu, hóa chất, axit, tẩy, thuốc,
+    nấm lạ, kháng sinh, sông, ao, suối, thác, biển, nước sâu, tắm, bơi, leo, trèo, dao, đường ray,
+    tàu, ngược chiều, rượu, bia, lái xe, otp, mật khẩu, chuyển tiền, người lạ, link, chuyển khoản,
+    hack, thang máy, giàn giáo, cửa xe, ghe, qua cầu, ma túy, ra khơi, gần, rừng, tấn, đốt,
+    nhúc nhích"""
+_HARM = _word(_any(_HARMS))             # dangers
+_RISK = _word(_any(_HARMS, _RISKS))     # the same and what may become one
+_WARNED = _any("""em, anh, chị, con, cháu, bạn, các bạn, các em, các con, các cháu, mọi người,
+    bà con, ông, bà, cô, chú, bác, má, ba, mẹ, bố, mày, cậu, xin, hãy, cần, phải, nên, nhớ, hết sức,
+    quý khách, hành khách, người dân, khách hàng, phụ huynh, học sinh, du khách, ngư dân,
+    tàu thuyền, tài xế, nhân viên, trẻ em, cả nhà, làm ơn, tuyệt đối, thôi, này, nè, ê, tất cả""")
+_AT = rf"(?:{_WARNED} (?:, )?){{0,3}}"        # whom a warning speaks to may stand before it
+_NOW = rf"(?= ,|$| (?:đi|mau|ngay|nhanh|lẹ|thôi|lên|{_CALLED})(?: |$))"
+_OPENS = _clause(
+    _AT + r"(?:(?:cẩn thận(?! (?:gói|xếp|gấp|lau|ghi|viết|đọc|từng|lắm))|cẩn trọng|thận trọng"
+    r"|coi chừng|trông chừng|dè chừng|đề phòng|(?:đề cao )?cảnh giác|báo động|báo cháy|khẩn cấp"
+    r"|(?:chú ý|lưu ý)(?! (?:đến|tới|của))|cảnh báo(?! của)|tránh xa|sơ tán khẩn cấp|né ra"
+    r"|khẩn trương (?:sơ tán|di dời|rời khỏi|vào nơi|tránh)|giữ khoảng cách"
+    r"|gọi (?:cấp cứu|cứu hỏa|cảnh sát|công an)|cứu (?:với|tôi|em|con|chúng tôi)"
+    r"|chạy (?:mau|ngay|nhanh|đi(?= ,|$)|thôi))(?= |$)"
+    r"|(?:cứu|sơ tán|dừng tay|đứng lại|đứng im|đứng yên|nằm xuống|cúi xuống|tránh ra|tránh đường)"
+    rf"{_NOW}|(?:dừng|lùi) lại(?= ,|$| (?:ngay|mau|đi|sau|quan sát|{_CALLED})))")
+_NAMED = re.compile(rf"^(?:{_CALLED} )?nguy hiểm(?= ,|$| (?:quá|lắm|đấy|đó)(?: |$))"
+                    r"|, nguy hiểm (?:quá|lắm|đấy|đó|,)")
+
+# %% ../nbs/26_tone.ipynb #1a3725b8
+_FORBID = _word(
+    rf"(?:đừng|chớ(?! không)|cấm|nghiêm cấm|(?:^|(?<=, )){_AT}không (?:được|nên)"
+    r"|không được(?= (?:qua|vào|chạm|lại gần|trèo|mở)))"
+    r"(?: (?:có|bao giờ|nên|để|cho|mà|ai|tự ý))* (?P<what>\S+(?: \S+)?)")
+_DO_NOT = _clause(
+    r"(?:(?:người dân|bà con|mọi người|trẻ em|tuyệt đối|xin|hãy|du khách|hành khách|quý khách"
+    r"|khách hàng|tàu thuyền|ngư dân|các bạn|người già và trẻ nhỏ|anh chị) )?(?:tuyệt đối )?"
+    r"(?:không|hạn chế|ngừng|tránh)(?: tự ý)? (?!có|phải|biết|ai|gì|bao|những|chỉ|lẽ|hiểu|thể|còn"
+    r"|cần|khí|gian)(?P<what>\S+(?: \S+)?)")
+_BARE = re.compile("^(?:đừng|cấm vào|cấm lại gần)(?: mà)?(?: ,|$)")
+_TOUCHES = re.compile(_any("""chạm, đụng, lại gần, tới gần, đến gần, trèo, leo, mở, uống, chạy, bơi,
+    tắm, vượt, bước, tin, bấm, nhấp, ấn, hút, đốt, lái, cắm, nhảy, quay lại, nhúc nhích, manh động,
+    lửa, đi một mình, đi đường, xuống, vào, ăn, lên, đọc mã, ra khỏi""") + "(?= |$)")
+_COMFORTS = re.compile(_any("""lo, buồn, khóc, ngại, sợ, giận, trách, quên, bận tâm, bỏ cuộc, nản,
+    tự ti, tự trách, nghĩ, suy nghĩ, để ý, nói, hỏi, làm phiền, cười, trêu, làm ồn, đợi, chờ, mong,
+    tưởng, hòng, thương, tiếc, hối hận, cãi, gọi, nhắn, mắng, vội, đùa với tình, vứt rác, xả rác,
+    đổ rác""") + "(?= |$)")
+
+def _forbids(s: _Sentence) -> bool:
+    "A prohibition, if what it forbids or the rest of the sentence is dangerous: cấm trèo."
+    if _BARE.search(s.plain): return True
+    strong, risk = _FORBID.search(s.plain), bool(_RISK.search(s.plain))
+    if strong and not _COMFORTS.match(strong["what"]):
+        short = s.end != "" or s.plain.count(" ") < 5
+        return risk or short and bool(_TOUCHES.match(strong["what"]))
+    weak = _DO_NOT.search(s.plain)
+    return bool(weak) and risk and not _COMFORTS.match(weak["what"])
+
+# %% ../nbs/26_tone.ipynb #06361cad
+_OR_ELSE = _word(
+    r"(?:kẻo|coi chừng|(?<= )(?:không thì|không là|nếu không|để tránh)) (?:\S+ ){0,5}?"
+    rf"(?:{_any(_HARMS)}|mất|hỏng|đau|ốm|muộn|trễ|lạc|lật|ướt|phạt|không kịp|tan xác)")
+_NOTICE = _word(
+    r"xa tầm tay|trong tầm tay trẻ em|cấm lửa|điện cao thế|khu vực nguy hiểm|có độc"
+    r"|dễ (?:trượt|ngã|cháy)|(?:hố|vực|đường cong|khúc cua) (?:\S+ )?(?:nguy hiểm|phía trước)"
+    r"|có (?:biến|cháy|trộm|cướp|bom|rắn|bắn tỉa|cọp|súng)(?= ,|$| rồi)")
+_COMING = _word(
+    r"(?:rất|quá|cực kỳ|hết sức|vô cùng|là) (?:\S+ )?nguy hiểm|nguy hiểm (?:lắm|đấy|đó|quá)"
+    r"|(?:chết|toi|ngã|té|bỏng|giết|bắn) (?:bây giờ|đấy|đó|giờ|liền|chết)"
+    r"|(?:có thể|sẽ|có nguy cơ|nguy cơ|đang|sắp|dễ) (?:\S+ ){0,3}?(?:gây chết|chết người"
+    r"|phát nổ|nổ|điện giật|ngộ độc|sốc phản vệ|sập|đổ(?: bộ)?|vỡ|tràn về|dâng|rơi xuống|lao xuống"
+    r"|ập đến|tới|té|trượt|bỏng|tử vong|mất mạng|sạt lở|cháy|cháy lan|rò rỉ|bốc khói|đóng)")
+_PRESSES = _word("đừng|chớ|mau|ngay|nhanh|hãy|người dân|bà con|ra khỏi|lùi|chạy|tránh|bây giờ|kìa"
+                 "|di dời|không (?:đi|ra|nên|được)|sơ tán|gây tử vong")
+
+def _danger_comes(s: _Sentence) -> bool:
+    "A danger that is near, in a sentence that cries out or presses: cầu sắp sập rồi, lùi lại."
+    return bool(_COMING.search(s.plain)) and (s.end == "!" or bool(_PRESSES.search(s.plain)))
+
+_ACTS = _any("""tránh, tắt, rút, khóa, đóng, nấp, nín thở, bịt, đeo, giảm tốc độ, về số thấp,
+    di dời, sơ tán, rời, ngừng, dừng, ngưng, theo lối, quay xe, đi chậm, chạy, cúi, buông, bỏ,
+    xuống, leo, trèo, ngắt, gọi, che, núp, nhảy, ra khỏi, ra ngoài, chui, lùi, phanh, né, bắt lấy,
+    hạ buồm, bò, đưa, dậy, bắt buộc, đề nghị""")
+_ACT = _clause(rf"(?:(?:\S+ )+thì )?{_AT}(?:\S+ ơi ,? ?)?(?:(?:yêu cầu|đề nghị) )?"
+               rf"(?:{_WARNED} )?{_ACTS}")
+_AT_ONCE = _word(
+    "mau|lẹ|liền|gấp|khẩn cấp|lập tức|nhanh|kìa|ngay(?! (?:sau|bên|cạnh|trước|ngã))"
+    "|giảm tốc độ|về số thấp|bắt buộc|đề nghị|tránh ra"
+    "|(?:đi|thôi|lên|ra|lại|vào|xuống|rồi)(?= ,|$)")
+_FLEE = _word(r"(?:phanh|chạy|ra khỏi|xuống|gọi|tránh|dậy|trèo|leo|nhảy|lùi) (?:\S+ ){0,4}"
+              "(?:mau|ngay|lập tức|lẹ)")
+_PAST = _word("đã (?:được|bị)|hôm qua|vừa được|tuần trước|năm ngoái|điều tra|khởi tố|bắt giữ|phim")
+
+def _urges(s: _Sentence) -> bool:
+    "Something to be done now, beside a danger: nước lên rồi, leo lên gác mau."
+    if _PAST.search(s.plain) or not _ACT.search(s.plain): return False
+    if _HARM.search(s.plain): return bool(_AT_ONCE.search(s.plain))
+    return s.end == "!" and bool(_FLEE.search(s.plain))
+
+# %% ../nbs/26_tone.ipynb #6541e34e
+_OFFICIAL = _word(
+    r"(?:khuyến cáo|cảnh báo|yêu cầu|đề nghị|khuyên|kêu gọi|cần|khẩn trương) (?:\S+ ){0,7}?"
+    r"(?:cảnh giác|đề phòng|sơ tán|không|chớ|ngừng|tránh|hạn chế|rời khỏi|thận trọng|cẩn thận"
+    r"|di dời|neo đậu|tuyệt đối|ứng phó|nơi trú ẩn)")
+_WAS_ADVISED = _word("(?:đã|từng) (?:cảnh báo|khuyến cáo|yêu cầu|kêu gọi)")
+_SHOUTED = _any("""cháy, nổ, sập, cướp, tên cướp, trộm, rắn, lũ, động đất, bom, vỡ đê, cọp, cứu,
+    hỏa hoạn, đuối nước, sóng thần, nguy hiểm, giặc, sấu, tàu, xe, người đến""")
+_SHOUT = re.compile(rf"^(?:(?:có|bắt lấy|bớ|im lặng ,) )*{_SHOUTED}"
+                    rf"(?: {_SHOUTED}| nhà| rồi| kìa| về| tới| ,|$)")
+_TELLER = re.compile(
+    r"^(?:tôi|em|nó|hắn|họ|y|gã|lão|tao|mình|chúng tôi|(?:anh|cô|ông|bà|chị|cậu) ấy|thằng \S+"
+    r"|con bé) (?:\S+ ){0,2}?(?:không|chưa|chẳng|bị|đã|đang|cẩn thận|chú ý|đứng|từng|vừa|sợ|cấm"
+    r"|được) (?!.*(?:đừng|kẻo|coi chừng))|^(?:phải chi|giá|giá mà|ước gì|không lẽ|lẽ ra) ")
+
+def _advises(s: _Sentence) -> bool:
+    "An office that asks people to protect themselves."
+    if _WAS_ADVISED.search(s.plain): return False
+    return bool(_OFFICIAL.search(s.plain) and _RISK.search(s.plain))
+
+_WARNING_RULES = (      # what it is and how it is found
+    ("opening of a warning", _find("plain", _OPENS)),
+    ("danger named", _find("plain", _NAMED)),
+    ("dangerous thing forbidden", _forbids),
+    ("what happens otherwise", _find("plain", _OR_ELSE)),
+    ("notice of danger", _find("plain", _NOTICE)),
+    ("danger to come", _danger_comes),
+    ("urgent call", _urges),
+    ("advice against danger", _advises),
+    ("shout", lambda s: s.end == "!" and bool(_SHOUT.search(s.plain))))
+
+def _warning(s: _Sentence) -> str:
+    "Which rule makes a sentence a warning, an urgent call or a prohibition; '' if none does."
+    if _TELLER.search(s.plain): return ""
+    return next((why for why, holds in _WARNING_RULES if holds(s)), "")
 
 # %% ../nbs/26_tone.ipynb #c1dd5d60
 @dataclass(frozen=True)
@@ -89,52 +483,70 @@ class Verdict:
     why: str
     sure: bool
 
-# %% ../nbs/26_tone.ipynb #4bd5347d
+# %% ../nbs/26_tone.ipynb #e8dab523
+_CLEAR = ("particle at the end", "yes or no")      # questions also where a warning stands in them
+
 def _judge(sentence: str) -> Verdict:
     "The verdict on one sentence with its mark."
-    text = " ".join(re.sub(r"[^\w,]+", " ", sentence.lower()).replace(",", ", ").split()).replace(" ,", ",").strip(", ")
-    end = next((c for c in "?!." if c in re.search(r"[\W_]*$", sentence)[0]), "")
-    if end == "?": return Verdict("questioning", "question mark", True)
-    if _warns(text, end): return Verdict("alerting", "warning", True)
-    if _affirms(text): return Verdict("affirming", "assent or praise", True)
-    if _asks(text, end): return Verdict("questioning", "question word or particle", end == ".")
-    if end == "!": return Verdict("affirming", "exclamation mark", False)
-    return Verdict("neutral", "statement", end == ".")
+    s = _sentence(sentence)
+    if s.end == "?" and _NEVER_ASKS.search(s.core):
+        return Verdict("neutral", "rhetorical question", True)
+    if s.end == "?": return Verdict("questioning", "question mark", True)
+    asked = _question(s)
+    if asked not in _CLEAR and (warned := _warning(s)): return Verdict("alerting", warned, True)
+    if not asked and _affirms(s): return Verdict("affirming", "assent", True)
+    if asked: return Verdict("questioning", asked, s.end == ".")
+    if s.end == "!": return Verdict("neutral", "exclamation mark", False)
+    return Verdict("neutral", "statement", s.end == ".")
 
-# %% ../nbs/26_tone.ipynb #ca626a74
+# %% ../nbs/26_tone.ipynb #5e8fa825
+_READ = 50      # sentences read from the end of a text; a clip has a few
+
 def emotion_of(text: str) -> Verdict:
     "How `text` is meant; of several sentences the last that is not neutral speaks."
-    sentences = [s for s in re.findall(r"[^.!?…]+[.!?…]*[\"”’')]*", " ".join(place_tone(w) for w in nfc(text).split())) if words(s)]
-    verdicts = [_judge(s.strip()) for s in sentences] or [Verdict("neutral", "no words", True)]
-    return next((v for v in reversed(verdicts) if v.emotion != "neutral"), verdicts[-1])
+    whole = " ".join(place_tone(w) for w in nfc(text).split())
+    parts = [p for p in re.findall(r"[^.!?…]+[.!?…]*[\"”’')]*", whole) if words(p)]
+    verdicts = []
+    for part in reversed(parts[-_READ:]):
+        after = part.rpartition(":")[2]
+        for piece in (after, part) if after != part else (part,):
+            verdicts.append(_judge(piece.strip()))
+            if verdicts[-1].emotion != "neutral": return verdicts[-1]
+    return verdicts[0] if verdicts else Verdict("neutral", "no words", True)
 
 # %% ../nbs/26_tone.ipynb #7da22dec
-RISE, LOUD = 4.0, 6.0      # semitones that the end lies above the median; dB above the speaker's usual level
+RISE = 4.0     # semitones that the end lies above the median
+LOUD = 6.0     # dB above the speaker's usual level
 
 _MAY_ASK = set("gì ai sao đâu nào không chưa hay à mấy bao hả nhỉ chứ".split())
 
 def vote(verdict: Verdict, text: str, rise: float, energy: float) -> Verdict:
     """`verdict`, or what the sound makes of an unsure one; NaN has no vote.
 
-    `rise` is how many semitones its end lies above its median, `energy` how many dB it is over its speaker's usual level.
+    `rise` is how many semitones its end lies above its median, `energy` how many dB it is over its
+    speaker's usual level.
     """
     if verdict.sure: return verdict
     own = split_tone((words(text) or [""])[-1])[1] in ("\u0301", "\u0303", "\u0309")
-    if verdict.why == "exclamation mark": return Verdict("alerting", "exclamation mark, loud", True) if energy >= LOUD else verdict
+    if verdict.why == "exclamation mark":
+        loud = Verdict("alerting", "exclamation mark, loud", True)
+        return loud if energy >= LOUD else verdict
     may = verdict.emotion == "neutral" and not own and _MAY_ASK & set(words(text))
     if may and rise >= RISE: return Verdict("questioning", "its end is high", True)
     return verdict
 
 # %% ../nbs/26_tone.ipynb #4915b777
 def keyword_emotion(text: str) -> str:
-    "The keyword rules of train-higgs-audio-vi (its data_preprocess_vn.py): letters found anywhere decide."
+    "The keyword rules of train-higgs-audio-vi's data_preprocess_vn.py: letters anywhere decide."
     low = nfc(text).lower()
-    rules = (("questioning", "? gì nào sao"), ("affirming", "! tuyệt tốt đúng"), ("alerting", "lỗi sai không nguy_hiểm"))
-    return next((name for name, hits in rules if any(h.replace("_", " ") in low for h in hits.split())), "neutral")
+    rules = (("questioning", "? gì nào sao"), ("affirming", "! tuyệt tốt đúng"),
+             ("alerting", "lỗi sai không nguy_hiểm"))
+    found = (name for name, hits in rules if any(h.replace("_", " ") in low for h in hits.split()))
+    return next(found, "neutral")
 
 # %% ../nbs/26_tone.ipynb #fd9f4367
 def confusion(pairs: list[tuple[str, str]]) -> list[list[int]]:
-    "Counts by label (rows) and verdict (columns), in the order of `EMOTIONS`, of `(label, verdict)` pairs."
+    "Counts of `(label, verdict)` pairs: a row a label, a column a verdict, ordered as `EMOTIONS`."
     n = Counter(pairs)
     return [[n[a, b] for b in EMOTIONS] for a in EMOTIONS]
 
@@ -150,10 +562,11 @@ _OWN = dict(Bắc="giời nhớn thầy_u bu_nó",
 def _finds(text: str, table: dict[str, str]) -> set[str]:
     "The regions of which `text` has a word."
     line = f" {' '.join(words(text))} "
-    return {region for region, hits in table.items() if any(f" {h.replace('_', ' ')} " in line for h in hits.split())}
+    return {region for region, hits in table.items()
+            if any(f" {h.replace('_', ' ')} " in line for h in hits.split())}
 
 def dialect_named(cell: object) -> str:
-    "The region that a table's cell names ('Miền nam,Southern' -> 'Nam'); '' if it names none or two."
+    "The region that a table's cell names ('Miền nam,Southern': 'Nam'); '' for none or two."
     found = _finds(cell, _NAMES) if isinstance(cell, str) else set()
     return found.pop() if len(found) == 1 else ""
 
