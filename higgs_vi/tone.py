@@ -147,6 +147,7 @@ _OWN_FRAME = _word("có|đã|định|muốn")
 def _reported(pattern: re.Pattern) -> Callable[[_Sentence], bool]:
     "A rule: `pattern` finds what reports a question, and no question's frame opens before it."
     def holds(s: _Sentence) -> bool:
+        "True if the question is reported."
         m = pattern.search(s.core)
         return bool(m) and not _OWN_FRAME.search(s.core[:m.start() + 1])
     return holds
