@@ -243,7 +243,9 @@ _SHORT = _table("""
     phòng an ninh; NSNN ngân sách nhà nước; TNCN thu nhập cá nhân; TNDN thu nhập doanh nghiệp;
     GTGT giá trị gia tăng; XDCB xây dựng cơ bản; VLXD vật liệu xây dựng; CTMTQG chương trình
     mục tiêu quốc gia; NTM nông thôn mới; KHHGĐ kế hoạch hóa gia đình; ĐVT đơn vị tính; TV ti
-    vi; OK ô kê; Ok ô kê; TT-Huế Thừa Thiên Huế; BR-VT Bà Rịa Vũng Tàu; CHDCND cộng hòa dân
+    vi; OK ô kê; Ok ô kê; TT-Huế Thừa Thiên Huế; BR-VT Bà Rịa Vũng Tàu; KHTN khoa học tự nhiên;
+    KHXH khoa học xã hội;
+    KTQD kinh tế quốc dân; CHDCND cộng hòa dân
     chủ nhân dân""")
 
 # %% ../nbs/17_aloud.ipynb #978aa4bd
@@ -618,7 +620,9 @@ _NUMBER = (r"\d{1,3}(?:[.,]\d{3})+(?:[.,]\d{1,12})?(?![\d]|[.,]\d)|[1-9]\d{0,2}(
            r"|[.,]\d)|\d{1,40}(?:[.,]\d{1,12})?")
 _SIGNED = _table("""
     - âm; − âm; – âm; + cộng; ± cộng trừ; ~ khoảng; ≈ xấp xỉ""")
-_alternatives = lambda table: "|".join(map(re.escape, sorted(table, key=len, reverse=True)))
+def _alternatives(table) -> str:
+    "The keys of `table` as one pattern, the longest first."
+    return "|".join(map(re.escape, sorted(table, key=len, reverse=True)))
 _HEAD = re.compile(rf"([-−–+±~≈]\s?)?(US\$|S\$|A\$|C\$|HK\$|[$€£¥₫₩฿])?\s?({_NUMBER})")
 _SCALES = _table("""
     k nghìn; K nghìn; tr triệu; Tr triệu; TR triệu; ng nghìn; tỷ tỷ; tỉ tỷ; nghìn nghìn; ngàn
@@ -768,7 +772,7 @@ def _pair(m: re.Match, a: str, sign: str, b: str, end: int) -> str:
             return _date(before, a, b)
         if first > second and (int(a), int(b)) in _OLD_FEASTS: return _date(before, a, b)
     if first < second: return span
-    return apart if small else span
+    return apart if small or second < 10 else span
 
 _DASHED_DATE = r"(?:ngày|sáng|chiều|tối|mùng) \d{1,2}-\d{1,2}(?: và|,| đến| hoặc|;) (?:ngày )?$"
 _DAY_BEFORE_DASH = (r"ngày|mùng|mồng|sáng|trưa|chiều|tối|đêm|hôm|lễ|dịp|quốc khánh|giỗ tổ|kỷ niệm"
@@ -1107,6 +1111,12 @@ def _formula(m: re.Match) -> str | None:
         number(p) if p.isdecimal() else spell(p) for p in re.findall(r"\d+|[A-Za-z]", m[0])
     )
 
+@_rule("formula", r"([A-ZĐ]{2,4})([A-ZĐ][a-z]{2,12})(?!\w)|([A-Z][a-z]{2,12})([A-Z]{2,4})(?!\w)")
+def _glued(m: re.Match) -> str:
+    "VPBank, ChatGPT: an abbreviation without a space."
+    if m[1]: return f"{abbreviation(m[1]) if m[1] in _SAID_ENGLISH else spell(m[1])} {m[2]}"
+    return f"{m[3]} {abbreviation(m[4])}"
+
 _TOKEN = r"[A-ZĐƯ]{1,6}(?:[-.]?\d{1,6}[A-ZĐƯ]{0,3}){1,4}|\d{1,5}(?:[A-ZĐƯ]{1,3}\d{0,3}){1,4}"
 _ROADS = _table("""
     KP khu phố; QL quốc lộ; TL tỉnh lộ; ĐT đường tỉnh; HL hương lộ; DT đường tỉnh""")
@@ -1190,7 +1200,8 @@ def _by_neighbours(m: re.Match) -> str:
     if text == "ĐC" and re.match(r"\s?:", after): return "địa chỉ"
     if text == "KP" and re.match(r"\s?\d", after): return "khu phố"
     if text == "TH" and _ends(before, "trường|học sinh|cấp|bậc"): return "tiểu học"
-    if text == "CT" and named: return "chủ tịch"
+    if text == "CT" and (named or re.match(r" (?:UBND|HĐND|HĐQT|nước|Quốc|QH)", after)):
+        return "chủ tịch"
     if text == "CA" and re.match(r" (?:xã|huyện|tỉnh|TP|thành|phường|quận|[A-ZĐ])", after):
         return "công an"
     if text == "QĐ" or text == "NĐ" or text == "NQ":
@@ -1383,6 +1394,11 @@ def _dash(m: re.Match) -> str:
     left, right = m.string[max(0, m.start() - 40):m.start()], m.string[m.end():m.end() + 20]
     if re.search(r"\d{1,2}/\d{1,4}\s?$", left) and re.match(r"\s?\d{1,2}/\d{1,4}", right):
         return "đến"
+    split = re.search(r"\d(m|kg|km)\d{1,2}\s?$", left)
+    if split and re.match(rf"\s?\d{{1,3}}{split[1]}\d{{1,2}}(?!\w)", right):
+        return "đến"
+    if re.search(r"[A-ZĐ]$", left) and re.match(r"[A-ZĐ]", right):
+        return " "
     worded = re.search(r"\d[\d.,]*\s?([^\W\d_]+)\s?$", left)
     if worded and re.match(rf"\s?\d[\d.,]*\s?{re.escape(worded[1])}(?!\w)", right): return "đến"
     coded = re.search(r"(?<!\w)(\d{0,2}[A-ZĐ]{1,3})\d{1,4}\s?$", left)

@@ -13,28 +13,38 @@ from functools import lru_cache
 # %% ../nbs/10_text.ipynb #1f5d298a
 _TONES = "\u0300\u0309\u0303\u0301\u0323"  # grave (huyền), hook (hỏi), tilde (ngã), acute (sắc), dot below (nặng)
 
+
 def nfc(text: str) -> str:
     "`text` with every letter in its composed form (Unicode NFC)."
     return unicodedata.normalize("NFC", text)
 
 # %% ../nbs/10_text.ipynb #bdc962ac
 _VOWELS = "aăâeêioôơuưy"
-_SYLLABLE = re.compile(rf"(ngh|ng|nh|ch|gh|gi(?=[{_VOWELS}])|kh|ph|qu(?=[{_VOWELS}])|th|tr|[bcdđghklmnprstvx])?"
-                       rf"([{_VOWELS}]{{1,3}})(ng|nh|ch|[cmnpt])?")
+_SYLLABLE = re.compile(
+    rf"(ngh|ng|nh|ch|gh|gi(?=[{_VOWELS}])|kh|ph|qu(?=[{_VOWELS}])|th|tr|[bcdđghklmnprstvx])?"
+    rf"([{_VOWELS}]{{1,3}})(ng|nh|ch|[cmnpt])?"
+)
 
 @lru_cache(65536)     # words come again and again
 def split_tone(word: str) -> tuple[str, str]:
     "`word` without its tone marks, and the marks as combining characters: 'Hoà' -> ('Hoa', '\u0300')."
     letters = unicodedata.normalize("NFD", word)
-    return nfc("".join(c for c in letters if c not in _TONES)), "".join(c for c in letters if c in _TONES)
+    return nfc("".join(c for c in letters if c not in _TONES)), "".join(
+        c for c in letters if c in _TONES
+    )
 
 # %% ../nbs/10_text.ipynb #7f6895d3
-_RHYME = re.compile(r"(?:[aăâeêioôơuư]|ia|iê|oa|oă|oe|oo|ua|uâ|uê|uô|uơ|uy|uyê|uya|ưa|ươ|yê|y)(?:ng|nh|ch|[cmnpt])"
-                    r"|[aeêioôơuưy]|[aâ][iouy]|[eê][ou]|i[au]|iêu|[oôơ]i|o[ae]|oa[ioy]|oe[ou]?|uây"
-                    r"|u[aêiơy]|uôi|uy[au]|ư[aiu]|ươ[iu]|yêu")
-_ONSETS_OF = {"oe": "ch đ h kh l ng nh t th x".split(),
-              "oa": "ch d đ g gi h kh l ng nh s t th tr v x".split(),
-              "uy": "d h kh l ng nh s t th tr x".split()}   # "Noé" and "Muý" are not Vietnamese, "loé" is
+_RHYME = re.compile(
+    r"(?:[aăâeêioôơuư]|ia|iê|oa|oă|oe|oo|ua|uâ|uê|uô|uơ|uy|uyê|uya|ưa|ươ|yê|y)(?:ng|nh|ch|[cmnpt])"
+    r"|[aeêioôơuưy]|[aâ][iouy]|[eê][ou]|i[au]|iêu|[oôơ]i|o[ae]|oa[ioy]|oe[ou]?|uây"
+    r"|u[aêiơy]|uôi|uy[au]|ư[aiu]|ươ[iu]|yêu"
+)
+_ONSETS_OF = {
+    "oe": "ch đ h kh l ng nh t th x".split(),
+    "oa": "ch d đ g gi h kh l ng nh s t th tr v x".split(),
+    "uy": "d h kh l ng nh s t th tr x".split(),
+}  # "Noé" and "Muý" are not Vietnamese, "loé" is
+
 
 def _tone_seat(nucleus: str, final: str | None) -> int:
     "The index in `nucleus` of the vowel that bears the tone mark."
@@ -47,63 +57,88 @@ def _tone_seat(nucleus: str, final: str | None) -> int:
 def place_tone(word: str) -> str:
     """`word` with its tone mark on the customary vowel.
 
-    What is no Vietnamese syllable comes back as it is: foreign words keep their marks ("Noé", "Où", "Ñu").
+    What is no Vietnamese syllable comes back as it is: "Noé", "Où", "Ñu" keep their marks.
     """
     bare, tone = split_tone(word)
     m = _SYLLABLE.fullmatch(bare.lower())
     if len(tone) != 1 or not m or not _RHYME.fullmatch(m[2] + (m[3] or "")): return word
     if m[1] and m[1] not in _ONSETS_OF.get(m[2] + (m[3] or ""), [m[1]]): return word
     letters = unicodedata.normalize("NFD", word)
-    if letters[letters.index(tone) - 1].lower() not in "aeiouy\u0302\u0306\u031b": return word     # the tilde of "Ñu"
+    if letters[letters.index(tone) - 1].lower() not in "aeiouy\u0302\u0306\u031b":
+        return word  # the tilde of "Ñu"
     seat = m.start(2) + _tone_seat(m[2], m[3])
     return nfc(bare[:seat + 1] + tone + bare[seat + 1:])
 
 # %% ../nbs/10_text.ipynb #1eedd67f
 _MARKS = "\u0300-\u036f"                                 # combining marks
-_ALIKE = dict(zip("АВЕІЈКМНОРЅСТУХаеіјорѕсухԁԛԝһΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEIJKMHOPSCTYXaeijopscyxdqwhABEZHIKMNOPTYXo"))
+_ALIKE = dict(
+    zip(
+        "АВЕІЈКМНОРЅСТУХаеіјорѕсухԁԛԝһΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",
+        "ABEIJKMHOPSCTYXaeijopscyxdqwhABEZHIKMNOPTYXo",
+    )
+)
 _ONE_FOR_ONE = {"Ð": "Đ", "ð": "đ", "Ɖ": "Đ", "ɖ": "đ"}
 _DEGREE = re.compile(r"(?<=\d)(\s?)[º˚](?!\w{3})|(?<=\d)(\s?)o(?=[CF]\b)")
-_SCRIPT = re.compile("[\u0400-\u1cff\u2e80-\ud7ff\uf900-\ufaff\uff66-\uffdc]+")  # neither Latin nor Greek
-_KEPT = {"…", "‥", "№", "™", "℠"}                              # compatible forms that are no letters
+_SCRIPT = re.compile(
+    "[\u0400-\u1cff\u2e80-\ud7ff\uf900-\ufaff\uff66-\uffdc]+"
+)  # neither Latin nor Greek
+_KEPT = {"…", "‥", "№", "™", "℠"}  # compatible forms that are no letters
+
 
 def _plain_form(c: str) -> str:
-    "`c` as it is kept: invisible ones vanish, odd spaces become spaces, full-width and joined letters plain ones."
+    "`c` as it is kept: '' if invisible, a space for odd ones, plain for full-width and joined ones."
     kind = unicodedata.category(c)
     if kind in ("Cc", "Zs", "Zl", "Zp"): return " "
     if kind == "Cf" or "\ufe00" <= c <= "\ufe0f" or c in "\u034f\u115f\u1160\u3164\uffa0": return ""
     form, _, rest = unicodedata.decomposition(c).partition(" ")
-    if not form.startswith("<") or form in ("<super>", "<sub>", "<fraction>") or c in _KEPT: return _ONE_FOR_ONE.get(c, c)
+    if not form.startswith("<") or form in ("<super>", "<sub>", "<fraction>") or c in _KEPT:
+        return _ONE_FOR_ONE.get(c, c)
     return c if rest.startswith("0020") else unicodedata.normalize("NFKC", c)
 
 def _latin(text: str) -> str:
-    "`text` with Latin letters for look-alikes in words that hold Latin ones; everywhere, if it has no other strange letter."
+    """`text` with Latin letters for look-alikes, in words that hold Latin letters.
+
+    In every word, if the text has no other letters of another alphabet.
+    """
     strange = [c for c in text if _SCRIPT.match(c) or "\u0370" <= c <= "\u03ff"]
-    everywhere = all(c in _ALIKE for c in strange) and any(c.isascii() and c.isalpha() for c in text)
+    everywhere = all(c in _ALIKE for c in strange) and any(
+        c.isascii() and c.isalpha() for c in text
+    )
     def word(m):
         "One word in Latin letters where it holds some."
-        mixed = everywhere or any(c.isascii() or "\u00c0" <= c <= "\u024f" or "\u1e00" <= c <= "\u1eff" for c in m[0])
+        mixed = everywhere or any(
+            c.isascii() or "\u00c0" <= c <= "\u024f" or "\u1e00" <= c <= "\u1eff" for c in m[0]
+        )
         return "".join(_ALIKE.get(c, c) for c in m[0]) if mixed else m[0]
     return re.sub(rf"[^\W\d_][^\W\d_{_MARKS}]*", word, text)
 
 def plain_letters(text: str) -> str:
     "`text` in NFC, with plain forms for letters that only look like them, and nothing invisible."
-    text = nfc(text.translate({ord(c): _plain_form(c) for c in set(text)}))      # each character looked up once
+    text = nfc(
+        text.translate({ord(c): _plain_form(c) for c in set(text)})
+    )  # each character looked up once
     if any(c in _ALIKE for c in set(text)): text = _latin(text)
     return _DEGREE.sub(lambda m: f"{m[1] or m[2] or ''}°", text)
 
 def clean(text: object) -> str:
     """One line of NFC text in plain letters, with customary tone marks and single spaces.
 
-    Raises `ValueError` for anything but a string (an empty cell arrives as a float NaN), for half a surrogate pair,
-    and for text with nothing to say.
+    Raises `ValueError` for anything but a string (an empty cell arrives as a float NaN), for half
+    a surrogate pair, and for text with nothing to say.
     """
     if not isinstance(text, str):
-        raise ValueError(f"the text is {text!r}: a transcript must be words; fill the cell or drop the row")
+        raise ValueError(
+            f"the text is {text!r}: a transcript must be words; fill the cell or drop the row"
+        )
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError(f"the text {ascii(text[:60])} holds half a character: write the table again as UTF-8")
+        raise ValueError(
+            f"the text {ascii(text[:60])} holds half a character: write the table again as UTF-8"
+        )
     text = " ".join(plain_letters(text).split())
     if not any(c.isalnum() for c in text):
-        raise ValueError(f"the text {text[:60]!r} has no letter or digit: fill the cell or drop the row")
+        raise ValueError(
+            f"the text {text[:60]!r} has no letter or digit: fill the cell or drop the row"
+        )
     return re.sub(rf"[^\W\d_](?:[^\W\d_]|[{_MARKS}])*", lambda m: place_tone(m[0]), text)
 
 def words(text: str) -> list[str]:
@@ -120,7 +155,9 @@ def is_syllable(word: str) -> bool:
     return m[3] not in ("c", "ch", "p", "t") or tone in ("\u0301", "\u0323")
 
 # %% ../nbs/10_text.ipynb #128cec3c
-_BARE_RHYME = re.compile(r"(?:i?eu|[aeiouy]|[iuy]?[aeo]|[aeo][iouy]|uoi|uou|uay|oai|oay|uye|uya)(?:ng|nh|ch|[cmnpt])?")
+_BARE_RHYME = re.compile(
+    r"(?:i?eu|[aeiouy]|[iuy]?[aeo]|[aeo][iouy]|uoi|uou|uay|oai|oay|uye|uya)(?:ng|nh|ch|[cmnpt])?"
+)
 
 def _is_bare(word: str) -> bool:
     "True if `word` may be a Vietnamese syllable that lost its marks: 'biet', 'dep'."
@@ -128,14 +165,18 @@ def _is_bare(word: str) -> bool:
     return bool(m and word.isascii() and _BARE_RHYME.fullmatch(m[2] + (m[3] or "")))
 
 def _weighed(text: str) -> list[str]:
-    "The words of `text` that tell its language, with their capitals: no addresses, codes, abbreviations."
-    chunks = (c for c in text.split() if not any(sign in c for sign in "@/\\_") and not re.search(r"\w\.\w", c))
+    "The words of `text` that tell its language: no addresses, codes, abbreviations."
+    chunks = (
+        c
+        for c in text.split()
+        if not any(sign in c for sign in "@/\\_") and not re.search(r"\w\.\w", c)
+    )
     every = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", " ".join(chunks))
     shouted = text.isupper()
     return [w for w in every if (len(w) > 1 or not w.isascii()) and (shouted or not w.isupper())]
 
 def why_foreign(text: str) -> str:
-    "Why `text` is not Vietnamese as it is written today; '' where it is, or is too short to tell (under three words)."
+    "Why `text` is not Vietnamese as it is written today; '' where it is or is under three words."
     text = nfc(text)
     letters = sum(c.isalpha() for c in text)
     strange = sum(c.isalpha() for run in _SCRIPT.findall(text) for c in run)
@@ -151,5 +192,6 @@ def why_foreign(text: str) -> str:
     if len(other) >= fewest and len(other) > 0.5 * len(weighed):
         return f"{len(other)} of {len(weighed)} words are no Vietnamese syllables"
     if names: return ""
-    if len(weighed) > 6 or len(every) > 3 and any(map(_is_bare, other)): return f"no mark on any of {len(every)} words"
+    if len(weighed) > 6 or len(every) > 3 and any(map(_is_bare, other)):
+        return f"no mark on any of {len(every)} words"
     return ""
