@@ -163,7 +163,7 @@ _SURELY = re.compile(
     r"\S \S.* (?:được|ổn|khỏe|thật|nhớ|hiểu|biết|kịp|đúng|xong|vui|ngon|tốt|về|đến|quen|thích|tới"
     r"|nghe|đủ|chịu|đi|rồi) (?:chứ|chớ)$")
 _EXCLAIMS = re.compile(
-    r"(?:^| )sao (?:\S+ )*(?:thế|quá|vậy|ghê|dữ|thế này|thế kia)(?: |$)")
+    r"(?:^| )sao (?:\S+ )*(?:thế|quá|vậy|ghê|dữ|chứ|thế này|thế kia)(?: |$)")
 _STRONG = _word("quá|ghê|dữ")
 
 def _particle(s: _Sentence) -> bool:
@@ -260,6 +260,7 @@ _EARLIER = re.compile(
 _EITHER = re.compile(
     r"(?:^|, )(?:\S+ )*?(?:(?:đã|còn|rồi|đang|nên) (?:\S+ )*?hay \S+"
     r"|(?:\S+ )+hay (?:còn|đã|chưa|đang) \S+|(?:\S+ )+hay [^,]+ rồi)"
+    r"|(?:^| )(?!khi|lúc|ngày|người)(\S+) (?:\S+ ){1,2}hay \1 \S"
     r"|(?:tăng hay giảm|đúng hay sai|thật hay giả|hay \S+ trước)(?= |$)"
     rf"|^{_YOU} (?:[^ ,]+ )*?(?:muốn|thích|chọn|ăn|uống|đi|mua|lấy|dùng|thương) (?:[^ ,]+ )*?hay "
     r"(?!là |bị |quên |khóc |cười |nói |đi$)\S")
@@ -300,7 +301,8 @@ _YES = re.compile(
     rf"^{_BEFORE_YES}(?:vâng|dạ(?! khúc| dày| hội| tiệc| quang| hương| cổ)|ừ|ừm|uh|ừa|ờ|ok|oke"
     r"|okie|okê|okay|ô kê|đồng ý|nhất trí|tán thành|tất nhiên|dĩ nhiên|đương nhiên|thống nhất"
     r"|chắc chắn(?! không| chưa)|nhất định|chính xác(?! là| bao)|tuân lệnh|nghe rõ|hiểu rồi"
-    r"|hứa|thề|cam đoan|xin (?:hứa|thề|vâng|xác nhận)|rõ ràng|quả (?:thật|đúng|là)|chí phải"
+    r"|không sai(?= ,|$)|hứa|thề|cam đoan"
+    r"|xin (?:hứa|thề|vâng|xác nhận)|rõ ràng|quả (?:thật|đúng|là)|chí phải"
     r"|chuẩn(?! bị| mực| đoán| hóa| nghèo| đầu)|sẵn sàng|sẵn lòng|không thành vấn đề|cứ đi đi"
     r"|cứ (?:tin|để|yên tâm|tự nhiên|làm (?:thế|vậy|như))"
     r"|đúng(?! giờ| lúc| ngày| hẹn| lượt| đầu| vào| chỗ| số| \d| quy| cách| dịp| hạn| nửa| khi"
@@ -316,6 +318,7 @@ _PROMISE = _clause(
     rf"{_I} (?:(?:xin|sẽ|đã|cũng|hoàn toàn|rất|thì|vừa|tuyệt đối|\S+ và|\S+ \S+ và) ){{0,2}}"
     r"(?:cam kết|cam đoan|đảm bảo|bảo đảm|hứa|thề|đồng ý|nhất trí|tán thành|chấp nhận|nhận lời"
     r"|chấp thuận|bằng lòng|ủng hộ|khẳng định|xác nhận|sẵn sàng|sẵn lòng|chắc chắn|nhất định"
+    r"|(?:biết|nhớ|hiểu) rồi(?= ,|$)|lo được"
     r"|(?:nghĩ|thấy) (?:thế|vậy)(?= ,|$)|lấy (?:\S+ ){1,3}ra bảo đảm|tin (?:\S+ )?\S+)")
 _AGREES = _word(
     r"hoàn toàn (?:đồng ý|nhất trí|chính xác)|đã được (?:xác nhận|duyệt|chấp thuận|phê duyệt)"
@@ -344,9 +347,9 @@ _HARMS = """cháy, nổ, bỏng, điện giật, độc, ngộ độc, đuối, 
     súng, bắn, giết, giặc, địch, ngã, té, sập, trượt, trơn, cướp, trộm, lừa, giả danh, mạo danh,
     giả mạo, chết, tử vong, mất mạng, tính mạng, nguy hiểm, nguy cơ, tai nạn, virus, hỏa hoạn, khói,
     rò rỉ, gas, ga đang xì, nứt, vực, xoáy, kẻ gian, kẻ xấu, ăn mòn, nước dâng, nước lên, nắng nóng,
-    mùi nồng, hố sâu, dốc cao, sứa"""
+    mùi nồng, nước sâu, hố sâu, dốc cao, sứa"""
 _RISKS = """điện, ổ điện, dây điện, cao thế, biến áp, lửa, xăng, dầu, hóa chất, axit, tẩy, thuốc,
-    nấm lạ, kháng sinh, sông, ao, suối, thác, biển, nước sâu, tắm, bơi, leo, trèo, dao, đường ray,
+    nấm lạ, kháng sinh, sông, ao, suối, thác, biển, tắm, bơi, leo, trèo, dao, đường ray,
     tàu, ngược chiều, rượu, bia, lái xe, otp, mật khẩu, chuyển tiền, người lạ, link, chuyển khoản,
     hack, thang máy, giàn giáo, cửa xe, ghe, qua cầu, ma túy, ra khơi, gần, rừng, tấn, đốt,
     nhúc nhích"""
@@ -374,7 +377,7 @@ _NAMED = re.compile(rf"^(?:{_CALLED} )?nguy hiểm(?= ,|$| (?:quá|lắm|đấy|
 _FORBID = _word(
     rf"(?:đừng|chớ(?! không)|cấm|nghiêm cấm|(?:^|(?<=, )){_AT}không (?:được|nên)"
     r"|không được(?= (?:qua|vào|chạm|lại gần|trèo|mở)))"
-    r"(?: (?:có|bao giờ|nên|để|cho|mà|ai|tự ý))* (?P<what>\S+(?: \S+)?)")
+    r"(?: (?:có|bao giờ|nên|để|cho|mà|ai|tự ý|dại))* (?P<what>\S+(?: \S+)?)")
 _DO_NOT = _clause(
     r"(?:(?:người dân|bà con|mọi người|trẻ em|tuyệt đối|xin|hãy|du khách|hành khách|quý khách"
     r"|khách hàng|tàu thuyền|ngư dân|các bạn|người già và trẻ nhỏ|anh chị) )?(?:tuyệt đối )?"
@@ -409,6 +412,7 @@ _NOTICE = _word(
     r"|có (?:biến|cháy|trộm|cướp|bom|rắn|bắn tỉa|cọp|súng)(?= ,|$| rồi)")
 _COMING = _word(
     r"(?:rất|quá|cực kỳ|hết sức|vô cùng|là) (?:\S+ )?nguy hiểm|nguy hiểm (?:lắm|đấy|đó|quá)"
+    r"|(?:bão|lũ|giông|giặc|địch|tàu|xe) (?:\S+ ){0,2}(?:sắp|đang) (?:vào|về|đến|tới)"
     r"|(?:chết|toi|ngã|té|bỏng|giết|bắn) (?:bây giờ|đấy|đó|giờ|liền|chết)"
     r"|(?:có thể|sẽ|có nguy cơ|nguy cơ|đang|sắp|dễ) (?:\S+ ){0,3}?(?:gây chết|chết người"
     r"|phát nổ|nổ|điện giật|ngộ độc|sốc phản vệ|sập|đổ(?: bộ)?|vỡ|tràn về|dâng|rơi xuống|lao xuống"
@@ -423,7 +427,7 @@ def _danger_comes(s: _Sentence) -> bool:
 _ACTS = _any("""tránh, tắt, rút, khóa, đóng, nấp, nín thở, bịt, đeo, giảm tốc độ, về số thấp,
     di dời, sơ tán, rời, ngừng, dừng, ngưng, theo lối, quay xe, đi chậm, chạy, cúi, buông, bỏ,
     xuống, leo, trèo, ngắt, gọi, che, núp, nhảy, ra khỏi, ra ngoài, chui, lùi, phanh, né, bắt lấy,
-    hạ buồm, bò, đưa, dậy, bắt buộc, đề nghị""")
+    hạ buồm, bò, đưa, dậy, trú, mặc áo phao, đội mũ, bắt buộc, đề nghị""")
 _ACT = _clause(rf"(?:(?:\S+ )+thì )?{_AT}(?:\S+ ơi ,? ?)?(?:(?:yêu cầu|đề nghị) )?"
                rf"(?:{_WARNED} )?{_ACTS}")
 _AT_ONCE = _word(
