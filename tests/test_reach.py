@@ -1,6 +1,7 @@
 """Each setting of training and of speaking has the effect that its name says. tests/mutations.py breaks them one by one."""
-import copy, math, shutil
+import copy, math, shutil, subprocess, sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +15,12 @@ from higgs_vi.batch import build_example, collate
 from higgs_vi.codec import DEMO
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.generate import GREEDY, Sampling, generate_columns, make_prompt
-from higgs_vi.model import Checkpoint, base_of, save_checkpoint
+from higgs_vi.merge import MergeSettings, merge
+from higgs_vi.model import Checkpoint, base_of, load_model, save_checkpoint
 from higgs_vi.plan import rate_at
-from higgs_vi.prompt import Prompt
+from higgs_vi.prompt import Prompt, Reference, render
 from higgs_vi.run import Average, checkpoints, random_state, read_metrics, set_random_state
-from higgs_vi.step import audio_loss, train_step
+from higgs_vi.step import audio_loss, target_logits, train_step
 from higgs_vi.train import TrainSettings, build_model, execute, finish, load_step, start, train, validate, with_preset
 
 FOUR = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!", "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
@@ -270,7 +272,41 @@ def test_sampling_reaches_hf_s_warpers_as_given(parts, monkeypatch):
     assert not seen.config.do_sample and seen.config.ras_win_len is None and "TemperatureLogitsWarper" not in seen.warpers
 
 
+def test_prompts_are_the_released_model_s(parts):
+    "Written out, with references in turns and in the scene, and without words as guidance asks for them."
+    system = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nGenerate audio following instruction.\n\n<|scene_desc_start|>\n"
+              "Audio is recorded from a quiet room.{}\n<|scene_desc_end|><|eot_id|>")
+    sound, ask = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    user = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    clone = dict(task="zero_shot_voice_cloning", references=(Reference("Dạ.", np.zeros((8, 3), int)),))
+    assert render(Prompt("Xin chào.")) == system.format("") + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
+    assert render(Prompt("Xin chào."), words=False) == system.format("") + user.format("") + ask + "<|audio_out_bos|>"
+    turns = system.format("") + user.format("Dạ.") + ask + sound + "<|eot_id|>"
+    assert render(Prompt("Xin chào.", **clone)) == turns + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
+    scene = system.format("\n\nSPEAKER0: " + sound) + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
+    assert render(Prompt("Xin chào.", place="scene", **clone)) == scene
+    talk = Prompt("[SPEAKER0] Chào. [SPEAKER1] Vâng.", task="multi_speaker_smart_voice")
+    assert "quiet room.\n\nSPEAKER0: feminine\nSPEAKER1: masculine\n<|scene_desc_end|>" in render(talk)
+
+
+def test_a_merged_model_is_base_and_adapter(place, tmp_path):
+    "Logits of the written folder, read back, against the adapter on its base, and against the base alone."
+    run = execute(settings(place, tmp_path/"run", rate=0.02))
+    merge(MergeSettings(adapter=str(run.folder), out=str(tmp_path/"merged")))
+    batch = collate([build_example(run.parts.tokenizer, Prompt("Xin chào."), np.arange(80).reshape(8, 10))], run.parts.tokenizer)
+    base, merged = (load_model(f) for f in (place/"nano", tmp_path/"merged"))
+    with torch.no_grad(): own, there, plain = (target_logits(m.eval(), batch) for m in (run.model, merged, base))
+    assert (own - there).abs().max() < 1e-4 and (own - plain).abs().max() > 1e-2
+
+
 def test_the_seed_decides_and_the_caller_s_random_state_stays(parts):
     state = torch.get_rng_state()
     said = [generate_columns(parts, make_prompt("Xin chào."), Sampling(seed=s, seconds=0.4)).tolist() for s in (1, 1, 2)]
     assert said[0] == said[1] != said[2] and torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.slow
+def test_every_planted_fault_is_caught():
+    "In a process of its own, since it forks before the package is imported."
+    done = subprocess.run([sys.executable, "-m", "tests.mutations"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -1,5 +1,5 @@
 """Training through the exported step: resume to the last bit, the best checkpoint, early stopping, merge, saying it again."""
-import copy, json, os, random, re, shutil, signal, subprocess, sys, time
+import copy, json, os, random, re, shutil, signal, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 
