@@ -188,7 +188,9 @@ def test_the_average_s_decay_over_many_steps():
 def test_the_average_is_validated_and_written(place, tmp_path):
     "The weights as trained stay in the model; the average's loss decides, and the average becomes the adapter."
     run = start(settings(place, tmp_path/"run", steps=4, rate=0.02, ema=0.9, validation=0.25, evaluate=4))
+    first = trained(run)
     train(run)
+    for others in (first, trained(run)): assert any(not torch.equal(a, b) for a, b in zip(others, run.average.mean))
     own, row = trained(run), read_metrics(run.folder)[-1]
     raw = validate(replace(run, average=None))["loss"]
     assert row["kind"] == "valid" and abs(raw - row["loss"]) > 1e-3
