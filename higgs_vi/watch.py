@@ -54,7 +54,7 @@ def _losses(ax, train: list[dict], valid: list[dict]):
     "Training and validation loss; a dotted line marks the best validation."
     if best := best_row(valid):
         label = f"best: {best['loss']:.3f} at step {best['step']}"
-        ax.axvline(best["step"], color="tab:red", lw=1, ls=":", label=label)
+        ax.axvline(best["step"], color="tab:red", lw=1.5, ls=":", label=label)
     _train_and_valid(ax, train, valid, "loss", "Loss")
 
 def _end_marker(ax, train: list[dict], valid: list[dict]):
@@ -69,12 +69,12 @@ def _train_and_valid(ax, train: list[dict], valid: list[dict], key: str, title: 
     ax.legend(fontsize=9)
 
 def _by_codebook(ax, train: list[dict], valid: list[dict]):
-    "Validation loss of each codebook, the first one dark."
+    "Validation loss of each codebook, from blue (the first) to yellow."
     from matplotlib import colormaps
     n = len(valid[0]["by_codebook"])
     for k in range(n):
         ax.plot(_steps(valid), [r["by_codebook"][k] for r in valid], "o-", ms=3, lw=1.2,
-                label=f"codebook {k}", color=colormaps["viridis"](k/n))
+                label=f"codebook {k}", color=colormaps["viridis"](0.3 + 0.7*k/n))
     ax.set(title="Validation loss by codebook", ylabel="cross-entropy per target (nats)")
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
