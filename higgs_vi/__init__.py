@@ -1,6 +1,6 @@
 __version__ = "0.1.0"
 
-import os, sys
+import logging, os, sys
 
 # Lengths vary from batch to batch: segments that grow leave fewer gaps. torch reads it when a GPU is first used; a user's own value stays.
 os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
@@ -14,3 +14,8 @@ if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", 
 if os.environ.get("IN_TEST") and "OMP_NUM_THREADS" not in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules: sys.modules["torch"].set_num_threads(1)
+
+# torchao, which PEFT imports, registers two Enum classes by a call that torch 2.14 deprecates: two messages at every start, of which
+# no user can remove the cause. Only they are left out.
+logging.getLogger("torch.utils._pytree").addFilter(
+    lambda record: "Calling register_constant() on Enum subclasses is deprecated" not in record.getMessage())

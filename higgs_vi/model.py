@@ -11,9 +11,6 @@ __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_con
 
 # %% ../nbs/15_model.ipynb #51848ff9
 import logging
-# torchao, which PEFT imports, registers two Enum classes with a call that torch 2.14 deprecates: nothing to do here
-logging.getLogger("torch.utils._pytree").addFilter(
-    lambda record: "Calling register_constant() on Enum subclasses is deprecated" not in record.getMessage())
 logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)    # that a text embedding waits on the host, where it shall be
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)     # PEFT imports it; it asks CPUs for a kernel of its own
 import re, warnings
