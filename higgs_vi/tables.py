@@ -52,9 +52,9 @@ def parse_columns(columns: str) -> dict[str, str]:
 
 # %% ../nbs/25_tables.ipynb #ed16aec4
 def unique_names(names: list[str]) -> list[str]:
-    "`names`, of which each that was there before has its number behind it: text, text (2)."
+    "`names` without letters that UTF-8 does not have; one that was there before has its number behind it: text, text (2)."
     seen, out = Counter(), []
-    for name in names:
+    for name in [printable(n) if why_illegible(n) else n for n in names]:
         seen[name] += 1
         out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return out
@@ -292,7 +292,8 @@ def _frame(rows: list[dict]) -> pd.DataFrame:
     count = Counter(k for r in rows for k in r)
     known = {n for names in COLUMNS.values() for n in names}
     names = [k for k, n in count.items() if len(count) <= 200 or plain_name(k) in known or n*100 >= len(rows)]
-    return pd.DataFrame({k: [r.get(k, "") for r in rows] for k in names}, index=range(len(rows)), dtype=object)
+    cells = dict(zip(unique_names(names), ([r.get(k, "") for r in rows] for k in names)))
+    return pd.DataFrame(cells, index=range(len(rows)), dtype=object)
 
 def read_jsonl(path: Path, encoding: str = "") -> Raw:
     "A JSONL file, or a JSON file that is a list. A line or element that is no JSON object becomes a row with a problem."
@@ -761,6 +762,8 @@ def _metadata(folder: Path) -> list[Path]:
 def _ours(raw: Raw, chosen: dict[str, str], path: Path, names_file: Callable[[str], bool]) -> tuple[pd.DataFrame, list[str]]:
     "The rows of a table under our names, and the sentence that says which columns they are."
     sound = raw.cells[[not why for why in raw.problem]]                       # guesses are made by the rows that can be used
+    if raw.kind == "ljspeech" and not len(sound):
+        raise ValueError(f"none of the {len(raw.cells)} rows of the table {path} is usable ({raw.problem[0]})")
     if raw.kind == "ljspeech": chosen = number_columns(sound, chosen, str(path), names_file)
     found = match_columns(sound, chosen, str(path), names_file)
     rows = pd.DataFrame({ours: raw.cells[theirs] for ours, theirs in found.items()}, dtype=object).assign(problem=raw.problem)

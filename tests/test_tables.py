@@ -694,3 +694,16 @@ def test_parquet_cells_that_are_no_sound_or_no_text(tmp_path):
     pq.write_table(pa.table(dict(audio=several, text=[b"M\xe1t.", b"Hai.", b"Ba."])), tmp_path/"l.parquet")
     got = run(tmp_path/"l.parquet", tmp_path/"out2")
     assert got.texts == ["Ba."] and "no UTF-8 text" in got.reasons[0]
+
+
+def test_names_of_columns_that_utf8_does_not_have(tmp_path):
+    some(tmp_path)
+    bad = {"t.jsonl": jsonl(tmp_path/"t.jsonl", row(0), r'{"audio": "1.wav", "text": "Hai.", "speaker": "lan", "x\ud83d": 1}'),
+           "t.csv": tmp_path/"t.csv"}
+    bad["t.csv"].write_bytes("path,text,speaker,x?\n0.wav,Một đường thẳng đẹp.,lan,\n1.wav,Hai.,lan,".encode().replace(b"?", b"\xe1"))
+    for name, table in bad.items(): assert len(run(table, tmp_path/f"{name}.out").texts) == 2
+
+
+def test_a_table_without_header_of_which_no_line_can_be_read(tmp_path):
+    table = lines(some(tmp_path)/"t.csv", '0.wav,"Một', '1.wav,"Hai', '2.wav,"Ba')
+    with pytest.raises(ValueError, match="none of the 3 rows of the table .*t.csv is usable .*quotation mark"): read_table(table)
