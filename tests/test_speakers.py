@@ -257,7 +257,7 @@ def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
     assert sorted(e.name for e in run.data.valid) == sorted(i for i, s in of.items() if s["split"] == "valid")
     assert run.data.weights == tuple(of[n]["weight"] for n in names) and len(set(run.data.weights)) > 3
     rows = read_metrics(run.folder)
-    assert len(rows) == 3 and all(np.isfinite(r["loss"]) for r in rows)
+    assert len(rows) == 4 and all(np.isfinite(r["loss"]) for r in rows)
     shutil.rmtree(run.folder/"checkpoints/step-000002")
     assert [r["loss"] for r in read_metrics(train(start(replace(cfg, resume=True))).folder)] == [r["loss"] for r in rows]
     execute(small(folder, temperature=5))
