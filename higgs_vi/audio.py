@@ -54,7 +54,9 @@ def read_json(path: str | Path, kind: type = dict, way: str = "restore it, or ma
 # %% ../nbs/11_audio.ipynb #0a9cbfb8
 def _if_full(error: Exception, path: Path) -> Exception:
     "`error`, or if the disk of `path` is full (libraries report that in many ways), one that says so."
-    if getattr(error, "errno", None) != errno.ENOSPC and shutil.disk_usage(path.parent).free > 2**20: return error
+    told = re.search("no space left|os error 28|disk quota", str(error), re.IGNORECASE)
+    told = told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if not told and shutil.disk_usage(path.parent).free > 2**20: return error
     return OSError(errno.ENOSPC, f"no space left on the disk of {path.parent}: free some or choose another folder; finished files stay")
 
 @contextmanager

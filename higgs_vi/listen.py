@@ -6,10 +6,9 @@
 __all__ = ['ListenSettings', 'sample_rows', 'write_gallery', 'main']
 
 # %% ../nbs/06_listen.ipynb #66b145fb
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from .audio import inside, level, read_audio
+from .audio import Damaged, inside, level, read_audio, read_json
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
 from .show import Clip, gallery, show
 
@@ -25,10 +24,13 @@ class ListenSettings(Settings):
 # %% ../nbs/06_listen.ipynb #525e9ef5
 def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
     "The samples of a run as rows of text and clips: real, before, after. What could not be said stands as the reason why."
-    folder = project_root()/run/"samples"
+    folder = (project_root()/run).resolve()/"samples"
     if not (folder/"samples.json").is_file():
         raise ValueError(f"there is nothing to hear in {run}: train first (04_train), with sentences above 0")
-    rows = json.loads((folder/"samples.json").read_text(encoding="utf-8"))
+    rows, texts = read_json(folder/"samples.json", list), ("text", "real", "before", "after", "before_reason", "after_reason")
+    for i, r in enumerate(rows):
+        if not isinstance(r, dict) or not isinstance(r.get("text"), str) or not all(isinstance(r.get(k), str | None) for k in texts):
+            raise Damaged(folder/"samples.json", f"entry {i} must hold a text and the names of its files")
     if not rows: raise ValueError(f"no sentence was spoken in {run}: train with sentences and validation above 0")
     hear = lambda r, when: Clip(read_audio(inside(folder, r[when])), when, lufs) if r.get(when) else r.get(f"{when}_reason", "not spoken")
     return [dict(text=r["text"]) | {when: hear(r, when) for when in ("real", "before", "after")} for r in rows]

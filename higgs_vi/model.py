@@ -22,6 +22,7 @@ from accelerate.hooks import remove_hook_from_module
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from transformers import (AutoTokenizer, BitsAndBytesConfig, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config,
                           HiggsAudioV2ForConditionalGeneration, HiggsAudioV2Processor, PreTrainedConfig)
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
@@ -315,10 +316,12 @@ def save_checkpoint(folder: str | Path, parts: Checkpoint):
     Converting Boson's layout is `load_checkpoint` and this.
     """
     check_parts(parts.model.config, parts.tokenizer, parts.codec)
-    with atomic_folder(folder) as tmp:
-        parts.model.save_pretrained(tmp)
-        parts.codec.save_pretrained(tmp/"codec")
-        build_processor(parts.tokenizer, parts.codec).save_pretrained(tmp)
+    try:
+        with atomic_folder(folder) as tmp:
+            parts.model.save_pretrained(tmp)
+            parts.codec.save_pretrained(tmp/"codec")
+            build_processor(parts.tokenizer, parts.codec).save_pretrained(tmp)
+    except SafetensorError as e: raise OSError(f"the checkpoint {folder} cannot be written ({e}): choose another folder") from e
 
 # %% ../nbs/15_model.ipynb #856e1111
 def nano_config(tokenizer, hidden: int = 128, layers: int = 2, feedforward: int = 0) -> HiggsAudioV2Config:

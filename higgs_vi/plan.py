@@ -7,11 +7,12 @@ __all__ = ['Dataset', 'build_examples', 'of_speaker', 'split', 'weights_of', 'wi
            'total_steps', 'plan_from', 'ahead', 'rate_at']
 
 # %% ../nbs/22_plan.ipynb #33f85685
-import json, math
+import hashlib, json, math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 import numpy as np
 from .audio import write_text
@@ -35,6 +36,15 @@ class Dataset:
     rows: list[dict]
     replayed: int = 0
     weights: tuple[float, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        "A hash of all that a run learns from and validates with: names, prompts, codes, labels and weights."
+        h = hashlib.sha256(repr((len(self.train), self.replayed, self.weights)).encode())
+        for e in (*self.train, *self.valid):
+            h.update(repr((e.name, e.input_ids.shape, e.columns.shape)).encode())
+            for array in (e.input_ids, e.columns, e.labels): h.update(np.ascontiguousarray(array).tobytes())
+        return h.hexdigest()[:16]
 
 def build_examples(cfg: Settings, parts: Checkpoint, rows: list[dict], run: Path) -> tuple[list[Example], list[dict]]:
     "An example for each usable one of a Higgs folder's `rows`, and those rows; the others go to left_out.csv in `run` with their reasons."

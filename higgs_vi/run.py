@@ -289,11 +289,13 @@ def read_metrics(run: str | Path) -> list[dict]:
     return rows
 
 # %% ../nbs/20_run.ipynb #1b117e12
-def lock_run(run: Path) -> FileLock:
+def lock_run(run: Path, new: bool = True) -> FileLock:
     """The lock of a run folder, taken; hold on to it as long as the run writes. What killed processes left in the folder is removed.
 
-    The process that has it may take it again. `ValueError` names the process if another one has it.
+    The process that has it may take it again. `ValueError` names the process if another one has it. A folder that is missing is
+    made if the run is `new`; else there is nothing to resume, a `ValueError` too.
     """
+    if not new and not run.is_dir(): raise ValueError(f"there is no run to resume in {run}: start it with resume false")
     run.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(run/".lock", is_singleton=True), run/".lock.json"
     try: lock.acquire(timeout=0)

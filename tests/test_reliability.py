@@ -328,3 +328,150 @@ def test_a_stray_marker_in_one_codebook_does_not_cut_the_sentence(parts, marker,
         ours, theirs = undelay(columns), hf_codes(parts, columns)
         assert ours.shape[1] == 40 and 0 <= theirs.shape[1] - 40 <= 1 and (ours == theirs[:, :40]).all()
         assert ours[codebook, 20] == 1023 and (np.delete(ours.ravel(), codebook*40 + 20) == np.delete(codes.ravel(), codebook*40 + 20)).all()
+
+
+# --- a run that goes on ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def run(saved, tmp_path_factory):
+    "A short run of an adapter, saved at steps 1, 2 and 3, and its settings."
+    from higgs_vi.data import DataSettings, prepare
+    from higgs_vi.train import TrainSettings, execute, with_preset
+    place = tmp_path_factory.mktemp("run")
+    prepare(DataSettings(out=str(place/"data")))
+    cfg = with_preset(TrainSettings.of(dict(
+        model=str(saved/"nano"), data=str(place/"data"), out=str(place/"run"), cache=str(place/"codes"), preset="demo", budget=512, steps=3, report=1,
+        evaluate=100, save=1, validation=0.05, sentences=0, device="cpu", keep_last=5)))
+    execute(cfg)
+    return cfg
+
+
+def again(cfg, tmp_path, **more):
+    "The settings that resume a copy of a run."
+    from dataclasses import replace
+    shutil.copytree(cfg.out, tmp_path/"run")
+    return replace(cfg, out=str(tmp_path/"run"), resume=True, **more)
+
+
+def begin(cfg):
+    "`start`, and let the folder go."
+    from higgs_vi.train import close_logs, start
+    begun = start(cfg)
+    close_logs(begun)
+    return begun
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(run, tmp_path, capsys):
+    cfg = again(run, tmp_path)
+    folder = tmp_path/"run/checkpoints"
+    damage(folder/"step-000003/adapter_model.safetensors", "half")
+    assert begin(cfg).step == 2 and "step-000003/adapter_model.safetensors is damaged" in capsys.readouterr().out
+    assert [p.name for p in checkpoints(tmp_path/"run")] == ["step-000001", "step-000002"] and (folder/"damaged-step-000003").is_dir()
+    assert [r["step"] for r in read_metrics(tmp_path/"run") if r["kind"] == "train"] == [1, 2]
+    for step in (1, 2): damage(folder/f"step-{step:06d}/trainer.pt", "cut")
+    with pytest.raises(ValueError, match="none of the 2 checkpoints .* can be read"): begin(cfg)
+
+
+def test_the_best_checkpoint_damaged_is_said_and_another_one_written_out(run, tmp_path, capsys):
+    from higgs_vi.train import close_logs, finish, start
+    begun = start(again(run, tmp_path))
+    damage(tmp_path/f"run/checkpoints/step-{begun.best_step:06d}/adapter_model.safetensors", "nan")
+    finish(begun)
+    close_logs(begun)
+    assert "is damaged" in capsys.readouterr().out
+    assert (tmp_path/"run/adapter/adapter_model.safetensors").read_bytes() == (tmp_path/"run/checkpoints/step-000002/adapter_model.safetensors").read_bytes()
+
+
+def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_path):
+    cfg = again(run, tmp_path, model=str(tmp_path/"nano"))
+    shutil.copytree(saved/"nano", tmp_path/"nano")
+    begin(cfg)                                                  # the same weights elsewhere
+    weights = load_file(tmp_path/"nano/model.safetensors")
+    name = next(n for n in weights if "layers.1.self_attn.k_proj" in n)
+    save_file(weights | {name: weights[name]*1.01}, tmp_path/"nano/model.safetensors", metadata=dict(format="pt"))
+    with pytest.raises(ValueError, match="begun with other weights of its base"): begin(cfg)
+    shutil.copytree(run.data, tmp_path/"data")
+    from dataclasses import replace
+    from higgs_vi.audio import read_audio, write_wav
+    cfg = replace(cfg, model=run.model, data=str(tmp_path/"data"))
+    begin(cfg)                                                  # the same clips elsewhere
+    first = next(iter(sorted((tmp_path/"data").glob("minh*.wav"))))
+    write_wav(first, np.random.default_rng(0).normal(0, 0.1, len(read_audio(first))).astype(np.float32))
+    with pytest.raises(ValueError, match="or the clips are others"): begin(cfg)
+
+
+def test_a_temporary_file_alone_blocks_nothing_and_torn_settings_are_named(run, tmp_path):
+    from dataclasses import replace
+    from higgs_vi.train import open_folder
+    new = replace(run, out=str(tmp_path/"new"))
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
+    (tmp_path/"new").mkdir()
+    (tmp_path/"new/.settings.json.h-1.abc.tmp").write_text("x")
+    with pytest.raises(ValueError, match="no run to resume"): open_folder(replace(new, resume=True))
+    open_folder(new)
+    for text in ("", "{", "[]", '{"rank": NaN}'):
+        (tmp_path/"new/settings.json").write_text(text)
+        with pytest.raises(Damaged, match="settings.json is damaged"): open_folder(replace(new, resume=True))
+
+
+def test_a_run_that_another_process_writes_is_left_alone(run, tmp_path):
+    cfg = again(run, tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, cfg.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path/"run").rglob("*")}
+    with pytest.raises(ValueError, match=f"process {other.pid} "): begin(cfg)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path/"run").rglob("*")}
+    other.kill()
+    other.wait()
+    assert begin(cfg).step == 3
+
+
+# --- merging --------------------------------------------------------------------------------------------------------------
+
+def merged(run, folder, **more):
+    "Merge the adapter of a run into `folder`."
+    from higgs_vi.merge import MergeSettings, merge
+    return merge(MergeSettings(adapter=more.pop("adapter", run.out), out=str(folder), **more))
+
+
+def test_a_nan_adapter_is_no_failing_disk_and_leaves_no_model(run, tmp_path):
+    shutil.copytree(Path(run.out)/"adapter", tmp_path/"a")
+    damage(tmp_path/"a/adapter_model.safetensors", "nan")
+    with pytest.raises(Damaged, match="not finite"): merged(run, tmp_path/"out", adapter=str(tmp_path/"a"))
+    weights = load_file(Path(run.out)/"adapter/adapter_model.safetensors")
+    save_file({n: torch.full_like(w, 1e30) if "lora" in n else w for n, w in weights.items()}, tmp_path/"a/adapter_model.safetensors")
+    with pytest.raises(ValueError, match="not finite once the adapter .* is merged"): merged(run, tmp_path/"out", adapter=str(tmp_path/"a"))
+    assert not (tmp_path/"out").exists()
+
+
+def test_a_full_disk_while_merging_is_one_clear_error(run, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+    from transformers import HiggsAudioV2ForConditionalGeneration as Model
+    def full(*args, **kwargs): raise SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(Model, "save_pretrained", full)
+    with pytest.raises(OSError, match="no space left"): merged(run, tmp_path/"out")
+    assert list(tmp_path.iterdir()) == []
+
+
+CHECK = """
+print(sum(p.numel() for p in model.parameters()), tokenizer.__class__.__name__, processor.audio_tokenizer.config.num_quantizers)
+conversation = [dict(role="system", content=[dict(type="text", text="Generate audio following instruction.")]),
+                dict(role="user", content=[dict(type="text", text="Xin chào.")])]
+inputs = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+print(model.generate(**inputs, max_new_tokens=12).shape)
+"""
+
+
+def test_a_merged_folder_loads_in_plain_transformers_from_another_directory(run, tmp_path):
+    from higgs_vi.merge import PLAIN
+    merged(run, tmp_path/"m")
+    done = subprocess.run([sys.executable, "-c", PLAIN.format(folder=str(tmp_path/"m")) + CHECK], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_odd_samples_are_named(tmp_path):
+    from higgs_vi.listen import sample_rows
+    (tmp_path/"samples").mkdir()
+    for text in ("{}", "[3]", '[{"text": 3}]', '[{"real": "a"}]', '[{"text": "a", "real": 3}]', '[{"text": "a", "after": {}}]', "[", "null", '[{"text": NaN}]'):
+        (tmp_path/"samples/samples.json").write_text(text)
+        with pytest.raises(Damaged, match="samples.json is damaged"): sample_rows(tmp_path)
