@@ -169,7 +169,8 @@ def verify(folder: Path):
         if (is_now := _sum_of(folder/name)) != told: raise Damaged(folder/name, f"its size and checksum are {is_now}, they were {told}")
 
 def _tensors(state: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    "The tensors in nested dicts and lists, with where they are."
+    "The tensors in nested dicts and lists, with where they are; of torchao's packed ones the tensors that they are made of."
+    if hasattr(state, "__tensor_flatten__"): state = {part: getattr(state, part) for part in state.__tensor_flatten__()[0]}
     if isinstance(state, torch.Tensor): yield name, state
     items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
     for key, value in items: yield from _tensors(value, f"{name}.{key}" if name else str(key))
