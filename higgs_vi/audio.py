@@ -27,7 +27,7 @@ def inside(folder: str | Path, name: str | Path) -> Path:
     """
     folder = Path(folder).resolve()
     try: path = (folder/name).resolve()
-    except (OSError, RuntimeError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError, TypeError) as e:
         raise ValueError(f"{str(name)[:200]!r} is no path of a file ({str(e)[:200]}): mend it") from e
     if not path.is_relative_to(folder):
         raise ValueError(f"the path {str(name)!r} leaves the folder {folder}: move the file into it, or name a folder that holds it")

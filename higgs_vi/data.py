@@ -67,9 +67,30 @@ def _text_of(folder: Path, name: str, strict: bool) -> str:
         if strict: raise ValueError(f"the transcript {name} of {folder} cannot be read ({e}): restore it or make the folder again") from e
         return ""
 
+_TEXT, _TEXTS = "a text", "a text or a list of texts"
+_FIELDS = dict(id=_TEXT, speaker_id=_TEXT, audio_file=_TEXT, transcript_file=_TEXT, ref_audio_file=_TEXTS, ref_transcript=_TEXTS,
+               ref_speakers=_TEXTS, pair_of=_TEXTS, tagged=_TEXTS)
+
+def _odd(meta: dict) -> str:
+    "What in a metadata.json has a type that no step writes; empty if nothing has."
+    info = meta.get("dataset_info") or {}
+    balanced = info.get("balanced", {"sum": ""}) if isinstance(info, dict) else None
+    if not isinstance(balanced, dict) or not isinstance(balanced.get("sum"), str):
+        return "dataset_info is no object as 00_data and 02_speakers write it"
+    for i, s in enumerate(meta["samples"]):
+        for field, kind in _FIELDS.items():
+            value = s.get(field)
+            if value is None and field not in ("id", "speaker_id"): continue
+            many = kind == _TEXTS and isinstance(value, list)
+            if not all(isinstance(v, str) for v in (value if many else [value])):
+                return f"{field} of sample {i} is {value!r:.60}: it takes {kind}"
+    return ""
+
 def read_samples(folder: Path, name: str = "metadata.json") -> pd.DataFrame:
     "The `samples` of a Higgs folder's metadata.json (or of `name`); absent values are None. `ValueError` if it is missing, damaged or odd."
-    try: samples = json.loads((folder/name).read_text(encoding="utf-8"))["samples"]
+    try:
+        meta = json.loads((folder/name).read_text(encoding="utf-8"))
+        samples = meta["samples"]
     except FileNotFoundError:
         raise ValueError(f"{folder} is no Higgs dataset folder: it has no {name}; make one with 00_data") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
@@ -78,6 +99,7 @@ def read_samples(folder: Path, name: str = "metadata.json") -> pd.DataFrame:
     except RecursionError as e: raise ValueError(f"{folder/name} is nested too deeply: it is not Higgs' format") from e
     if not isinstance(samples, list) or not all(isinstance(s, dict) for s in samples):
         raise ValueError(f"the samples in {folder/name} are no list of objects: it is not Higgs' format")
+    if odd := _odd(meta): raise ValueError(f"{folder/name} is damaged ({odd}): restore it, or make the folder again with 00_data")
     df = pd.DataFrame(samples, dtype=object)
     for need in ("id", "audio_file", "transcript_file", "speaker_id"):
         if need not in df: raise ValueError(f"the samples in {folder/name} have no {need}: it is not Higgs' format")

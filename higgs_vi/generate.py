@@ -8,6 +8,7 @@ __all__ = ['GREEDY', 'Sampling', 'Guidance', 'guided', 'one_thread', 'generate_c
 
 # %% ../nbs/16_generate.ipynb #13fc8daf
 import re
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ class Sampling:
     guidance: float = 0.0
 
     def __post_init__(self):
+        numbers = (self.temperature, self.top_k, self.top_p, self.ras, self.seed, self.seconds, self.guidance)
+        if not all(math.isfinite(n) for n in numbers): raise ValueError(f"{self}: each is a finite number")
         if min(self.temperature, self.top_k, self.ras, self.guidance) < 0 or not 0 < self.top_p <= 1 or self.seconds <= 0:
             raise ValueError(f"{self}: temperature, top_k, ras and guidance are 0 or more, top_p lies in (0, 1], seconds is above 0")
 

@@ -64,7 +64,7 @@ def original(folder: Path) -> tuple[str, list[dict]]:
     """
     read_higgs(folder)
     now, name = json.loads((folder/"metadata.json").read_text(encoding="utf-8")), "metadata.json"
-    if "balanced" in now.get("dataset_info", {}):
+    if "balanced" in (now.get("dataset_info") or {}):
         name = "unbalanced.json"
         if now["dataset_info"]["balanced"]["sum"] != _sum_of(now["samples"]):
             raise ValueError(f"{folder/'metadata.json'} was changed after it was balanced, and balancing again would lose that: copy "
@@ -393,7 +393,7 @@ def write(folder: Path, source: str, rows: list[dict], samples: list[dict], drop
     if source == "metadata.json": write_text(folder/"unbalanced.json", before)
     with atomic(folder/"dropped.csv") as tmp: dropped.to_csv(tmp, index=False)
     bare = [{k: v for k, v in s.items() if k != "text"} for s in samples]
-    info = _info(json.loads(before).get("dataset_info", {}), bare, cfg)
+    info = _info(json.loads(before).get("dataset_info") or {}, bare, cfg)
     write_text(folder/"metadata.json", json.dumps(dict(dataset_info=info, samples=bare), ensure_ascii=False, indent=1))
     for f in old - {s[k] for s in samples for k in ("audio_file", "transcript_file")}: (folder/f).unlink()
 

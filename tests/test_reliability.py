@@ -475,3 +475,44 @@ def test_odd_samples_are_named(tmp_path):
     for text in ("{}", "[3]", '[{"text": 3}]', '[{"real": "a"}]', '[{"text": "a", "real": 3}]', '[{"text": "a", "after": {}}]', "[", "null", '[{"text": NaN}]'):
         (tmp_path/"samples/samples.json").write_text(text)
         with pytest.raises(Damaged, match="samples.json is damaged"): sample_rows(tmp_path)
+
+
+# --- odd metadata -----------------------------------------------------------------------------------------------------------
+
+def odd_metadata(good):
+    "Copies of a metadata.json, each with one value of another type."
+    first, *others = good["samples"]
+    values = [*ODD, "a/../../b"]
+    names = [*first, "ref_audio_file", "ref_transcript", "ref_speakers", "pair_of", "weight", "split", "tagged", "snr"]
+    for v in values:
+        yield from (good | {k: v} for k in ("dataset_info", "samples"))
+        yield from (good | dict(dataset_info=good["dataset_info"] | {k: v}) for k in [*good["dataset_info"], "balanced"])
+        yield from (good | dict(samples=[first | {k: v}, *others]) for k in names)
+
+
+@pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
+def test_odd_values_in_metadata_are_clear_errors(tmp_path, every):
+    "Each step that reads a Higgs folder takes it or refuses it by a ValueError."
+    from higgs_vi.audio import DEMO
+    from higgs_vi.check import CheckSettings, check
+    from higgs_vi.data import DataSettings, prepare
+    from higgs_vi.speakers import SpeakersSettings, execute
+    from higgs_vi.tags import TagSettings, tag
+    (tmp_path/"t.csv").write_text("".join((DEMO/"demo.csv").read_text(encoding="utf-8").splitlines(True)[:6]), encoding="utf-8")
+    table = dict(table=str(tmp_path/"t.csv"), audio=str(DEMO))
+    prepare(DataSettings(**table, out=str(tmp_path/"good")))
+    steps = [lambda d: check(CheckSettings(data=d)), lambda d: execute(SpeakersSettings(data=d, cloned=0, dialogues=0)),
+             lambda d: tag(TagSettings(data=d, sound=False)), lambda d: prepare(DataSettings(table=d, out=f"{d}-again")),
+             lambda d: prepare(DataSettings(**table, out=d))]
+    for i, meta in enumerate(list(odd_metadata(json.loads((tmp_path/"good/metadata.json").read_text(encoding="utf-8"))))[::every]):
+        for n, step in enumerate(steps):
+            shutil.copytree(tmp_path/"good", folder := tmp_path/f"{i}-{n}")
+            (folder/"metadata.json").write_text(json.dumps(meta))
+            told(step, str(folder))
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "ras", "seed", "seconds", "guidance"])
+def test_sampling_takes_finite_numbers_alone(name):
+    from higgs_vi.generate import Sampling
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite"): Sampling(**{name: value})
