@@ -117,31 +117,42 @@ _RANGE = re.compile(r"[\d.,:]+\s*(?:-|–|—|~|to|\.\.|;|\s)\s*[\d.,:]+")
 _LANGUAGE = re.compile(r"(?:vi|vn|vie|en|eng|zh|cn|cmn|yue|ja|jp|jpn|ko|kor|fr|de|es|ru|th|auto|multi)"
                        r"(?:[-_][a-z]{2,4})?", re.I)
 
+_DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?:[T ]\d.*)?|\d{1,2}([-/.])\d{1,2}\2\d{4}")
+_GENDER = frozenset(("nam", "nữ", "male", "female", "man", "woman", "m", "f"))
+
 def is_sound(cell: str) -> bool:
     "True if a cell ends as the name of a sound file does."
     return cell.strip().strip("\"'").lower().endswith(SOUNDS)
 
 def _kind(cell: str) -> str:
-    "What one cell looks like: path, integer, number, range, language, or ''."
+    "What one cell looks like: path, integer, date, split, gender, number, range, language, or ''."
     if is_sound(cell): return "path"
     if re.fullmatch(r"\d{1,6}", cell): return "integer"
+    if _DATE.fullmatch(cell): return "date"
+    if cell.lower() in SPLITS: return "split"
+    if nfc(cell).lower() in _GENDER: return "gender"
     try: return "number" if seconds_of(cell) is not None else ""
     except ValueError: pass
     return "range" if _RANGE.fullmatch(cell) else "language" if _LANGUAGE.fullmatch(cell) else ""
 
 def kind_of(cells: list[str], most: int = 500) -> str:
-    "What a column is: path, integer, number, range, language, empty, or '' for words; judged by its first `most` cells."
+    """What a column is: path, integer, date, split, gender, number, range, language, empty, or '' for words.
+
+    The first `most` cells decide. One name alone is no gender: Nam is also a person.
+    """
     said = [str(c).strip() for c in cells if not is_nothing(c)][:most]
     if not said: return "empty"
     count = Counter(_kind(c[:200]) for c in said)
     if count["integer"] and count["number"]: count["number"] += count.pop("integer")
     kind, n = count.most_common(1)[0]
+    if kind == "gender" and len({nfc(c).lower() for c in said}) < 2: return ""
     return kind if n >= 0.9*len(said) else ""
 
 def why_no_speaker(cells: list[str]) -> str:
     "Why a column does not name speakers, or ''."
     kind = kind_of(cells)
-    what = dict(number="numbers", range="ranges", language="language codes", path="sound files")
+    what = dict(number="numbers", range="ranges", language="language codes", path="sound files",
+                date="dates", split="names of splits", gender="genders")
     return f"its cells are {what[kind]}" if kind in what else ""
 
 # %% ../nbs/17_cells.ipynb #6f836a77

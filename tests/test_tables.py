@@ -429,6 +429,23 @@ def test_a_column_of_numbers_ranges_or_languages_is_no_speaker_and_no_text(tmp_p
         assert set(read_table(table, columns="speaker=speaker").rows["speaker"]) == {NO_SPEAKERS[kind]}
 
 
+@pytest.mark.parametrize("cells", [["2024-01-01", "2024-01-02", "2024-01-01"], ["train", "test", "train"],
+                                   ["nam", "nữ", "nam"]])
+@pytest.mark.parametrize("behind", [True, False])
+def test_dates_splits_and_genders_are_neither_speaker_nor_text(tmp_path, cells, behind):
+    some(tmp_path)
+    rows = [f"{i}.wav|{TEXTS[i]}|{c}" if behind else f"{i}.wav|{c}|{TEXTS[i]}" for i, c in enumerate(cells)]
+    rows = read_table(lines(tmp_path/"list.txt", *rows)).rows
+    assert rows["text"].tolist() == TEXTS[:3] and rows["speaker"].nunique() == 1
+    assert not set(rows["speaker"]) & set(cells)
+
+
+def test_nam_alone_is_a_person(tmp_path):
+    some(tmp_path)
+    rows = read_table(lines(tmp_path/"list.txt", *(f"{i}.wav|Nam|{TEXTS[i]}" for i in range(3)))).rows
+    assert set(rows["speaker"]) == {"Nam"}
+
+
 def test_whole_seconds_are_no_speakers_whole_numbers_that_come_back_are(tmp_path):
     for i in range(3): wav(tmp_path/f"{i}.wav", i, seconds=1 + i//2 + 0.3)
     seconds = lines(tmp_path/"s.txt", *(f"{i}.wav|{TEXTS[i]}|{1 + i//2}" for i in range(3)))
