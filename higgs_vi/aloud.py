@@ -102,7 +102,7 @@ _ENGLISH = dict(
 _SAID_ENGLISH = set("""
     AI API BBC CEO CFO CNN COO CTO CV DJ DNA DVD FBI CIA GDP GPS GPT HD HDTV HR IBM ID IPO IQ
     EQ IT KPI KOL MC MV NBA NGO PC PDF PHP PR PS SEO SMS SUV UI UX UK USA UFO VPN LCD PM AM
-    BTS GPU CPU SSD QR IMF USB OTP CD VCD OST CNC ISO KOC FDI ODA GMT ESG WC DIY FAQ""".split())
+    BTS GPU CPU SSD QR IMF USB OTP LTE CD VCD OST CNC ISO KOC FDI ODA GMT ESG WC DIY FAQ""".split())
 _AS_WORDS = set("""
     ASEAN NATO FIFA UNESCO UNICEF AIDS OPEC APEC COVID SARS NASA UEFA SIM WIFI VISA SEA MERS
     OLED AFTA TOEIC TOEFL PISA BRICS INTERPOL EURO RAMSAR ASIAD LASER RADAR SONAR OSCAR
@@ -245,7 +245,7 @@ _SHORT = _table("""
     mục tiêu quốc gia; NTM nông thôn mới; KHHGĐ kế hoạch hóa gia đình; ĐVT đơn vị tính; TV ti
     vi; OK ô kê; Ok ô kê; TT-Huế Thừa Thiên Huế; BR-VT Bà Rịa Vũng Tàu; KHTN khoa học tự nhiên;
     KHXH khoa học xã hội;
-    KTQD kinh tế quốc dân; CHDCND cộng hòa dân
+    KTQD kinh tế quốc dân; TDP tổ dân phố; ĐLS đoàn luật sư; CHDCND cộng hòa dân
     chủ nhân dân""")
 
 # %% ../nbs/17_aloud.ipynb #978aa4bd
@@ -299,7 +299,8 @@ _SPELLED_DOMAINS = ("vn", "io", "tv", "ai", "uk", "jp", "xyz")
     r"|ftp)://[^\s,;)<>\"”]{0,300}[\w/]"
     rf"|www\.[\w./?=&%-]{{0,300}}[\w/]"
     rf"|[\w-]{{1,64}}(?:\.[\w-]{{1,64}}){{0,6}}\.(?:{_DOMAINS})(?![\w@])"
-    r"(?:/(?:[\w./?=&%-]{0,300}[\w/])?)?",
+    r"(?:/(?:[\w./?=&%-]{0,300}[\w/])?)?"
+    r"|[\w-]{1,64}\.(?:ly|gl|gle|be|at|cc|link)/[\w./?=&%-]{0,300}[\w/]",
     re.A,
 )
 def _address(m: re.Match) -> str | None:
@@ -364,6 +365,14 @@ def _full_date(m: re.Match) -> str | None:
     )
     return f"{start} đến {_date('', d, mo, year)}"
 
+@_rule("date", r"(\d{1,2})\.(\d{1,2})(?!\d|[.,/]\d)")
+def _dotted_date(m: re.Match) -> str | None:
+    "20.11 after a word for a day; an amount for a day has a unit behind it."
+    day = _ends(_before(m), r"(?<!mỗi )(?<!một )ngày|mùng|mồng|sáng|trưa|chiều|tối|hôm|dịp|lễ")
+    amount = re.match(rf"\s?(?:{_WHOLES}|h|%|tr|k|triệu|tỷ|tỉ|nghìn|đô|USD)(?![^\W_])", _after(m))
+    if not day or amount or not _is_date(m[1], m[2]): return None
+    return _date(_before(m), m[1], m[2])
+
 @_rule("date", r"(\d{1,2})\s?[-–—]\s?(\d{1,2})/(\d{1,2}|2\d{3})(?![\d/])")
 def _days_of_month(m: re.Match) -> str | None:
     "3-5/10 as two days of a month, 1-3/2024 as two months."
@@ -385,7 +394,7 @@ _DAYS = (r"ngày|mùng|mồng|sáng|trưa|chiều|tối|đêm|hôm|lễ|rằm|d�
          r"|mừng|quà|nghỉ|khai giảng|đường|phố|trước|sau|vào|từ|tới|đến|hôm nay|mai|mốt|nay|hai"
          r"|ba|tư|năm|sáu|bảy|chủ nhật"
          r"|mất|lúc|chào mừng|deadline|trường|cầu|quảng trường|thứ [2-7]|cn|ngày hội|khởi hành"
-         r"|thi|họp")
+         r"|thi|họp|(?:chủ nhật|cn|thứ \w+|t[2-7])(?:,| \()")
 _OTHER_DATE = (r"\d{1,2}/\d{1,2}(?:/\d{4})?\s?(?:,|-|–|và|đến|hoặc|tới|hay|rồi)\s?(?:ngày "
                r"|mùng |hết )?$")
 _WHOLES = (r"số|dân số|diện tích|quãng|đường|thìa|muỗng|cốc|chén|ly|lít|kg|g|m|km|ha|tổng|mức"
@@ -448,7 +457,8 @@ def _slash(m: re.Match) -> str:
     if re.fullmatch(_YEAR, b) and _is_date("1", a): return _month_year(a, b, before)
     if re.fullmatch(_YEAR, a) and len(b) in (2, 4): return f"{count(int(a))} {count(int(b))}"
     if not b.isdecimal(): return f"{number(a)} trên {number(b)}"
-    if _ends(before, "lớp|tỷ lệ|tỉ lệ|huyết áp"): return f"{number(a)} trên {number(b)}"
+    if _ends(before, "lớp|tỷ lệ|tỉ lệ|huyết áp|tập|trang|chương"):
+        return f"{number(a)} trên {number(b)}"
     if _ends(before, _HOUSE): return f"{number(a)} xẹt {number(b)}"
     if (a, b) == ("50", "50"): return "năm mươi năm mươi"
     over = f"{number(a)} trên {number(b)}"
@@ -518,7 +528,8 @@ def _plate(m: re.Match) -> str:
     "29A-123.45, digit by digit."
     return spell("".join(filter(None, m.groups())))
 
-_GROUPED = (r"(?:\(?\+84\)?[ .-]?|\(?0)\d{1,3}\)?(?:[ .-]?\d{2,4}){2,4}(?![\d])|0\d{8,10}(?!\d)"
+_GROUPED = (r"\(?0\d{2,3}\)?[ .-]?\d(?:[ .-]\d{3,4}){2}(?!\d)"
+            r"|(?:\(?\+84\)?[ .-]?|\(?0)\d{1,3}\)?(?:[ .-]?\d{2,4}){2,4}(?![\d])|0\d{8,10}(?!\d)"
             r"|\+84\d{9,10}(?!\d)"
             r"|1[89]00(?:[ .-]?\d{2,4}){1,3}(?!\d)")
 
@@ -553,6 +564,12 @@ def _id(m: re.Match) -> str | None:
         rf"(?<!\w)(?:{_NAMED_CODES})(?: số| là| của \w+ là)?[\s:#]*(?:là )?$", _before(m)
     )
     return digits(m[0]) if named or len(m[0]) > _LONGEST or m[0][0] == "0" else None
+
+@_rule("id", r"\d{2,8}(?:-\d{2,8}){1,3}(?![\d/]|[-.,]\d|[^\W\d])")
+def _dashed_id(m: re.Match) -> str | None:
+    "045-212 behind 'số hiệu' or 'mã số': its digits, and no range."
+    named = _ends(_before(m), "số hiệu|mã(?: số| hàng| đơn| vạch)?|(?:số )?seri|số thẻ")
+    return digits(m[0]) if named else None
 
 @_rule("emergency", r"1\d{2,4}(?![\d.,]{0,12}\d)(?!\w)")
 def _emergency(m: re.Match) -> str | None:
@@ -644,8 +661,21 @@ def _unit_fits(unit: str, gap: str, written: str, before: str, after: str) -> bo
         return False
     if unit == "p" and written in ("240", "360", "480", "720", "1080", "1440", "2160"): return False
     if unit in _NEEDS_TOUCH and gap: return False
+    if gap and len(unit) == 1 and re.match(r"-[^\W\d_]", after): return False
     if unit == "ha" and gap and re.match(r"\s?[!?]", after): return False
     return True
+
+def _is_hour_g(text: str, at: int, written: str, before: str) -> bool:
+    "True if the g at `at`, behind the number `written`, stands for 'giờ': a time word is near."
+    if not re.match(r"g(?!\w)", text[at:at + 2]) or not re.fullmatch(r"\d\d?", written):
+        return False
+    acts = (r" (?:sáng|trưa|chiều|tối|đêm|gọi|họp|gặp|hẹn|có mặt|xuất phát|tập trung|bắt đầu|kém"
+            r"|rưỡi|khởi hành)(?!\w)")
+    hour = 1 <= int(written) <= 24
+    return hour and (_ends(before, _HOUR_BEFORE) or bool(re.match(acts, text[at + 1:at + 14])))
+
+_HOUR_BEFORE = (r"lúc|từ|đến|vào|hồi|trước|sau|tí|tý|hẹn|sáng|trưa|chiều|tối|đêm|mai|nay|mốt|họp"
+                r"|gặp")
 
 def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     "The words of the measure at `at`, where it ends, and its number if it has nothing else."
@@ -653,11 +683,7 @@ def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     sign, currency, written = m.groups()
     end, tail, bare = m.end(), "", not (sign or currency)
     clock = None if currency else _HOURS.match(text, end)
-    if (
-        not clock
-        and re.match(r"g(?!\w)", text[end : end + 2])
-        and _ends(before, "lúc|từ|đến|vào|hồi|trước|sau")
-    ):
+    if not clock and not currency and _is_hour_g(text, end, written, before):
         clock = re.compile("()()(g)()").match(text, end)
     if clock and written.isdecimal() and int(written) <= 48 and len(written) < 3:
         said, end, bare = _clock_words(written, clock[2] or clock[4] or ""), clock.end(), False
@@ -674,6 +700,7 @@ def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
             end, bare = u.end(), False
             if u[2] in _CURRENCY: currency = currency or "đ"
     has_unit = bool(tail or said)
+    if has_unit and re.fullmatch("0[1-9]", written): written = written[1]
     if m[2]: tail += " " + _CURRENCY[m[2]]
     if not said:
         said = number(written, money=bool(currency), point=_point(before, written, bare)) + (
@@ -814,11 +841,11 @@ def _series(m: re.Match) -> str | None:
     if "," in m[0]: return ", ".join(map(number, m[0].split(",")))
     return " ".join(map(number, re.split(r"\s?-\s?", m[0])))
 
-@_rule("measure", r"(\d{1,3})(m|kg|km|l)(\d{1,2})(?!\w)")
+@_rule("measure", r"(\d{1,3})(m|kg|km|l|ha|tấn|tạ)(\d{1,2})(?!\w)")
 def _split_measure(m: re.Match) -> str | None:
     "1m70, 2kg5: what follows the unit are its parts."
     if m[2] in ("m", "km") and m[3] in ("2", "3"): return None
-    return f"{number(m[1])} {_UNITS[m[2]]} {number(m[3])}"
+    return f"{number(m[1])} {_UNITS.get(m[2], m[2])} {number(m[3])}"
 
 @_rule("product", r"(\d{1,4}(?:[.,]\d{1,3})?)((?:\s?[x×]\s?\d{1,4}(?:[.,]\d{1,3})?){1,3})")
 def _product(m: re.Match) -> tuple[str, int] | None:
@@ -864,7 +891,9 @@ def _measures(m: re.Match) -> tuple[str, int] | None:
             return f"{first[0]} đến {second[0]}", second[1]
     if first[2] and re.match(r"[A-ZĐa-zđ]", m.string[first[1]:first[1] + 1]):
         return None       # a code: 12A1
-    if first[2]: return _ordinal(first[2], before) or first[0], first[1]
+    if first[2]:
+        counted = _counts(first[2], before, m.string[first[1]:first[1] + _NEAR])
+        return counted or _ordinal(first[2], before) or first[0], first[1]
     return first[0], first[1]
 
 @_rule("prefixed", rf"(USD|VNĐ|VND|EUR|GBP|SGD|AUD|JPY)\s?(?=\d)")
@@ -881,6 +910,18 @@ def _mixed(a: str, b: str) -> bool:
     "True for measures of two kinds: 220V-50Hz."
     first, second = (re.sub(r"^[^a-zA-ZĐđ°%]*", "", x).strip() for x in (a, b))
     return first in _UNITS and second in _UNITS and first[-1] != second[-1]
+
+def _counts(written: str, before: str, after: str) -> str:
+    "'01' before the noun that it counts says 'một'; '' elsewhere, as behind a name for a code."
+    noun = re.match(r" (?:(?:đến|tới|hoặc|hay) \d{1,2} )?([^\W\d_]{2,})", after)
+    if not re.fullmatch("0[1-9]", written) or not noun or not noun[1].islower(): return ""
+    if not is_syllable(noun[1]) or noun[1] in _NO_NOUNS: return ""
+    code = rf"{_NAMED_CODES}|{_CALLS}|phòng|nhà|lô|ngõ|đường|xe|tuyến|đội|ca|bàn|\d+[,.-]?"
+    return "" if _ends(before, code) else count(int(written))
+
+_NO_NOUNS = set("""
+    và hoặc hay là của ở tại đến tới thì mà bị được đã đang sẽ với trên cho từ trong còn không
+    cũng rồi do có ra vào này đó kia""".split())
 
 def _ordinal(written: str, before: str) -> str:
     "'tháng 4' and 'thứ 4' say 'tư', 'thứ 1' says 'nhất'."
@@ -1018,6 +1059,18 @@ def _slashed(m: re.Match) -> str | None:
         return "địa chỉ"
     return _SLASHED.get(m[0])
 
+@_rule("short", r"t([2-7])(?:\s?[-–]\s?(?:t([2-7])|(cn)))?(?![\w/])")
+def _weekday(m: re.Match) -> str:
+    "t6, t2-t6, t2 - cn: days of the week as one writes them in a chat."
+    said = _WEEK["T" + m[1]]
+    last = _WEEK["T" + m[2]] if m[2] else "chủ nhật" if m[3] else ""
+    return f"{said} đến {last}" if last else said
+
+@_rule("short", r"(?:[Tt]el|TEL)\.?(?::|\s?(?=[(+]?\d))")
+def _telephone(m: re.Match) -> str:
+    "Tel: before a number."
+    return "điện thoại" + (":" if m[0].endswith(":") else "")
+
 @_rule("short", r"(?:v\.v(?:\.{1,3})?|vân vân\.\.\.|tr\.(?=\s?\d)|[Tt]\.p\.|[Nn]xb\.?(?=\s)"
                 r"|[Cc]ty\.?(?!\w)|[Tt]p(?=\s[^\W\d_])|vd:|VD:|P/S:?)")
 def _lower_short(m: re.Match) -> str:
@@ -1127,21 +1180,25 @@ _WEEK = _table("""
 def _code(m: re.Match) -> str | None:
     "Letters and digits in turns; three digits and more behind two letters one by one."
     before, after = _before(m), _after(m)
-    week_before = re.search(r"(?:cn|t[2-7]|sáng|chiều|tối|ngày|đến|từ|thứ|,)[ –-]*$", before)
+    day = r"(?:cn|t[2-7]|sáng|chiều|tối|ngày|đến|từ|thứ|hẹn|hôm|,)[ –-]*$"
+    week_before = re.search(day, before)
     if m[0] in _WEEK and (week_before or re.match(r"\s?[-–,]\s?(?:t[2-7]|cn)(?!\w)", after)):
         return _WEEK[m[0]]
     if t := re.fullmatch(r"T(1[0-2]|[1-9])", m[0]):
         if re.match(r"/(?:19|20)\d\d", after): return f"tháng {_month(int(t[1]))}"
     if n := re.fullmatch(r"(\d{1,2})N(\d{1,2})Đ", m[0]):
         return f"{count(int(n[1]))} ngày {count(int(n[2]))} đêm"
+    if n := re.fullmatch(r"(\d{1,2})PN", m[0]): return f"{count(int(n[1]))} phòng ngủ"
     out, last = [], ""
     for piece in re.findall(r"\d+(?:\.\d+)?|[A-ZĐƯ]+", m[0]):
         if piece[0].isdecimal():
             long = len(last) > 1 and len(piece) > 2 and last not in _SAID_ENGLISH
-            out.append(digits(piece) if long else number(piece))
+            whole, _, part = piece.partition(".")
+            out.append(digits(whole) if long and not part else number(whole))
+            if part: out.append(f"chấm {digits(part)}")
         elif not out and piece in _ROADS: out.append(_ROADS[piece])
         elif len(piece) < 3 or not out and piece not in _AS_WORDS:
-            out.append(spell(piece) if piece != "QH" else _SHORT[piece])
+            out.append(_SHORT[piece] if re.fullmatch(r"QH\d\d?", m[0]) else spell(piece))
         else: out.append(abbreviation(piece))
         last = piece
     return " ".join(out)
@@ -1174,10 +1231,21 @@ def _in_headline(m: re.Match) -> bool:
     return any(n and n[1].isupper() and not n[1].isascii() and is_syllable(n[1])
                for n in (left, right))
 
+def _by_figures(text: str, before: str, after: str) -> str:
+    "'SN 1985', '2 PN', 'CKII': an abbreviation with a number behind, before or in it."
+    if text in ("CKI", "CKII", "BSCKI", "BSCKII"): return _TITLES[text]
+    if text in ("CK", "BSCK") and re.match(r" ?(?:I{1,2}|[12])(?!\w)", after): return _TITLES[text]
+    if text == "PN" and re.search(r"\d $", before): return "phòng ngủ"
+    if text != "SN": return ""
+    if re.match(r":? ?(?:19|20)\d\d(?!\d)", after): return "sinh năm"
+    return "số nhà" if re.match(r":? ?\d{1,3}(?!\d)", after) else ""
+
 def _by_neighbours(m: re.Match) -> str:
     "An abbreviation whose meaning depends on its neighbours; '' where they do not tell."
     text, before, after = m[0], _before(m), m.string[m.end():m.end() + _NEAR]
-    named = re.match(r" [A-ZĐ][a-z]", after)
+    word = re.match(r" ([^\W\d_]{2,})", after)
+    named = word and word[1][0].isupper() and not word[1].isupper()
+    if said := _by_figures(text, before, after): return said
     if text == "ĐT":
         if re.match(r"\s?:?\s?[0+(]\d|:|\s?/\s?[Ff]ax|\.:", after): return "điện thoại"
         if re.match(r" (?:Việt|VN|[A-ZĐ][a-zà-ỹ]|nữ|nam|U\d|quốc gia|Anh)", after):
@@ -1197,6 +1265,7 @@ def _by_neighbours(m: re.Match) -> str:
         return "chủ nhật"
     if text in ("TP", "TX") and (re.match(r" ?[^\W\d_a-z]", after) or before): return _TITLES[text]
     if text in ("LS", "KS", "NS", "BS", "DS") and named: return _TITLES[text]
+    if text == "LS" and _ends(before, "đoàn|văn phòng|vp|hội|các|nghề"): return _TITLES[text]
     if text == "ĐC" and re.match(r"\s?:", after): return "địa chỉ"
     if text == "KP" and re.match(r"\s?\d", after): return "khu phố"
     if text == "TH" and _ends(before, "trường|học sinh|cấp|bậc"): return "tiểu học"
@@ -1388,11 +1457,15 @@ def _power(m: re.Match) -> str:
         else ""
     )
 
+_THE_DAY = r"(?i:thứ (?:[2-7]|hai|ba|tư|năm|sáu|bảy)|chủ nhật)(?!\w)"
+
 @_rule("dash", r"[-–—−]+")
 def _dash(m: re.Match) -> str:
     "Between words a pause, inside one a hyphen, between like measures 'đến'."
     left, right = m.string[max(0, m.start() - 40):m.start()], m.string[m.end():m.end() + 20]
     if re.search(r"\d{1,2}/\d{1,4}\s?$", left) and re.match(r"\s?\d{1,2}/\d{1,4}", right):
+        return "đến"
+    if re.search(rf"{_THE_DAY}\s?$", left) and re.match(rf"\s?(?:{_THE_DAY}|CN(?!\w))", right):
         return "đến"
     split = re.search(r"\d(m|kg|km)\d{1,2}\s?$", left)
     if split and re.match(rf"\s?\d{{1,3}}{split[1]}\d{{1,2}}(?!\w)", right):
@@ -1418,6 +1491,10 @@ def _slash_between(m: re.Match) -> str:
     amount = re.search(r"\d[\d.,]*\s?[a-zđ\u00c0-\u1eff]+(?: [a-zđ\u00c0-\u1eff]+)?$"
                        r"|(?:nghìn|triệu|tỷ|nhiều|mỗi) (?:[^\W\d_]+ ?){1,2}$", left)
     unit = re.match(r"(m2|m²|kg|km|h|m3|m³)(?![^\W_])", m.string[m.end():m.end() + 8])
+    money = rf"(?:{'|'.join(c for c in _CURRENCY if re.fullmatch('[A-Z]{3}', c))})"
+    if re.search(rf"(?<!\w){money}$", left) and re.match(rf"{money}(?!\w)", m.string[m.end():]):
+        return "trên"
+    if amount and re.match(r"\d", m.string[m.end():]): return "trên"
     if amount or unit and re.search(r"[^\W\d_]$", left): return "một"
     return " "
 
@@ -1426,6 +1503,8 @@ def _sign(m: re.Match) -> str | None:
     "Punctuation stays, a known sign is said, another is left out."
     c, left, right = m[0], m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 2]
     if c == "." and not left.strip() and right[:1].isdecimal(): return " không phẩy "
+    if c == "!" and re.search(r"(?<!\w)(?:\d{1,3}|[a-z])$", m.string[:m.start()][-4:]):
+        if re.match(r"\s?=\s?[\da-z]", m.string[m.end():m.end() + 4]): return " giai thừa"
     if c in ".,!?;:…\"“”'‘’()": return c
     if c == "~" and re.match(r"\s?\d", right): return "khoảng"
     if c in "*" :
