@@ -134,7 +134,7 @@ def test_odd_values_in_an_adapter_s_files_are_clear_errors(parts, saved, tmp_pat
         (tmp_path/"odd.json").write_text(text)
         refused += told(read_adapter_config, tmp_path/"odd.json")
     assert refused > 100
-    for text in fuzzed(tmp_path/"a/base.json"):
+    for text in list(fuzzed(tmp_path/"a/base.json"))[::2]:
         (tmp_path/"a/base.json").write_text(text)
         told(load_adapter, copy.deepcopy(parts.model), tmp_path/"a")
     (tmp_path/"a/base.json").write_text('{"base": "x", "fingerprint": {}}')
@@ -154,16 +154,17 @@ SIZES = ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"
          "eos_token_id", "rms_norm_eps", "attention_dropout", "dtype", "quantization_config", "architectures", "audio_token_id"]
 
 
-def test_odd_values_in_a_checkpoint_s_configurations_are_clear_errors(saved, tmp_path):
+@pytest.mark.parametrize("every", [15, pytest.param(1, marks=pytest.mark.slow)])
+def test_odd_values_in_a_checkpoint_s_configurations_are_clear_errors(saved, tmp_path, every):
     for file, load, names in (("config.json", load_model, SIZES), ("generation_config.json", load_model, None), ("tokenizer_config.json", load_tokenizer, None)):
         folder = tmp_path/file[:4]
         shutil.copytree(saved/"nano", folder, ignore=shutil.ignore_patterns("codec"))
         texts = list(fuzzed(folder/file, names))
-        for text in texts[::3]:
+        for text in texts[::every]:
             (folder/file).write_text(text)
             told(load, folder)
     shutil.copytree(saved/"nano/codec", tmp_path/"codec")
-    for text in list(fuzzed(tmp_path/"codec/config.json"))[::4]:
+    for text in list(fuzzed(tmp_path/"codec/config.json"))[::every]:
         (tmp_path/"codec/config.json").write_text(text)
         told(load_codec, tmp_path/"codec")
 
@@ -490,7 +491,7 @@ def odd_metadata(good):
         yield from (good | dict(samples=[first | {k: v}, *others]) for k in names)
 
 
-@pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
 def test_odd_values_in_metadata_are_clear_errors(tmp_path, every):
     "Each step that reads a Higgs folder takes it or refuses it by a ValueError."
     from higgs_vi.audio import DEMO

@@ -39,7 +39,6 @@ def test_every_number_has_limits_and_what_lies_outside_is_refused_by_name(cls):
         for value in outside(f):
             if f.type is list: value = [value]
             with pytest.raises(ValueError, match=f"parameter {f.name} is"): cls.of({f.name: value})
-        with pytest.raises(SystemExit): from_cli(cls, [f"--{f.name}=nan"])
         cls.of({f.name: getattr(cls(), f.name)})
 
 
@@ -90,6 +89,14 @@ def test_every_parameter_of_a_command_reaches_its_settings(path, monkeypatch, st
         cfg = reached.value.args[0]
         expected = cls.of({f.name: value}).resolved()[f.name]
         assert type(cfg) is cls and getattr(cfg, f.name) == expected != getattr(cls(), f.name) and cfg.given == {f.name}, f.name
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_a_command_refuses_them_too(cls, capsys):
+    f = next((f for f in fields(cls) if f.type in (int, float)), None)
+    if f is None: return
+    with pytest.raises(SystemExit): from_cli(cls, [f"--{f.name}=nan"])
+    assert f"the parameter {f.name} is 'nan': it takes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [dict(gpu="nan"), dict(gpu="inf"), dict(gpu="-3"), dict(gpu="much"), dict(targets=[])])
