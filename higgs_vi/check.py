@@ -18,7 +18,7 @@ from .audio import SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, l
 from .data import DataSettings, prepare, read_samples
 from .prompt import as_list, map_turns, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
-from .sound import no_speech
+from .sound import Recordings, fingerprint, no_speech
 from .text import why_foreign
 
 # %% ../nbs/08_check.ipynb #d24ab856
@@ -47,13 +47,13 @@ ODD = ["clipped", "odd text", "foreign", "pace", "same text", "unlisted"]
 def measure(path: Path, cfg: CheckSettings) -> dict:
     """What a sound is: raises as `read_audio`.
 
-    Rate (Hz), channels, seconds, level of the loudest 20 ms (dBFS), why it is no speech or '', share of clipped samples, key.
+    Rate (Hz), channels, seconds, level of the loudest 20 ms (dBFS), why it is no speech or '', share of clipped samples, key, fingerprint.
     """
     x = as_written(read_audio(path))
     info = sf.info(path)
     return dict(rate=info.samplerate, channels=info.channels, seconds=info.frames/info.samplerate,
                 loudest=loudest(x), quiet=no_speech(x, cfg.silence, cfg.voice),
-                clipped=clipped(x), key=clip_key(x))
+                clipped=clipped(x), key=clip_key(x), mark=fingerprint(x))
 
 def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, str]]:
     "Faults of a sound with the measures `m`, of which the metadata says that it lasts `said` seconds: (fault, sentence) each."
@@ -114,12 +114,22 @@ def _twice(clips: pd.DataFrame, columns: list[str], fault: str, what: str) -> li
         first.setdefault(key, values[0])
     return out
 
+def _copies(clips: pd.DataFrame) -> list[tuple[str, str, str]]:
+    "A fault for each clip that is the recording of one before it in another encoding; equal sounds are left to `_twice`."
+    seen, keys, out = Recordings(), set(), []
+    for c in clips.dropna(subset=["key"]).to_dict("records"):
+        if c["key"] in keys: continue
+        if twin := seen.find(c["mark"]):
+            out.append((c["id"], "same sound", f"it is the same recording as {twin}, in another encoding or cut otherwise"))
+        keys.add(c["key"]); seen.add(c["mark"], c["id"])
+    return out
+
 def folder_faults(folder: Path, samples: list[dict], clips: pd.DataFrame) -> list[tuple[str, str, str]]:
     "Faults of the folder as a whole: (id, fault, sentence) each."
     info = json.loads((folder/"metadata.json").read_text(encoding="utf-8")).get("dataset_info") or {}
     out = _twice(clips.assign(same=clips["id"]), ["same"], "same id", "its id is that of an earlier clip,")
     own = clips[[not s.get("pair_of") for s in samples]]          # 02's pairs are clips again, and meant to be
-    out += _twice(own, ["key"], "same sound", "it is the same sound as") if "key" in clips else []
+    out += _twice(own, ["key"], "same sound", "it is the same sound as") + _copies(own) if "key" in clips else []
     out += _twice(own, ["speaker", "text"], "same text", "the same speaker says the same as in")
     counts = dict(Counter(s["speaker_id"] for s in samples))
     for key, is_so in (("total_samples", len(samples)), ("speaker_counts", counts)):

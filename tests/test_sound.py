@@ -14,7 +14,8 @@ from higgs_vi.audio import SAMPLE_RATE, as_written, decode, read_audio, read_cha
 from higgs_vi.check import CheckSettings, check
 from higgs_vi.audio import DEMO
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.sound import no_speech
+from higgs_vi.speakers import SpeakersSettings, copies_of, divide, original
+from higgs_vi.sound import Recordings, fingerprint, no_speech
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent/"shared/data/cv_vi"
@@ -193,3 +194,64 @@ def test_the_channel_that_speaks_is_taken_and_said(tmp_path, name):
     x, said = read_channel(tmp_path/"in/a.wav")
     assert said == which and min(np.abs(x - VOICE).max(), np.abs(x + VOICE).max()) < 1e-3
     assert prepared(tmp_path/"in", tmp_path/"out")[0][0].get("channel", "") == which
+
+
+def again(x, **kind): return decode(io.BytesIO(packed(x, **kind)), "a")[0]
+
+
+COPIES = {"gain": lambda x: as_written(0.5*x), "whisper of it": lambda x: as_written(0.05*x), "mp3": lambda x: again(x, format="MP3"),
+          "opus": lambda x: again(x, format="OGG", subtype="OPUS"), "vorbis": lambda x: again(x, format="OGG", subtype="VORBIS"),
+          "10 ms shorter": lambda x: x[240:], "40 ms off both ends": lambda x: x[960:-960], "later": lambda x: np.r_[np.zeros(1_000, np.float32), x],
+          "negative": lambda x: -x, "offset": lambda x: x + np.float32(0.1)}
+
+
+def people():
+    "Clips to tell apart: real ones where they are at hand, else the demo's."
+    if not REAL.is_dir(): return [read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))[::4]]
+    return [read_audio(REAL/json.loads(line)["audio"]) for line in (REAL/"manifest.jsonl").open(encoding="utf-8").readlines()[5::1000]]
+
+
+def test_copies_in_other_encodings_are_found_and_other_clips_are_not():
+    "Each kind of copy is found among all clips, and none of them is taken for another clip's."
+    clips, seen = people(), Recordings()
+    for i, x in enumerate(clips):
+        assert seen.find(fingerprint(x)) is None
+        seen.add(fingerprint(x), i)
+    for name, change in COPIES.items():
+        found = [seen.find(fingerprint(change(x).astype(np.float32))) for x in clips]
+        assert sum(f == i for i, f in enumerate(found)) >= 0.95*len(clips) and all(f in (i, None) for i, f in enumerate(found)), (name, found)
+
+
+@real
+@pytest.mark.slow
+def test_no_real_clip_is_taken_for_another():
+    "All 10,376 clips: the pairs that are found are few, and can be listened to."
+    seen, pairs = Recordings(), []
+    for line in (REAL/"manifest.jsonl").open(encoding="utf-8"):
+        r = json.loads(line)
+        mark = fingerprint(read_audio(REAL/r["audio"]))
+        if twin := seen.find(mark): pairs.append((twin, (r["id"], r["speaker"], r["text"])))
+        seen.add(mark, (r["id"], r["speaker"], r["text"]))
+    print(len(pairs), *pairs, sep="\n")
+    assert sum(a[1:] != b[1:] for a, b in pairs) <= 5
+
+
+def test_00_keeps_one_of_several_copies_and_02_keeps_them_on_one_side(tmp_path):
+    (tmp_path/"in").mkdir()
+    sf.write(tmp_path/"in/a.wav", VOICE, SAMPLE_RATE)
+    (tmp_path/"in/b.mp3").write_bytes(packed(VOICE, format="MP3")); sf.write(tmp_path/"in/c.wav", 0.5*VOICE[240:], SAMPLE_RATE)
+    sf.write(tmp_path/"in/d.wav", read_audio(DEMO/"clips/ngan_001.ogg"), SAMPLE_RATE)
+    samples, rejected = prepared(tmp_path/"in", tmp_path/"out")
+    assert len(samples) == 2 and rejected["reason"].str.contains("same recording as row 1").tolist() == [True, True]
+    assert not check(CheckSettings(data=str(tmp_path/"out")))[1]["broken"].any()
+    for name, change in (("in_000001", COPIES["mp3"]),):                  # somebody puts a copy under another text into the folder
+        sf.write(tmp_path/"out"/f"{name}.wav", as_written(change(VOICE)), SAMPLE_RATE)
+        (tmp_path/"out"/f"{name}.txt").write_text("Câu khác hẳn.", encoding="utf-8")
+    assert "same recording as in_000000" in " ".join(check(CheckSettings(data=str(tmp_path/"out")))[1]["what"])
+    rows = original(tmp_path/"out")[1]
+    assert copies_of(tmp_path/"out", rows) == dict.fromkeys(("in_000000", "in_000001"), "in_000000")
+    rows = [rows[0] | dict(split="train"), rows[1] | dict(split="test")] + [rows[0] | dict(id=f"x{i}", text=f"Câu {i}", split=s)
+                                                                            for i, s in enumerate(["train", "test"]*3)]
+    cfg = SpeakersSettings(disjoint="given")
+    sides, owners = divide(rows, cfg, copies_of(tmp_path/"out", rows[:2]))
+    assert sum(s != o for s, o in zip(sides, owners)) == 1 and divide(rows, cfg)[0] == divide(rows, cfg)[1]
