@@ -110,18 +110,25 @@ def no_speech(x: np.ndarray, silence: float = -50.0, voice: bool = True) -> str:
 
 # %% ../nbs/27_sound.ipynb #e4a95c30
 _WIDE, _STEP, _SAME = 8192, 1200, 0.3        # samples of a window and between windows; share of bits that may differ
+_LEAST = 12                                  # windows that must be judged
 _ONES = np.array([bin(i).count("1") for i in range(2**16)], np.uint8)
 
 def fingerprint(x: np.ndarray) -> str:
-    "A coarse fingerprint of `x` (24 kHz): four hex digits each 50 ms; '' for what is short or stands still, and is not to be judged."
+    """A coarse fingerprint of `x` (24 kHz): four hex digits each 50 ms, 0000 where the sound is quiet or stands still.
+
+    '' for what has less than 0.6 s that can be judged. Quiet is 40 dB below the loudest window.
+    """
     if len(x) < _WIDE + 12*_STEP: return ""
     frames = sliding_window_view(x.astype(np.float32), _WIDE)[::_STEP]*np.hanning(_WIDE).astype(np.float32)
     edges = np.round(np.geomspace(300, 3000, 18)*_WIDE/SAMPLE_RATE).astype(int)
     P = np.abs(np.fft.rfft(frames, axis=1))**2
     bands = np.log(np.add.reduceat(P[:, :edges[-1]], edges[:-1], axis=1) + 1e-9)
     grows = np.diff(np.diff(bands, axis=1), axis=0)              # (frames - 1, 16)
-    if np.mean(np.abs(grows) > 0.02) < 0.5: return ""
-    return np.packbits(grows > 0, axis=1).tobytes().hex()
+    heard = P[:, edges[0]:edges[-1]].sum(1)                      # without an offset
+    loud = heard > 1e-4*heard.max()
+    judged = loud[1:] & loud[:-1] & (np.mean(np.abs(grows) > 0.02, axis=1) >= 0.5)
+    if judged.sum() < _LEAST: return ""
+    return np.packbits((grows > 0) & judged[:, None], axis=1).tobytes().hex()
 
 class Recordings:
     """Fingerprints of sounds, each with a name, among which the same recording is found again.
@@ -134,21 +141,23 @@ class Recordings:
         "The name of a recording of which `mark` is a copy, or None."
         own, votes = self._words(mark), Counter()
         for i, word in enumerate(own):
-            for j, at in self.index.get(int(word), ()):
+            for j, at in self.index.get(int(word), ()) if word else ():
                 if abs(at - i) <= 4: votes[j, at - i] += 1
         for (j, by), n in votes.most_common(50):
             if n < 2: break
             a, b = self.prints[j][max(by, 0):], own[max(-by, 0):]
-            both = min(len(a), len(b))
-            if both < 0.8*max(len(own), len(self.prints[j])): continue
-            if _ONES[a[:both] ^ b[:both]].sum() <= _SAME*16*both: return self.names[j]
+            a, b = a[:len(b)], b[:len(a)]
+            both = (a > 0) & (b > 0)
+            if both.sum() < max(_LEAST - 2, 0.7*max((own > 0).sum(), (self.prints[j] > 0).sum())): continue
+            if _ONES[(a ^ b)[both]].sum() <= _SAME*16*both.sum(): return self.names[j]
         return None
 
     def add(self, mark: str, name: Hashable):
         "Remember `mark` under `name`."
         if not mark: return
         self.names.append(name); self.prints.append(self._words(mark))
-        for at, word in enumerate(self.prints[-1]): self.index[int(word)].append((len(self.names) - 1, at))
+        for at, word in enumerate(self.prints[-1]):
+            if word: self.index[int(word)].append((len(self.names) - 1, at))
 
     @staticmethod
     def _words(mark: str) -> np.ndarray:

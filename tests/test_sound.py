@@ -225,15 +225,15 @@ def test_copies_in_other_encodings_are_found_and_other_clips_are_not():
 @real
 @pytest.mark.slow
 def test_no_real_clip_is_taken_for_another():
-    "All 10,376 clips: the pairs that are found are few, and can be listened to."
+    "All 10,376 clips: none was taken for another when this was measured."
     seen, pairs = Recordings(), []
     for line in (REAL/"manifest.jsonl").open(encoding="utf-8"):
         r = json.loads(line)
         mark = fingerprint(read_audio(REAL/r["audio"]))
-        if twin := seen.find(mark): pairs.append((twin, (r["id"], r["speaker"], r["text"])))
+        if (twin := seen.find(mark)) is not None: pairs.append((twin, (r["id"], r["speaker"], r["text"])))
         seen.add(mark, (r["id"], r["speaker"], r["text"]))
     print(len(pairs), *pairs, sep="\n")
-    assert sum(a[1:] != b[1:] for a, b in pairs) <= 5
+    assert sum(a[1:] != b[1:] for a, b in pairs) <= 1
 
 
 def test_00_keeps_one_of_several_copies_and_02_keeps_them_on_one_side(tmp_path):
