@@ -23,7 +23,7 @@ from .cut import has_recordings, read_recordings
 from .journal import Journal, stamp
 from .prompt import as_list, map_turns, reference_text, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
-from .sound import no_speech
+from .sound import Recordings, fingerprint, no_speech
 from .tables import COLUMNS, Blobs, Table, apart, layout, legible, read_table, sound_of
 from .text import why_foreign
 from .watch import memory_gib
@@ -311,24 +311,29 @@ class Outcome:
     rejected: list[dict] = field(default_factory=list)
     seen: dict[str, int] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
+    recordings: Recordings = field(default_factory=Recordings)
 
     def add(self, row: dict, entry: dict):
         "Count an entry of the journal."
         if "reason" in entry:
             self.rejected.append(dict(row=row["row"], reason=entry["reason"], file=printable(row["file"]), text=printable(row["text"])))
             return
-        self.samples.append(entry["sample"]); self.seen[entry["key"]] = row["row"]; self.counts[entry["sample"]["speaker_id"]] += 1
+        self.samples.append(entry["sample"]); self.seen[entry["key"]] = row["row"]
+        self.recordings.add(entry.get("mark", ""), row["row"]); self.counts[entry["sample"]["speaker_id"]] += 1
 
 # %% ../nbs/00_data.ipynb #6f7d4316
 def _passing(out: Path, row: dict, end: str) -> Path: return out/f".row{row['row']}{end}"
 
-def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, str, list[str], str]:
-    "Write the sounds of a row under passing names: key, seconds, text, its references' texts, channel. Raises as `examine` does."
+def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, str, list[str], str, str]:
+    """Write the sounds of a row under passing names. Raises as `examine` does.
+
+    Returns its key, seconds, text, its references' texts, its channel and its fingerprint.
+    """
     x, text, channel = examine(row, root, blobs, cfg)
     voices, refs = _references(row, root, key := clip_key(x))
     for end, sound in [(".wav", x), *((f"_ref{i}.wav", v) for i, v in enumerate(voices))]:
         write_wav(_passing(out, row, end), sound, whole=False)
-    return key, len(x)/SAMPLE_RATE, text, refs, channel
+    return key, len(x)/SAMPLE_RATE, text, refs, channel, fingerprint(x)
 
 def _fetched(row: dict, blobs: Blobs) -> object:
     "The sound's bytes of a Parquet row (which come in the table's order), or their error, as something to be called later."
@@ -367,15 +372,17 @@ def _decide(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg
 
 def _entry(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg: DataSettings) -> tuple[dict, dict[str, Path]]:
     "As `_decide`, for a row that is kept; raises why it is not."
-    key, seconds, text, refs, channel = made.result()
+    key, seconds, text, refs, channel, mark = made.result()
     if key in done.seen: raise ValueError(f"it is the same sound as row {done.seen[key]}")
+    if twin := done.recordings.find(mark):
+        raise ValueError(f"it is the same recording as row {twin}, in another encoding, at another level or cut otherwise")
     texts, spoken_refs = _texts(text, cfg), [_aloud(t, cfg) for t in refs]
     with straight(_passing(out, row, ".txt")) as path: path.write_text(texts["text"] + "\n", encoding="utf-8")
     name = f"{speaker}_{done.counts[speaker]:06d}"
     voices = [f"_ref{i}.wav" for i in range(len(refs))]
     more = dict(ref_audio_file=[name + v for v in voices], ref_transcript=spoken_refs) if refs else {}
     ends = [".wav", ".txt", *voices]
-    return (dict(key=key, sample=_sample(row | texts | dict(channel=channel), name, speaker, seconds, cfg, more)),
+    return (dict(key=key, mark=mark, sample=_sample(row | texts | dict(channel=channel), name, speaker, seconds, cfg, more)),
             {name + end: _passing(out, row, end) for end in ends})
 
 # %% ../nbs/00_data.ipynb #3d383a0c

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'DRAWS', 'PAUSE', 'LONGEST_DIALOGUE', 'SpeakersSettings', 'original', 'lot', 'texts_of', 'speakers_of',
-           'linked', 'over_cap', 'draw_sides', 'settle', 'given_sides', 'divide', 'snr_of', 'cleanness', 'plain',
-           'by_voice', 'reference', 'clone_pairs', 'make_dialogues', 'joined', 'add_weights', 'seconds_by', 'effective',
-           'balance', 'kind_of', 'told', 'made_files', 'write', 'execute', 'main']
+           'linked', 'over_cap', 'draw_sides', 'settle', 'given_sides', 'divide', 'copies_of', 'snr_of', 'cleanness',
+           'plain', 'by_voice', 'reference', 'clone_pairs', 'make_dialogues', 'joined', 'add_weights', 'seconds_by',
+           'effective', 'balance', 'kind_of', 'told', 'made_files', 'write', 'execute', 'main']
 
 # %% ../nbs/02_speakers.ipynb #218c6d4d
-import hashlib, json, random, re
+import hashlib, json, os, random, re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from .cells import split_of
 from .data import DataSettings, prepare, read_higgs
 from .prompt import as_list, is_dialogue, speaker_turns, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
+from .sound import Recordings, fingerprint
 from .text import words
 
 SIDES = ("train", "valid", "test")
@@ -166,9 +168,14 @@ def _enough(size: dict, cfg: SpeakersSettings):
         raise ValueError(f"{len(size)} {what} cannot be divided into {len(sides)} sides ({', '.join(sides)}): set valid or test to 0"
                          + (", or disjoint to utterance" if cfg.disjoint == "speaker" else ", or add clips with other texts"))
 
-def divide(rows: list[dict], cfg: SpeakersSettings) -> tuple[list[str], list[str]]:
-    "The side drawn for each row, and the side that owns its text: where they differ the row goes. `ValueError` with counts if too many."
-    topics, size = linked([texts_of(r) for r in rows]), Counter()
+def divide(rows: list[dict], cfg: SpeakersSettings, copies: dict[str, str] | None = None) -> tuple[list[str], list[str]]:
+    """The side drawn for each row, and the side that owns its text: where they differ the row goes.
+
+    `copies` names the recording of clips that are one (id -> name): they stand on one side, as a text does. Raises `ValueError`
+    with counts if too many rows would go.
+    """
+    def _said(row): return texts_of(row) | ({f"\0{copies[row['id']]}"} if row["id"] in (copies or {}) else set())
+    topics, size = linked([_said(r) for r in rows]), Counter()
     if cfg.disjoint == "given": tries = [given_sides(rows)]
     else:
         units = topics if cfg.disjoint == "utterance" else linked([{*speakers_of(r), *as_list(r.get("ref_speakers"))} for r in rows])
@@ -185,6 +192,24 @@ def _loss(found: tuple[list[str], list[str]]) -> tuple[int, int]:
     "How many sides lose more than half of their rows, and how many rows are lost."
     had, kept = Counter(found[0]), Counter(s for s, o in zip(*found) if s == o)
     return sum(kept[s] < had[s]/2 for s in had), sum(had.values()) - sum(kept.values())
+
+# %% ../nbs/02_speakers.ipynb #7c1d9ef2
+def copies_of(folder: Path, rows: list[dict]) -> dict[str, str]:
+    """The clips of a folder that are one recording in several encodings, levels or cuts: id -> the first one's id.
+
+    00_data leaves such copies out; folders that were made otherwise, or joined, may hold them. Sounds that cannot be read are
+    left to the steps that need them.
+    """
+    def _mark(row: dict) -> str:
+        "The fingerprint of a row's sound."
+        try: return fingerprint(read_audio(inside(folder, row["audio_file"])))
+        except (ValueError, OSError): return ""
+    seen, out = Recordings(), {}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool: marks = list(pool.map(_mark, rows))
+    for row, mark in zip(rows, marks):
+        if (twin := seen.find(mark)) is not None: out[row["id"]] = out[twin] = twin
+        else: seen.add(mark, row["id"])
+    return out
 
 # %% ../nbs/02_speakers.ipynb #723fcb72
 def _why_not(rows, sides, owners, topics, cfg) -> str:
@@ -327,16 +352,18 @@ def effective(seconds: Counter) -> float:
     return sum(seconds.values())**2/sum(s*s for s in seconds.values())
 
 # %% ../nbs/02_speakers.ipynb #6fc06da9
-def balance(rows: list[dict], cfg: SpeakersSettings, clean: Callable[[dict], bool] = lambda row: True) -> tuple[list[dict], pd.DataFrame]:
+def balance(rows: list[dict], cfg: SpeakersSettings, clean: Callable[[dict], bool] = lambda row: True,
+            copies: dict[str, str] | None = None) -> tuple[list[dict], pd.DataFrame]:
     """The rows kept, with `split` and `weight`, then pairs and dialogues; the rows dropped as `id, reason, speaker_id, audio_file, text`.
 
-    `rows` have `text`; `clean` says which are fit to be references. `ValueError` with counts where no division does.
+    `rows` have `text`; `clean` says which are fit to be references, `copies` which are one
+    recording (id -> its name). `ValueError` with counts where no division does.
     """
     reasons = over_cap(rows, cfg)
     left = [r for r in rows if r["id"] not in reasons]
     if not left: raise ValueError(f"all {len(rows)} clips are beyond the cap of {cfg.minutes:g} min: the shortest lasts "
                                   f"{min((r['duration'] for r in rows), default=0):.1f} s (parameter minutes)")
-    sides, owners = divide(left, cfg)
+    sides, owners = divide(left, cfg, copies)
     reasons |= {r["id"]: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
                 "where more clips say it, or as many: a text on two sides would be a leak"
                 for r, s, o in zip(left, sides, owners) if s != o}
@@ -402,7 +429,7 @@ def execute(cfg: SpeakersSettings) -> tuple[list[dict], list[dict], pd.DataFrame
     "The whole step: the rows as they were, the samples written, the rows dropped."
     folder = project_root()/cfg.data
     source, rows = original(folder)
-    samples, dropped = balance(rows, cfg, cleanness(folder, cfg))
+    samples, dropped = balance(rows, cfg, cleanness(folder, cfg), copies_of(folder, rows))
     write(folder, source, rows, samples, dropped, cfg)
     return rows, samples, dropped
 

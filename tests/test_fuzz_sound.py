@@ -75,7 +75,8 @@ BREAKS = [truncated, truncated, torn, torn, lying, lying, long_flac, odd_samples
 VOICE = read_audio(DEMO/"clips/minh_000.ogg")
 
 RUN = """
-import json, resource, sys, time
+import json, sys, time
+from tests.test_fuzz import peak_gib
 import higgs_vi.data as data
 from higgs_vi.data import DataSettings, prepare
 took, real = {}, data.examine
@@ -86,7 +87,7 @@ def timed(row, *rest):
 data.examine = timed
 samples, rejected = prepare(DataSettings(table=sys.argv[1], out=sys.argv[2], workers=1))
 print("RESULT" + json.dumps(dict(samples=len(samples), rejected=rejected[["file", "reason"]].values.tolist(), took=took,
-                                 gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20)))
+                                 gib=peak_gib())))
 """
 
 
