@@ -123,7 +123,9 @@ def _check_sizes(source, config: dict):
 
 def _read_model(source, dtype, device, text_head: bool, quantised: bool):
     "The model of `source`, and which of its weights did not arrive."
-    with reading("model", source): config = PreTrainedConfig.get_config_dict(source, trust_remote_code=False)[0]
+    with reading("model", source):
+        config = PreTrainedConfig.get_config_dict(source, trust_remote_code=False)[0]
+        if not isinstance(config, dict): raise TypeError(f"config.json holds {type(config).__name__}, not an object")
     kind = config.get("model_type")
     if kind == "higgs_audio" and quantised:
         raise ValueError(f"{str(source)!r} is in Boson's first layout, which is not read in 4 bits: convert it once with "
