@@ -472,7 +472,8 @@ def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple
     os.sync()        # the clips reach the disk before the metadata that names them
     meta = dict(dataset_info=dataset_info(samples, label, kind, cfg), samples=samples)
     write_text(out/"metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
-    for f in old - _old_files(out, label): inside(out, f).unlink(missing_ok=True)   # listed before, no longer
+    for path in (inside(out, f) for f in old - _old_files(out, label)):      # listed before, no longer
+        if path.is_file(): path.unlink()
     stages["metadata"] = time.perf_counter() - began - sum(stages.values())
     print(_pace(stages, len(rows)), flush=True)
     return samples, rejected
