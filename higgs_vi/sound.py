@@ -122,7 +122,8 @@ def fingerprint(x: np.ndarray) -> str:
     frames = sliding_window_view(x.astype(np.float32), _WIDE)[::_STEP]*np.hanning(_WIDE).astype(np.float32)
     edges = np.round(np.geomspace(300, 3000, 18)*_WIDE/SAMPLE_RATE).astype(int)
     P = np.abs(np.fft.rfft(frames, axis=1))**2
-    bands = np.log(np.add.reduceat(P[:, :edges[-1]], edges[:-1], axis=1) + 1e-9)
+    bands = np.add.reduceat(P[:, :edges[-1]], edges[:-1], axis=1)
+    bands = np.log(bands + 1e-7*max(bands.max(), 1e-5*P[:, 8:].sum(1).max()) + 1e-9)     # rounding is no sound
     grows = np.diff(np.diff(bands, axis=1), axis=0)              # (frames - 1, 16)
     heard = P[:, edges[0]:edges[-1]].sum(1)                      # without an offset
     loud = heard > 1e-4*heard.max()
