@@ -39,12 +39,24 @@ _NOTE = re.compile(r"(?:NOTE|STYLE|REGION|WEBVTT)(?:\s|$)")
 _ADVERT = re.compile(r"https?://|\bwww\.|\w\.(?:com|org|net|vn)\b|opensubtitles|advertise your|subtitles? by|sync(?:ed)? by|"
                      r"phụ đề(?: được)? (?:bởi|thực hiện)|(?:biên )?dịch bởi", re.I)
 
+_TWO_TIMES = re.compile(r"\s*\S*\d:\S*\s*-->\s*\S*\d:")
+
+def _is_times(line: str, before: str) -> bool:
+    """Whether a line of SRT or WebVTT gives the times of a cue; `before` is the line above it.
+
+    It begins with two times around an arrow, or with a digit where a cue begins (then its times are
+    garbled). A text such as 'Tỷ số 2 --> 1' is neither.
+    """
+    if "-->" not in line: return False
+    begins = not before.strip() or before.strip().isdigit()
+    return bool(_TWO_TIMES.match(line)) or begins and bool(re.match(r"\s*-?\d", line))
+
 def _blocks(lines: list[str], vtt: bool) -> list[tuple[str, str, list[str]]]:
     """The cues of SRT or WebVTT lines as number, times and lines of text.
 
     A blank line inside a cue does not end it; what WebVTT marks as a note, a style or a region is left out.
     """
-    at = [i for i, line in enumerate(lines) if "-->" in line]
+    at = [i for i, line in enumerate(lines) if _is_times(line, lines[i - 1] if i else "")]
     numbered = bool(at) and at[0] > 0 and lines[at[0] - 1].strip().isdigit()
     out, number = [], lines[at[0] - 1].strip() if numbered else ""
     for i, j in zip(at, [*at[1:], len(lines)]):
@@ -93,23 +105,40 @@ def _labels(text: str) -> list[Cue]:
 # %% ../nbs/29_cut.ipynb #a70c44d1
 _NAME = re.compile(r"\s*(?:-\s*)?([^\W\d_][^:.!?\[\]<>]{0,30}):\s+(?=\S)")
 
+_SOUND = re.compile(r"(?:nhạc(?! sĩ)|âm thanh|cười|khóc|vỗ tay|thở dài|thở hổn hển|ho\b|hắt hơi|im lặng|la hét|hò reo|reo hò|hát\b|"
+                    r"huýt sáo|gõ cửa|chuông|music|laugh|applause|cheer|cough|sigh|silence|tiếng(?! việt\b| anh\b))", re.I)
+_LANGUAGE = re.compile(r"[Tt]iếng [^\W\d_]")
+
+def _no_sounds(words: str) -> str:
+    "`words` without what describes a sound: `[Cười]`, `(tiếng cười)`, `*nhạc*`; or all of them in parentheses."
+    def _kept(m):
+        inside = m[0][1:-1].strip()
+        language = _LANGUAGE.match(inside) and inside[6].isupper()      # 'tiếng Pháp' is said
+        return " " if _SOUND.match(inside) and not language else m[0]
+    words = re.sub(r"\[(?!SPEAKER\d+\])[^\]]*\]|^\([^)]*\)$", " ", words)
+    return " ".join(re.sub(r"\([^()]*\)|\*[^*]+\*", _kept, words).split())
+
+_TURN = re.compile(r"\s*>{2,}\s*")       # '>>' marks that another person speaks
+
 def _voices(lines: list[str]) -> tuple[list[str], list[str]]:
-    "Lines without the names before them, and the names: `<v Lan>`, `LAN:`; a line that begins with a dash is another person's."
+    "Lines without the names before them, and the names: `<v Lan>`, `LAN:`; a dash or `>>` begins another person's."
     names = [w.strip() for line in lines for w in re.findall(r"<v(?:\.[^\s>]*)?\s+([^>]+)>", line)]
-    said = []
+    said, turns = [], 0
     for line in (html.unescape(re.sub(r"<[^>]*>|\{\\[^}]*\}", "", line)).strip() for line in lines):
+        turns += len([t for t in _TURN.split(line)[:-1] if t.strip()]) + (bool(said) and bool(_TURN.match(line)))
+        line = _TURN.sub(" ", line).strip()
         m = _NAME.match(line)
         if m and m[1].upper() == m[1] and len(m[1]) > 1: names.append(m[1].strip().title()); line = line[m.end():]
         said.append(line)
     dashes = [i for i, line in enumerate(said) if re.match(r"[-–—]\s*\w", line)]
-    if len(dashes) > 1 and len(set(names)) < 2: names = ["one", "another"]
+    if (turns or len(dashes) > 1) and len(set(names)) < 2: names = ["one", "another"]
     return [re.sub(r"^[-–—]\s*(?=\w)", "", line) for line in said], list(dict.fromkeys(names))
 
 def _spoken(cue: Cue, lines: list[str], shown: str) -> Cue:
     "`cue` with what is said in its `lines` and by whom; with its problem if nothing is, or its times (as `shown`) make no sense."
     said, names = _voices(lines)
     words = " ".join(" ".join(said).split())
-    spoken = " ".join(re.sub(r"\[(?!SPEAKER\d+\])[^\]]*\]|^\([^)]*\)$", " ", words).split())
+    spoken = _no_sounds(words)
     why = ""
     if cue.start < 0 or cue.end < 0: why = f"the cue {shown!r} has a negative time"
     elif cue.end <= cue.start: why = f"the cue {shown!r} ends before it starts, or when it does"
@@ -234,23 +263,40 @@ def fit(cues: list[Cue], spans: list[tuple[float, float]], total: float, reach: 
     return out
 
 # %% ../nbs/29_cut.ipynb #e81b9f40
-def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.4, most: float = 10.0) -> str:
-    """Why the times of `cues` are not those of the speech in `spans`, or ''.
-
-    Compared is the share of cues' limits that lie within `reach` seconds of a border of speech, as they are and moved by up to
-    `most` seconds. Nothing is said of a sound without borders.
-    """
-    cues = [c for c in cues if not c.problem]
-    if not cues or not spans: return ""
+def _scores(cues: list[Cue], spans: list[tuple[float, float]], moves: np.ndarray) -> np.ndarray:
+    "How well `cues` fit the speech in `spans` if they are moved by each of `moves` seconds: 0 to 1."
+    def _meet(t, borders):
+        far = np.array([-np.inf, *borders, np.inf])
+        i = np.searchsorted(far[1:-1], t)
+        return np.clip((0.6 - np.minimum(t - far[i], far[i + 1] - t))/0.4, 0, 1).mean(1)
+    a = moves[:, None] + np.array([c.start for c in cues])
+    b = moves[:, None] + np.array([c.end for c in cues])
     starts, ends = np.array(spans).T
-    limits = [(np.array([c.start for c in cues]), starts), (np.array([c.end for c in cues]), ends)]
-    def _share(by): return float(np.mean([(np.abs(t[:, None] + by - b).min(1) <= reach) for t, b in limits]))
-    now, moves = _share(0.0), np.round(np.arange(-most, most + 0.05, 0.1), 1)
-    found = [_share(by) for by in moves]
-    by = np.median(moves[np.array(found) == max(found)])
-    if now >= 0.75 or now >= 0.3 and (max(found) < now + 0.3 or len(cues) < 3): return ""
-    better = f"; moved by {by:+.1f} s, {max(found):.0%} would" if max(found) >= now + 0.3 else ""
-    return (f"the times do not fit the sound: only {now:.0%} of its cues' limits lie within {reach:g} s of a border of speech{better}: "
+    borders, sums = np.ravel(spans), np.repeat(np.cumsum(ends - starts), 2)
+    sums[::2] -= ends - starts
+    def _talk(x, y): return np.interp(y, borders, sums) - np.interp(x, borders, sums)
+    full = (_talk(a, b)/np.maximum(b - a, 0.05)).mean(1)
+    between = _talk(b[:, :-1], np.maximum(a[:, 1:], b[:, :-1])).sum(1)
+    missed = between/np.maximum(_talk(a[:, 0], b.max(1)), 0.05)
+    return 0.45*_meet(a, starts) + 0.15*_meet(b, ends) + 0.4*full*(1 - np.clip(missed, 0, 1))
+
+def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.6, most: float = 10.0) -> str:
+    """Why the times of `cues` are not those of the speech in `spans` (both in seconds), or ''.
+
+    Compared are the scores of shifts within `reach` seconds and of larger ones, up to `most` seconds.
+    Cues that start more than `most` seconds after all speech are left out; each is refused by itself.
+    Nothing is said of a sound without speech.
+    """
+    cues = [c for c in cues if not c.problem and spans and c.start < spans[-1][1] + most]
+    if not cues: return ""
+    moves = np.round(np.arange(-most, most + 0.05, 0.1), 1)
+    found, small = _scores(cues, spans, moves), np.abs(moves) <= reach + 0.01
+    now, best = found[small].max(), found[~small].max()
+    moved = best > now + max(0.12, 0.6/len(cues))
+    if not moved and now >= (0.5 if len(cues) > 2 else 0.3): return ""
+    by = moves[~small][found[~small].argmax()]
+    better = f"; moved by {by:+.1f} s, it would be {best:.0%}" if moved else ""
+    return (f"the times do not fit the sound: its cues and its speech agree only to {now:.0%}{better}: "
             "move them, or use the subtitles of this recording")
 
 # %% ../nbs/29_cut.ipynb #83f3efa4
@@ -318,7 +364,7 @@ def _rows(folder: Path, row: dict, encoding: str, longest: float, path: Path | N
                             "a recording with subtitles beside it (.srt, .vtt) is cut into its sentences")
         return [dict(file=file, problem=why) if path else row | dict(problem=row.get("problem") or why)]
     total = len(levels)*hop
-    wrong = misfit([c for c in cues if c.end <= total + 0.5], spans) if path else ""
+    wrong = misfit(cues, spans) if path else ""
     return [dict(file=file, text=c.text, start=f"{c.start:.3f}", end=f"{c.end:.3f}", voice=c.speaker, problem=c.problem or wrong)
             for c in fit(cues, spans, total)]
 

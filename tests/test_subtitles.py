@@ -58,6 +58,12 @@ def test_a_blank_line_in_a_cue_keeps_its_words_and_bad_times_their_row():
     ("[Nhạc nền]", None, "", "describes a sound"), ("♪ la la ♪", None, "", "sung"), ("(cười)", None, "", "describes a sound"),
     ("LAN: Xin chào.", "Xin chào.", "Lan", ""), ("[Cười] Xin chào.", "Xin chào.", "", ""), ("Chú ý: đường trơn.", "Chú ý: đường trơn.", "", ""),
     ("- Chào anh.\n- Chào em.", None, "", "speak in one cue"), ("LAN: Đi.\nMINH: Ừ.", None, "", "speak in one cue"),
+    ("(tiếng cười) Xin chào.", "Xin chào.", "", ""), ("Hay quá (vỗ tay) cảm ơn.", "Hay quá cảm ơn.", "", ""),
+    ("*nhạc* Xin chào.", "Xin chào.", "", ""), ("*nhạc*", None, "", "describes a sound"),
+    ("Họ (tiếng Anh) nói.", "Họ (tiếng Anh) nói.", "", ""), ("Rất *vui* ạ.", "Rất *vui* ạ.", "", ""),
+    (">> Xin chào.", "Xin chào.", "", ""), ("&gt;&gt; LAN: Đi.", "Đi.", "Lan", ""),
+    (">> Chào anh.\n>> Chào em.", None, "", "speak in one cue"), ("Chào anh. >> Ừ.", None, "", "speak in one cue"),
+    ("Tỷ số 2 --> 1", "Tỷ số 2 --> 1", "", ""), ("Tỷ số\n2 --> 1", "Tỷ số 2 --> 1", "", ""),
     ("- Chào anh.", "Chào anh.", "", ""), ("Lúc 10:30 nhé.", "Lúc 10:30 nhé.", "", ""), ("<i>ĐỖ HÒA: Vâng.</i>", "Vâng.", "Đỗ Hòa", "")])
 def test_what_is_not_spoken_is_no_text(text, words, who, why):
     cues = srt((1, 3, text))
@@ -112,6 +118,40 @@ def test_subtitles_that_are_late_are_distrusted(tmp_path, late):
         with pytest.raises(ValueError, match="do not fit the sound"): prepare(cfg)
         by = float(re.search(r"moved by (\S+) s", read_source(cfg)[0].rows["problem"][0])[1])
         assert abs(by + late) < 0.3
+
+
+HABITS = {"as spoken": (0, 0), "ends linger": (0, 0.45), "ends linger long": (0, 0.6),
+          "starts early": (-0.45, 0.2), "all a little late": (0.4, 0.4)}
+
+
+@pytest.fixture(scope="module")
+def dialogue(tmp_path_factory):
+    "The limits of five spoken clips, and the speech that is found in their recording."
+    folder = tmp_path_factory.mktemp("dialogue")
+    return [(a, b) for a, b, _ in talk(folder)], speech(*levels_of(folder/"a.wav"))
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("part", [slice(None), slice(2), slice(3), slice(2, 5)], ids=["all", "2", "3", "last 3"])
+def test_habits_of_subtitlers_and_partial_subtitles_are_no_misfit(dialogue, habit, part):
+    limits, spans = dialogue
+    early, linger = HABITS[habit]
+    assert not misfit([Cue(a + early, b + linger, "x") for a, b in limits[part]], spans)
+
+
+def test_cues_that_touch_and_one_far_after_the_end_are_no_misfit(dialogue):
+    limits, spans = dialogue
+    touching = [Cue(a, b, "x") for (a, _), (b, _) in zip(limits, [*limits[1:], (limits[-1][1], 0)])]
+    assert not misfit(touching, spans) and not misfit([*touching, Cue(900, 903, "x")], spans)
+
+
+@pytest.mark.parametrize("by", [b for b in np.arange(-6, 6.25, 0.25) if abs(b) >= 1])
+def test_any_large_shift_of_all_cues_is_seen(dialogue, by):
+    "Cues before zero are dropped, as in a file; three or fewer may fit elsewhere by chance."
+    limits, spans = dialogue
+    cues = [Cue(a + by, b + by, "x") for a, b in limits if a + by >= 0]
+    if len(cues) <= 3: pytest.skip("too few cues are left")
+    assert abs(float(re.search(r"moved by (\S+) s", misfit(cues, spans))[1]) + by) < 0.3
 
 
 def test_labels_beside_a_sound_are_times_and_rows_are_all_accounted_for(tmp_path):
