@@ -23,7 +23,9 @@ def main():
     unchanged("notebooks", ["nbdev_clean"], "nbs/*.ipynb")
     subprocess.run(["nbdev_test", "--n_workers", "2"], cwd=ROOT, check=True)
     print("notebooks: they run", flush=True)
-    sys.exit(subprocess.run([sys.executable, "-m", "pytest", "--durations=8"], cwd=ROOT).returncode)
+    one = dict(OMP_NUM_THREADS="1")       # two processes on two cores
+    pytest = [sys.executable, "-m", "pytest", "-n", "2", "--durations=8"]
+    sys.exit(subprocess.run(pytest, cwd=ROOT, env=os.environ | one).returncode)
 
 
 if __name__ == "__main__": main()
