@@ -7,6 +7,7 @@ __all__ = ['memory_gib', 'gpu_use', 'clock', 'curves', 'best_row', 'outcome', 'L
 
 # %% ../nbs/21_watch.ipynb #318ecdfe
 import io, math, resource, sys, time
+from pathlib import Path
 from .show import picture_style
 
 # %% ../nbs/21_watch.ipynb #dae1a698
@@ -15,6 +16,10 @@ def memory_gib(device: "torch.device | None" = None) -> float:
     if device is not None and device.type == "cuda":
         import torch
         return torch.cuda.max_memory_allocated(device)/2**30
+    status = Path("/proc/self/status")
+    if status.is_file():        # a child's ru_maxrss would begin with its parent's
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)/2**30
 
 def gpu_use(device: "torch.device") -> dict:

@@ -1,5 +1,5 @@
 """Tables broken at random, seeded: a clear error that names the file, or every row accounted for, in little time and memory."""
-import contextlib, io, json, os, random, resource, subprocess, sys, time
+import contextlib, io, json, os, random, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -108,20 +108,10 @@ def one(seed, folder, out):
     return (f"{used:.1f} s for {size} bytes" if used > 1 + size/1e6 else None), ended
 
 
-def peak_gib() -> float:
-    """The peak memory of this process, GiB.
-
-    Not `ru_maxrss`: a child begins with its parent's, which is pytest with all that it has loaded.
-    """
-    status = Path("/proc/self/status")
-    if not status.is_file(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1])/2**20
-
-
 def main(first, n, folder):
     "Cases `first` to `first + n` in this process; prints what went wrong, how the cases ended and the peak memory in GiB."
     import soundfile as sf
+    from higgs_vi.watch import memory_gib
     import higgs_vi.data                                                    # its import is no case's time
     folder = Path(folder); out = folder.with_name(folder.name + "_out"); folder.mkdir(); out.mkdir()
     for i in range(6): sf.write(folder/f"{i}.wav", 0.3*np.sin(2*np.pi*(200 + 40*i)*np.arange(8000)/16_000), 16_000)
@@ -132,7 +122,7 @@ def main(first, n, folder):
         wrong, ended = one(seed, folder, out)
         ends[ended] = ends.get(ended, 0) + 1
         if wrong: found[seed] = wrong
-    print(json.dumps(dict(found=found, ends=ends, peak=peak_gib())))
+    print(json.dumps(dict(found=found, ends=ends, peak=memory_gib())))
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.slow)])

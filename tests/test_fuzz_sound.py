@@ -76,9 +76,9 @@ VOICE = read_audio(DEMO/"clips/minh_000.ogg")
 
 RUN = """
 import json, sys, time
-from tests.test_fuzz import peak_gib
 import higgs_vi.data as data
 from higgs_vi.data import DataSettings, prepare
+from higgs_vi.watch import memory_gib
 took, real = {}, data.examine
 def timed(row, *rest):
     began = time.perf_counter()
@@ -87,7 +87,7 @@ def timed(row, *rest):
 data.examine = timed
 samples, rejected = prepare(DataSettings(table=sys.argv[1], out=sys.argv[2], workers=1))
 print("RESULT" + json.dumps(dict(samples=len(samples), rejected=rejected[["file", "reason"]].values.tolist(), took=took,
-                                 gib=peak_gib())))
+                                 gib=memory_gib())))
 """
 
 
