@@ -29,7 +29,7 @@ from .memory import MemorySettings, fitting, forecast, free_memory, smaller, tol
 from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
 from .plan import Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps, with_replay
 from .run import Average, Metrics, NANO, checkpoints, fingerprint, load_state, load_trained, lock_run, prune, random_state
-from .run import read_base, read_trainer, same_base, save_adapter, save_state, set_random_state, unlock_run, verify
+from .run import read_base, read_trainer, same_base, save_adapter, save_state, set_random_state, unlock_run, verify, write_base
 from .settings import Settings, check_limits, coerce, from_cli, from_notebook, in_test, local_or_id, option, project_root
 from .step import OPTIMIZERS, OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
 from .watch import LiveFigure, clock, gpu_use, memory_gib, outcome
@@ -165,7 +165,7 @@ def check_base(cfg: TrainSettings, folder: Path, model):
     "Keep the fingerprint of the base in the run folder; on resuming, `ValueError` if `model` has other weights by now."
     path, now = folder/"base.json", fingerprint(model)
     if not cfg.resume or not path.is_file():
-        return write_text(path, json.dumps(dict(base=cfg.resolved()["model"], fingerprint=now)))
+        return write_base(folder, cfg.resolved()["model"], now)
     name, begun = read_base(path)
     exact = lambda seen: {k: v for k, v in seen.items() if not k.endswith(":4bit")}     # which a GPU may pack otherwise than a CPU
     if exact(begun) != exact(now) or not same_base(begun, now):
