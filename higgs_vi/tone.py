@@ -135,7 +135,8 @@ _TELLING = _any("""hỏi, tự hỏi, thắc mắc, băn khoăn, tranh cãi, mu�
     xem, coi, tìm hiểu, điều tra, làm rõ, xác định được, giải thích, bất kể, dù, dẫu, cho dù,
     mặc kệ, kệ, tùy, không quan trọng, phụ thuộc""")
 _TOLD = _word(_TELLING)
-_KNOWING = _word(_TELLING + "|biết|hiểu|nhớ|thấy|quên|kể|bàn|đoán|lo|chờ")
+_KNOWING = _word(_TELLING + "|biết|hiểu|nhớ|thấy|quên|kể|bàn|đoán|lo|chờ|quan tâm|phân tích|chỉ ra"
+                 "|lý giải|nghiên cứu|thảo luận|tranh luận|tiết lộ|trình bày|mô tả|hé lộ|nói về")
 _TO_YOU = re.compile(rf"^(?:theo )?{_YOU} ")
 
 # %% ../nbs/26_tone.ipynb #8e4ac532
@@ -143,13 +144,18 @@ _WHETHER = re.compile(
     rf"^(?!theo )(?:\S+ ){{2,}}liệu |(?:^| ){_TELLING} (?:\S+ )*(?:hay (?:không|chưa)"
     r"|có (?:\S+ )+(?:không|chưa)|sao)$")
 _OWN_FRAME = _word("có|đã|định|muốn")
+_WHO_TELLS = re.compile(
+    rf"^(?:(?:tại sao|vì sao|sao|cớ sao|khi nào|bao giờ) (?:{_YOU}|tôi|nó|hắn|họ)(?: ấy)?|ai)"
+    r"(?: (?:lại|cứ|phải|hay|đang|sẽ|còn|vẫn))? $")
 
 def _reported(pattern: re.Pattern) -> Callable[[_Sentence], bool]:
     "A rule: `pattern` finds what reports a question, and no question's frame opens before it."
     def holds(s: _Sentence) -> bool:
         "True if the question is reported."
         m = pattern.search(s.core)
-        return bool(m) and not _OWN_FRAME.search(s.core[:m.start() + 1])
+        if not m: return False
+        before = s.core[:m.start()].rstrip() + " "
+        return not (_OWN_FRAME.search(before) or _WHO_TELLS.match(before))
     return holds
 
 # %% ../nbs/26_tone.ipynb #c90440b3
@@ -181,8 +187,9 @@ _NEVER_ASKS = _word(
     r"|(?:đẹp|vui|buồn|nhớ|thương|hay|khổ|lạ) làm sao")
 _RHETORIC = _word(
     r"ai mà|ai (?:không|ngờ|lại|dè)|(?:thì có ai|có ai (?:\S+ ){1,3})đâu|nào lại|làm sao mà"
-    r"|sao (?:\S+ ){1,5}(?:được|nổi|nỡ)|việc gì phải|cần gì|tội tình gì|có tội gì|gì nữa|gì mà"
-    r"|lấy (?:gì|đâu)|ích gì|còn gì|thể nào|thế nào được|đâu mà|chứ_sao|chứ gì")
+    r"|sao (?:\S+ ){0,4}(?!không |chưa |bị )\S+ (?:được|nổi|nỡ)|việc gì phải|cần gì"
+    r"|tội tình gì|có tội gì|gì nữa|gì mà|lấy (?:gì|đâu)|ích gì|còn gì|thể nào|thế nào được|đâu mà"
+    r"|chứ_sao|chứ gì")
 _WHOEVER = re.compile(
     r"^(?:bao giờ|khi nào) (?:có dịp|có thời gian|rảnh)$"
     r"|^(?:ai|bao giờ|khi nào|lúc nào|hồi nào|chừng nào|bữa nào|đâu|nào|bao nhiêu|mấy(?! giờ)) "
@@ -225,10 +232,21 @@ _LAST = re.compile(
     r"(?: (?:rồi|hết|nữa|mất rồi|hết rồi|khác|nhất|trước|thôi|đi|về|đến|giờ))?$")
 _FIRST = re.compile(
     r"^(?:ai|bao giờ|khi nào|lúc nào|bao lâu|bao nhiêu|tại sao|vì sao|làm sao|sao|cớ sao|cớ gì"
-    r"|thế nào|có phải|phải chăng|chẳng lẽ|lẽ nào|không_lẽ|chẳng nhẽ|liệu|răng|đi mô|mần chi|bộ"
-    r"|chừng nào|hồi nào|mấy giờ|làm (?:thế nào|cách nào)|vì lý do gì|từ khi nào|đâu là"
-    rf"|(?:điều|cái|chuyện|việc) gì(?= khiến| làm| đã)|{_KIND} nào) "
+    r"|thế nào|thế_nào_là|có phải|phải chăng|chẳng lẽ|lẽ nào|không_lẽ|chẳng nhẽ|liệu|răng|đi mô"
+    r"|mần chi|bộ|chừng nào|hồi nào|mấy giờ|làm (?:thế nào|cách nào)|vì lý do gì"
+    rf"|từ khi nào|đâu là|(?:điều|cái|chuyện|việc) gì(?= khiến| làm| đã)|{_KIND} nào) "
     r"|, (?:chừng nào|bao giờ|mấy giờ|tại sao|làm sao|sao(?! mà)) ")
+_NOUN_OF_ASKING = _any("""câu_hỏi, ẩn số, bí ẩn, bí mật, dấu hỏi, bài toán, mối quan tâm, nỗi lo,
+    nỗi băn khoăn, nỗi trăn trở, đề tài, chủ đề, mong mỏi, thắc mắc, tùy, do""")
+_MATTERS = _any("""quan tâm, thắc mắc, biết, hiểu, băn khoăn, trả lời, giải đáp, lý giải, giải
+    thích, bàn, tranh cãi, tranh luận, tò mò, mong, đặt ra, chú ý, để ý, bận tâm, đau đầu, trăn
+    trở""")
+_ASKED_ABOUT = re.compile(
+    rf"^(?:{_ASKED}|liệu|thế_nào_là|làm (?:thế nào|cách nào)) (?:[^ ,]+ )+?(?:"
+    rf"(?<!đây )(?<!đó )(?<!này )(?<!phải )là (?:(?:một|những|các|cả) )?"
+    rf"(?:{_NOUN_OF_ASKING}|(?:điều|việc|chuyện|vấn đề|thứ) (?:[^ ,]+ )*{_MATTERS})"
+    r"|(?:không|chưa|chẳng)(?:_\S+| còn| hề)? (?:quan trọng|rõ|thành vấn đề|ai_biết)"
+    r")(?= |$)")
 _WONDERS, _TEETH = re.compile("lẽ nào "), re.compile("(?:bộ|răng) ")
 _INSIDE = _word("gì|ai|đâu|bao nhiêu|mấy|bao giờ|khi nào|lúc nào|thế nào|tại sao|vì sao|làm sao"
                 rf"|bao lâu|chi|mô|nhiêu|sao|{_KIND} nào")
@@ -276,6 +294,7 @@ _QUESTION_RULES = (     # what it is, whether it asks, how it is found; the firs
     ("particle at the end", True, _particle),
     ("asks for assurance", True, lambda s: s.end != "!" and bool(_SURELY.search(s.core))),
     ("reported question", False, _reported(_TOLD)),
+    ("question spoken about", False, _find("core", _ASKED_ABOUT)),
     ("question word for any", False, _any_one),
     ("rhetorical question", False, lambda s: not s.soft and bool(_RHETORIC.search(s.core))),
     ("yes or no", True, _yes_or_no),
@@ -290,6 +309,55 @@ def _question(s: _Sentence) -> str:
     "Which rule makes a sentence without a question mark a question; '' if none does."
     return next((why if asks else "" for why, asks, holds in _QUESTION_RULES if holds(s)), "")
 
+# %% ../nbs/26_tone.ipynb #e63d112e
+_THINGS = _any("""điều, việc, chuyện, đức tính, cách, nguyên tắc, quy định, trách nhiệm, nhiệm vụ,
+    nghĩa vụ, quyền, quyền lợi, bổn phận, bài học, thói quen, kỹ năng, phẩm chất, nét đẹp, lẽ,
+    phép, yếu tố, điều kiện, yêu cầu, bí quyết, chìa khóa, vũ khí, nghệ thuật, tính chất, ưu điểm,
+    nhược điểm, khát vọng, mục tiêu, mục đích, trọng tâm, ưu tiên, biện pháp, giải pháp, phương
+    pháp, bước, giai đoạn, khẩu hiệu, phương châm, truyền thống, văn hóa, đạo lý, biểu hiện, dấu
+    hiệu, lựa chọn, quyết định, từ, tiếng, câu, chữ(?! ký), thông điệp, chủ đề, nội dung, một
+    chuyện, nền tảng, một phần, một trong, cần thiết, đúng, tốt, quan trọng, không thừa, không đủ,
+    cốt lõi, đặc điểm, phản xạ, bản năng, thái độ, hành động, hành vi, nguyên nhân, lý do, kết
+    quả, hệ quả""")
+_PREDICATE = _word(
+    rf"là (?:(?:một|những|các|cả|cái) )?{_THINGS}"
+    r"|(?:(?:cũng|đều|vẫn|luôn|mới|chính|chỉ|còn|vốn|không phải|chưa chắc(?: đã)?"
+    r"|chưa hẳn(?: đã)?) )+là|(?:không )?có nghĩa|đồng nghĩa|hóa ra|mang lại|đem lại|đòi hỏi"
+    r"|thể hiện|góp phần|giúp (?:giảm|tăng|tránh|hạn chế|phòng|ngăn|cải thiện|bảo vệ|tiết kiệm"
+    r"|duy trì|phát hiện|cứu|[^ ,]+ [^ ,]+ [^ ,]+)|chưa bao giờ|này (?:rất|được)")
+_COMPLETED = re.compile(
+    r"^(?:sơ tán|báo động|báo cháy|di dời|cảnh báo) (?:[^ ,]+ )+?"
+    r"(?:đã được|được (?:lắp|kích hoạt|tổ chức|thực hiện|ban hành|diễn))(?= |$)")
+_TOPIC = re.compile(r"(?<!không )(?<!kẻo )(?<!chứ )thì ")
+_NO_TOPIC = re.compile(r"(?:không|đừng|cấm|chớ|tránh|hạn chế) |(?:\S+ )*?(?:nếu|khi|hễ|kẻo) ")
+_SPEAKER = re.compile(r"(?<!với )(?<!cho )(?<!của )(?<!\S)(?:đó|này|kia|ấy|đây|thế|vậy|tôi|ta|em"
+                      r"|anh|chị|mình|tao|tớ|con|cháu|cô|chú|bác|mẹ|bố|ba|má|ông|bà|nó|hắn|họ|mày"
+                      r"|cậu|bạn|ạ|đúng|chắc|thật|quả) $")
+_APART = re.compile(        # what stands before a whole clause; joined to a word, a subject
+    r"(?:vâng|dạ|ừ|ừm|ờ|ok|oke|okie|okay|được|phải|đúng|chắc chắn|rõ ràng|tất nhiên|dĩ nhiên"
+    r"|đương nhiên|chính xác|nhất định|quả thật|thống nhất) (?!(?:dạ|và|hay|hoặc|với|lời) )")
+_ADDRESSED = re.compile(
+    r"(?:tôi|chúng \S+|em|anh|chị|con|cháu|bạn|các \S+|mọi người|bà con|ông|bà|cô|chú(?! ý)|bác|má"
+    r"|ba|mẹ|bố|mày|cậu|xin|hãy|làm ơn|ê|này|coi chừng|trông chừng|dè chừng|đừng) ")
+
+def _is_statement(clause: str, mark: str) -> bool:
+    "True if `clause` begins with a subject and has a predicate, in a sentence that ends in `mark`."
+    if _ADDRESSED.match(clause): return False
+    topic = _TOPIC.search(clause)
+    if topic and mark != "!" and not _NO_TOPIC.match(clause) and not _APART.match(clause):
+        return topic.start() > 0
+    if _COMPLETED.match(clause): return True
+    if not (m := _PREDICATE.search(clause)) or not m.start(): return False
+    before, apart = clause[:m.start()], _APART.match(clause)
+    if apart: return apart.end() == m.start() and not re.match("là (?!(?:từ|tiếng|câu|chữ)$)", m[0])
+    noted = re.fullmatch("(?:lưu ý|chú ý|cảnh báo|hứa|thề|cam đoan) ", before)
+    return not (noted and m[0] == "là điều") and not _SPEAKER.search(before)
+
+def _after_statement(s: _Sentence) -> str:
+    "The syllables of a sentence without a first clause that is a statement about its first word."
+    clause, _, rest = s.plain.partition(" , ")
+    return rest if _is_statement(clause, s.end) else s.plain
+
 # %% ../nbs/26_tone.ipynb #655887b7
 _I = _any("""tôi, ta, em, anh, chị, mình, tao, tau, tớ, con, cháu, tui, cô, chú, bác, mẹ, bố, ba,
     má, ông, bà, tía, chúng tôi, chúng em, chúng con, chúng ta, bọn mình, bọn tôi, tụi mình, tụi em,
@@ -298,10 +366,12 @@ _I = _any("""tôi, ta, em, anh, chị, mình, tao, tau, tớ, con, cháu, tui, c
 _CLOSES = rf"(?= ,|$| (?:rồi|ạ|luôn|nha|nhé|đó|đấy|thôi|chứ|mà|vậy|á|thế|{_I} ,))"
 _BEFORE_YES = r"(?:(?:à|ồ|ôi|thì|thế thì|vậy thì|ờ|ừ|dạ|rất|hoàn toàn|quá|tôi|thế|vậy) (?:, )?)*"
 _YES = re.compile(
-    rf"^{_BEFORE_YES}(?:vâng|dạ(?! khúc| dày| hội| tiệc| quang| hương| cổ)|ừ|ừm|uh|ừa|ờ|ok|oke"
-    r"|okie|okê|okay|ô kê|đồng ý|nhất trí|tán thành|tất nhiên|dĩ nhiên|đương nhiên|thống nhất"
+    rf"^{_BEFORE_YES}(?:vâng(?! lời| lệnh| mệnh| theo)"
+    r"|dạ(?! khúc| dày| hội| tiệc| quang| hương| cổ)|ừ|ừm|uh|ừa|ờ|ok|oke|okie|okê|okay|ô kê|đồng ý"
+    r"|nhất trí|tán thành|tất nhiên|dĩ nhiên|đương nhiên"
+    r"|thống nhất(?! đất nước| ý kiến| non sông| hai)"
     r"|chắc chắn(?! không| chưa)|nhất định|chính xác(?! là| bao)|tuân lệnh|nghe rõ|hiểu rồi"
-    r"|không sai(?= ,|$)|hứa|thề|cam đoan"
+    r"|không sai(?= ,|$)|hứa(?! hẹn)|thề(?! thốt| nguyền| bồi)|cam đoan"
     r"|xin (?:hứa|thề|vâng|xác nhận)|rõ ràng|quả (?:thật|đúng|là)|chí phải"
     r"|chuẩn(?! bị| mực| đoán| hóa| nghèo| đầu)|sẵn sàng|sẵn lòng|không thành vấn đề|cứ đi đi"
     r"|cứ (?:tin|để|yên tâm|tự nhiên|làm (?:thế|vậy|như))"
@@ -323,8 +393,9 @@ _PROMISE = _clause(
 _AGREES = _word(
     r"hoàn toàn (?:đồng ý|nhất trí|chính xác)|đã được (?:xác nhận|duyệt|chấp thuận|phê duyệt)"
     r"|xin (?:hứa|thề|cam đoan|khẳng định|đồng ý|vâng|xác nhận)"
-    r"|nói (?:đúng|phải|chuẩn|chí phải|rất phải|chính xác)|đúng (?:vậy|thế|đấy|đó)"
-    r"|(?:đúng|chắc chắn|tất nhiên|dĩ nhiên|nhất định) rồi|thủ tướng khẳng định")
+    r"|nói (?:đúng|phải|chuẩn|chí phải|rất phải|chính xác)(?! sự thật| là| giọng| tiếng)"
+    r"|đúng (?:vậy|thế|đấy|đó)|(?:đúng|chắc chắn|tất nhiên|dĩ nhiên|nhất định) rồi"
+    r"|thủ tướng khẳng định")
 _DENIES = _word(
     r"(?:không|chưa|chẳng|chả|đừng|chớ|khó|liệu|nếu|phản|hổng|phải|bắt) (?:\S+ ){0,3}?"
     r"(?:đồng ý|nhất trí|tán thành|chấp nhận|cam kết|hứa|tin|đúng|chắc chắn|thề|chính xác)")
@@ -337,7 +408,7 @@ def _affirms(s: _Sentence) -> bool:
     "True if a sentence agrees, confirms, consents or promises."
     text = _peel(s.plain, _BEFORE_ASSENT)
     if _POLITE.search(text): return False
-    if _YES.search(text): return True
+    if _YES.search(_peel(_after_statement(s), _BEFORE_ASSENT)): return True
     if _DENIES.search(text): return False
     return bool(_PROMISE.search(text) or _AGREES.search(text) or _INSISTS.search(text))
 
@@ -395,11 +466,13 @@ _COMFORTS = re.compile(_any("""lo, buồn, khóc, ngại, sợ, giận, trách, 
 def _forbids(s: _Sentence) -> bool:
     "A prohibition, if what it forbids or the rest of the sentence is dangerous: cấm trèo."
     if _BARE.search(s.plain): return True
-    strong, risk = _FORBID.search(s.plain), bool(_RISK.search(s.plain))
+    opened = _FORBID.match(s.plain) or _DO_NOT.match(s.plain)
+    plain = _after_statement(s) if opened else s.plain
+    strong, risk = _FORBID.search(plain), bool(_RISK.search(s.plain))
     if strong and not _COMFORTS.match(strong["what"]):
         short = s.end != "" or s.plain.count(" ") < 5
         return risk or short and bool(_TOUCHES.match(strong["what"]))
-    weak = _DO_NOT.search(s.plain)
+    weak = _DO_NOT.search(plain)
     return bool(weak) and risk and not _COMFORTS.match(weak["what"])
 
 # %% ../nbs/26_tone.ipynb #06361cad
@@ -465,7 +538,7 @@ def _advises(s: _Sentence) -> bool:
     return bool(_OFFICIAL.search(s.plain) and _RISK.search(s.plain))
 
 _WARNING_RULES = (      # what it is and how it is found
-    ("opening of a warning", _find("plain", _OPENS)),
+    ("opening of a warning", lambda s: bool(_OPENS.search(_after_statement(s)))),
     ("danger named", _find("plain", _NAMED)),
     ("dangerous thing forbidden", _forbids),
     ("what happens otherwise", _find("plain", _OR_ELSE)),
@@ -488,6 +561,22 @@ class Verdict:
     why: str
     sure: bool
 
+# %% ../nbs/26_tone.ipynb #f3275c67
+_OTHER_PREDICATE = re.compile(
+    r"^(?:[^ ,]+ ){3,}?(?:được|bị|khiến|gây|mất|không bao giờ|rất|luôn|vốn) "
+    r"|^(?:[^ ,]+ ){3,}, (?:nó|hắn|họ|ông|bà|cô|gã|lão|thằng bé|con bé|anh|chị|chúng) \S+ ")
+_LISTED = re.compile(
+    rf"^[^ ,]+(?: [^ ,]+)? , (?!đó|đây|này|ấy)(?:[^ ,]+ ){{1,3}}là {_THINGS}(?= |$)")
+
+def _doubtful(s: _Sentence) -> bool:
+    "True if a sentence opens as a warning or an assent does, and yet may be a statement."
+    opened = _OPENS.match(s.plain) or _FORBID.match(s.plain) or _YES.match(s.plain)
+    if s.end == "!" or not opened or _ADDRESSED.match(s.plain): return False
+    if _LISTED.match(s.plain): return not re.match("(?:vâng|dạ|ừ|ok) ", s.plain)
+    if _APART.match(s.plain): return False
+    m = _PREDICATE.search(s.plain.partition(" ,")[0])
+    return bool(_OTHER_PREDICATE.match(s.plain) or m and s.plain[:m.start()].count(" ") > 1)
+
 # %% ../nbs/26_tone.ipynb #e8dab523
 _CLEAR = ("particle at the end", "yes or no")      # questions also where a warning stands in them
 
@@ -498,9 +587,10 @@ def _judge(sentence: str) -> Verdict:
         return Verdict("neutral", "rhetorical question", True)
     if s.end == "?": return Verdict("questioning", "question mark", True)
     asked = _question(s)
-    if asked not in _CLEAR and (warned := _warning(s)): return Verdict("alerting", warned, True)
-    if not asked and _affirms(s): return Verdict("affirming", "assent", True)
-    if asked: return Verdict("questioning", asked, s.end == ".")
+    sure = not _doubtful(s)
+    if asked not in _CLEAR and (warned := _warning(s)): return Verdict("alerting", warned, sure)
+    if not asked and _affirms(s): return Verdict("affirming", "assent", sure)
+    if asked: return Verdict("questioning", asked, asked in _CLEAR and s.end == ".")
     if s.end == "!": return Verdict("neutral", "exclamation mark", False)
     return Verdict("neutral", "statement", s.end == ".")
 

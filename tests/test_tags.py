@@ -83,6 +83,54 @@ def test_neutral_by_kind():
     assert {t: e for t in NEUTRAL if (e := ours(t)) != "neutral"} == {}
 
 
+# a word that opens a warning, assents or asks, as the subject of a statement or told about
+STATED = (
+    "Cẩn thận là đức tính tốt.", "Cẩn thận chưa bao giờ là thừa.", "Cẩn thận thì tốt thôi.",
+    "Cẩn thận quá hóa ra lại hỏng việc.", "Cảnh giác không có nghĩa là nghi ngờ mọi người.",
+    "Cảnh giác luôn là vũ khí tốt nhất.", "Cảnh báo sớm giúp giảm đáng kể thiệt hại về người.",
+    "Chú ý nghe giảng giúp em nhớ bài lâu hơn.", "Chú ý là yếu tố đầu tiên của trí nhớ.",
+    "Đề phòng cháy nổ là trách nhiệm của mỗi người.", "Gọi cấp cứu là việc cần làm đầu tiên.",
+    "Tránh xa rượu bia là cách giữ gìn sức khỏe.", "Dừng lại đúng lúc cũng là một nghệ thuật.",
+    "Giữ khoảng cách là quy định của bệnh viện.", "Báo cháy tự động được lắp ở mỗi tầng.",
+    "Sơ tán khẩn cấp hàng nghìn hộ dân đã được hoàn tất trong đêm.",
+    "Không cung cấp mật khẩu cho ai là nguyên tắc của ngân hàng.",
+    "Vâng lời cha mẹ là điều nên làm.", "Vâng lời mẹ, em đi ngủ sớm.", "Ok là từ tôi hay dùng.",
+    "Vâng dạ cho qua chuyện không phải là cách anh sống.", "Đúng và đủ là nguyên tắc dùng thuốc.",
+    "Đồng ý hay từ chối đều là quyền của người bệnh.", "Hứa thì phải giữ lời.",
+    "Hứa mà không làm thì còn tệ hơn là không hứa.", "Ừ với nó có nghĩa là chưa chắc.",
+    "Đồng ý là một chuyện, làm được lại là chuyện khác.", "Nói đúng sự thật là nghĩa vụ.",
+    "Sẵn sàng đi xa là yêu cầu của công việc.", "Thống nhất đất nước là khát vọng của dân tộc.",
+    "Tại sao giá xăng tăng là điều nhiều người quan tâm.",
+    "Làm thế nào để giữ chân khách là bài toán khó.", "Ai đúng ai sai chưa quan trọng lúc này.",
+    "Liệu giá nhà có giảm là mối quan tâm của người trẻ.", "Vì sao nó bỏ đi, tôi không biết.",
+    "Nhiều người quan tâm vàng tăng vì sao.", "Báo cáo chỉ ra tiền đi đâu.",
+    "Tôi hiểu thế nào là cô đơn.", "Bài học giải thích vì sao lá cây có màu xanh.")
+STILL = dict(
+    alerting="Cẩn thận kẻo đó là việc cuối cùng anh làm.|Cẩn thận không thì ngã.|Cẩn thận, đó là bẫy!"
+    "|Mọi người cẩn thận, lừa đảo là việc hằng ngày ở đây.|Cẩn thận là tốt, coi chừng rắn đấy."
+    "|Chú ý, khu vực này là nơi thường có sạt lở.|Trời mưa thì cấm lại gần cột điện."
+    "|Hút thuốc là thói quen xấu, cấm hút gần bình gas.|Cẩn thận bị điện giật.",
+    affirming="Vâng an toàn là điều quan trọng nhất.|Chắc chắn sức khỏe là điều quan trọng nhất."
+    "|Dạ đúng là việc của em ạ.|Vâng, đó là việc tôi nên làm.|Ừ thì mai đi.|Hứa là em sẽ về sớm."
+    "|Tôi cam đoan những lời khai trên là đúng sự thật.",
+    questioning="Tại sao đây là câu hỏi khó|Vì sao cậu quan tâm đến chuyện của tôi.|Thế nào là yêu"
+    "|Tại sao anh hỏi tôi chuyện đó|Ai đang điều tra vụ này|Sao anh biết tôi không được mời."
+    "|Ai là người gọi cho anh|Liệu đây có phải là điều con muốn.")
+DOUBTFUL = (
+    "Cẩn thận đoạn đường phía trước đang được sửa.", "Đồng ý vội vàng như thế khiến anh hối hận.",
+    "Chạy ngay về nhà, nó thấy cửa vẫn đóng.", "Rõ ràng, mạch lạc là ưu điểm của bài viết.",
+    "Không được vào khu vực này là quy định từ lâu.", "Ai sai mày tới đây.")
+
+
+def test_an_opening_word_may_be_the_subject_of_a_statement():
+    "What doubt is left is not marked sure."
+    assert {t: e for t in STATED if (e := ours(t)) != "neutral"} == {}
+    wrong = {t: ours(t) for e, texts in STILL.items() for t in texts.split("|") if ours(t) != e}
+    assert wrong == {}
+    assert [t for t in DOUBTFUL if emotion_of(t).sure] == []
+    assert emotion_of("Cẩn thận, đường trơn.").sure and emotion_of("Vâng ạ.").sure
+
+
 def test_other_emotions_by_kind():
     said = dict(
         questioning="Em có đi không|Anh mệt à|Vui nhỉ|Con ăn chưa|Ai đấy|Bao giờ về|Không?|đi mô rứa"
