@@ -52,7 +52,7 @@ def digits(written: str) -> str:
 
 # %% ../nbs/17_aloud.ipynb #85722acb
 _DOTTED = re.compile(r"[1-9]\d{0,2}(?:(?:\.\d{3})+|(?: \d{3})+)(?:,\d+)?")
-_COMMAED = re.compile(r"[1-9]\d{0,2}(?:(?:,\d{3}){2,}(?:\.\d+)?|,\d{3}\.\d+|,000)")
+_COMMAED = re.compile(r"[1-9]\d{0,2}(?:(?:,\d{3}){2,}(?:\.\d+)?|,\d{3}\.\d+|,\d00)")
 _LONGEST = 12        # a whole number of more digits is a code, read digit by digit
 
 def _fraction_digits(part: str) -> str:
@@ -63,8 +63,8 @@ def _fraction_digits(part: str) -> str:
 def number(written: str, money: bool = False, point: str = "phẩy") -> str:
     """A written number in words: '1.234,5', '1,234.5', '0,05', '007'.
 
-    `money` takes one comma with three digits behind it for thousands; `point` is the word for a
-    decimal full stop.
+    `money` takes one comma with three digits behind it for thousands, as `,500` and its like always
+    are; `point` is the word for a decimal full stop.
     Anything but digits with separators raises `ValueError`.
     """
     if _COMMAED.fullmatch(written) or money and re.fullmatch(r"[1-9]\d{0,2},\d{3}", written):
@@ -244,7 +244,9 @@ _SHORT = _table("""
     GTGT giá trị gia tăng; XDCB xây dựng cơ bản; VLXD vật liệu xây dựng; CTMTQG chương trình
     mục tiêu quốc gia; NTM nông thôn mới; KHHGĐ kế hoạch hóa gia đình; ĐVT đơn vị tính; TV ti
     vi; OK ô kê; Ok ô kê; TT-Huế Thừa Thiên Huế; BR-VT Bà Rịa Vũng Tàu; KHTN khoa học tự nhiên;
-    KHXH khoa học xã hội;
+    KHXH khoa học xã hội; CTY công ty; TTTM trung tâm thương mại; ĐN Đà Nẵng; SG Sài Gòn; VP văn
+    phòng; VPCC văn phòng công chứng; PGD phòng giao dịch; NV nhân viên; BGH ban giám hiệu; CBGV
+    cán bộ giáo viên; ĐTB điểm trung bình;
     KTQD kinh tế quốc dân; TDP tổ dân phố; ĐLS đoàn luật sư; CHDCND cộng hòa dân
     chủ nhân dân""")
 
@@ -635,6 +637,7 @@ def _minutes(m: re.Match) -> str | None:
 _DASH = r"\s?[-–—−~→]\s?"
 _NUMBER = (r"\d{1,3}(?:[.,]\d{3})+(?:[.,]\d{1,12})?(?![\d]|[.,]\d)|[1-9]\d{0,2}(?: \d{3})+(?!\d"
            r"|[.,]\d)|\d{1,40}(?:[.,]\d{1,12})?")
+_DASHED = re.compile(_DASH)
 _SIGNED = _table("""
     - âm; − âm; – âm; + cộng; ± cộng trừ; ~ khoảng; ≈ xấp xỉ""")
 def _alternatives(table) -> str:
@@ -644,8 +647,10 @@ _HEAD = re.compile(rf"([-−–+±~≈]\s?)?(US\$|S\$|A\$|C\$|HK\$|[$€£¥₫�
 _SCALES = _table("""
     k nghìn; K nghìn; tr triệu; Tr triệu; TR triệu; ng nghìn; tỷ tỷ; tỉ tỷ; nghìn nghìn; ngàn
     nghìn; triệu triệu; trăm trăm; tỏi tỏi""")
-_SCALE = re.compile(rf"((?:\s?(?:nghìn|ngàn|triệu|tỷ|tỉ|trăm|tr|Tr|TR)(?![^\W\d_]))+"
-                    rf"|[kK](?![^\W\d_]))(\d{{1,3}}(?!\w))?")
+_SCALE = re.compile(
+    r"(\s?(?:tr|tỷ|tỉ)\.(?=đ(?!\w))"
+    r"|(?:\s?(?:nghìn|ngàn|triệu|tỷ|tỉ|trăm|tr|Tr|TR)(?![^\W\d_]))+"
+    r"|[kK](?![^\W\d_]))(\d{1,3}(?!\w))?")
 _HOURS = re.compile(r"\s?(?:(h|giờ|H)\s?([0-5]\d)?|(g)([0-5]\d))(?:['’]|\s?(?:p|ph|phút"
                     r"|m)(?!\w))?(?![\w])")
 _UNIT = re.compile(rf"(\s?)({_alternatives(_UNITS | _CURRENCY)})(?![^\W_]|[²³])")
@@ -667,15 +672,30 @@ def _unit_fits(unit: str, gap: str, written: str, before: str, after: str) -> bo
 
 def _is_hour_g(text: str, at: int, written: str, before: str) -> bool:
     "True if the g at `at`, behind the number `written`, stands for 'giờ': a time word is near."
-    if not re.match(r"g(?!\w)", text[at:at + 2]) or not re.fullmatch(r"\d\d?", written):
-        return False
-    acts = (r" (?:sáng|trưa|chiều|tối|đêm|gọi|họp|gặp|hẹn|có mặt|xuất phát|tập trung|bắt đầu|kém"
-            r"|rưỡi|khởi hành)(?!\w)")
-    hour = 1 <= int(written) <= 24
-    return hour and (_ends(before, _HOUR_BEFORE) or bool(re.match(acts, text[at + 1:at + 14])))
+    if text[at:at + 1] != "g" or text[at + 1:at + 2].isalnum(): return False
+    if len(written) > 2 or not written.isdecimal() or not 1 <= int(written) <= 24: return False
+    after = _STOP.split(text[at + 1:at + _NEAR])[0]
+    if _OF_MASS.match(after): return False
+    if _ACTS.match(after) or _ends(before, _HOUR_BEFORE): return True
+    weighed = _WEIGHED.search(before) or _OF_MASS.search(after) or _A_DAY.search(after)
+    return _ends(before, "từ|đến|tới|trước|sau|vào") and not weighed
 
-_HOUR_BEFORE = (r"lúc|từ|đến|vào|hồi|trước|sau|tí|tý|hẹn|sáng|trưa|chiều|tối|đêm|mai|nay|mốt|họp"
-                r"|gặp")
+_HOUR_BEFORE = "lúc|hồi|tí|tý|hẹn|sáng|trưa|chiều|tối|đêm|mai|nay|mốt|họp|gặp"
+_ACTS = re.compile(r" (?:sáng|trưa|chiều|tối|đêm|gọi|họp|gặp|hẹn|có mặt|xuất phát|tập trung|bắt đầu"
+                   r"|kém|rưỡi|khởi hành)(?!\w)")
+_OF_MASS = re.compile(
+    r" (?:đường(?! [A-ZĐ])|muối|bột|thịt|cá|tôm|sữa|bơ|đạm|protein|chất|tinh bột|mỡ|béo|vàng|bạc"
+    r"|gạo|thuốc|trà|chè|cà phê|rau|nấm|men|mật ong|hạt|tiêu|ớt|tỏi|gừng|sô cô la|phô mai|kem|xơ"
+    r"|natri|canxi|cacbon|carb|chất xơ)(?!\w)")
+_WEIGHED = re.compile(
+    r"(?<!\w)(?:tăng|giảm|nặng|lượng|liều|hàm lượng|cân|muối|bột|protein|vàng|uống|ăn|dùng|nêm|pha)"
+    r"(?!\w)")
+_A_DAY = re.compile(r" mỗi (?:ngày|lần|bữa)| một (?:ngày|lần|bữa)|/")
+
+_WHOLE_THINGS = re.compile(     # what is counted in whole numbers: 12,345 người
+    r" (?:người|lượt|học sinh|sinh viên|giáo viên|công nhân|em|hộ|ca|view|like|đồng|cổ phiếu|bài"
+    r"|cuốn|quyển|con|cái|chiếc|xe|căn|phòng|vé|bạn|khách|thí sinh|cử tri|đại biểu|doanh nghiệp"
+    r"|công ty|sản phẩm|đơn|phiếu|trường hợp|trang|từ|chữ|bước|thành viên|lao động|hội viên)(?!\w)")
 
 def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     "The words of the measure at `at`, where it ends, and its number if it has nothing else."
@@ -703,7 +723,8 @@ def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     if has_unit and re.fullmatch("0[1-9]", written): written = written[1]
     if m[2]: tail += " " + _CURRENCY[m[2]]
     if not said:
-        said = number(written, money=bool(currency), point=_point(before, written, bare)) + (
+        whole = bool(currency or _WHOLE_THINGS.match(text, end) or _ends(before, "tỷ giá|tỉ giá"))
+        said = number(written, money=whole, point=_point(before, written, bare)) + (
             f" {tail.strip()}" if tail.strip() else ""
         )
     if not bare and (p := _PER.match(text, end)):
@@ -736,16 +757,18 @@ def _per_word(unit: str, physical: bool) -> str:
 
 def _point(before: str, written: str, bare: bool) -> str:
     "How a decimal full stop is called: 'chấm' in the number of a version, else 'phẩy'."
-    version = re.search(r"(?:phiên bản|bản|version|v|công nghiệp|cách mạng|web|chấm)\s*$", before)
-    last = re.search(r"([a-z]+)\s*$", before)
-    name = last and not is_syllable(last[1])
-    return "chấm" if bare and (version or name) or bare and written.endswith(".0") else "phẩy"
+    if not bare or "." not in written: return "phẩy"
+    if written.endswith(".0") or _ends(before, _VERSION): return "chấm"
+    last = re.search(r"[^\W\d_]+(?=\s*$)", before)
+    return "chấm" if last and last[0].isascii() and not is_syllable(last[0]) else "phẩy"
+
+_VERSION = "phiên bản|bản|version|v|công nghiệp|cách mạng|web|chấm"
 
 # %% ../nbs/17_aloud.ipynb #f26be82b
-_COUNTED = (r"\s?(?:ngày|tháng|năm|tuần|giờ|phút|giây|người|nghìn|ngàn|triệu|tỷ|tỉ|độ|lần|bàn"
-            r"|điểm|trận|m|km|kg|mét|%|hiệp|ván|set"
-            r"|ca|em|bạn|con|cái|chiếc|học sinh|tuổi|câu|trang|phiếu|suất|quả|lít|tấn|buổi"
-            r"|tiếng|vòng|cầu thủ|khách|hộ|xe|phòng|lượt)(?!\w)")
+_COUNTED = re.compile(
+    r"\s?(?:ngày|tháng|năm|tuần|giờ|phút|giây|người|nghìn|ngàn|triệu|tỷ|tỉ|độ|lần|bàn|điểm|trận|m"
+    r"|km|kg|mét|%|hiệp|ván|set|ca|em|bạn|con|cái|chiếc|học sinh|tuổi|câu|trang|phiếu|suất|quả|lít"
+    r"|tấn|buổi|tiếng|vòng|cầu thủ|khách|hộ|xe|phòng|lượt)(?!\w)")
 _MINUS = r"phép (?:tính|trừ)(?! [^\d]*\d[^\d]*\d)|hiệu|lấy|tính"
 _OLD_FEASTS = {
     (30, 4),
@@ -766,6 +789,7 @@ _OLD_FEASTS = {
 
 def _value(written: str) -> float:
     "'1.500' -> 1500.0, '2,5' -> 2.5"
+    if written.isdecimal(): return float(written)
     plain = re.sub(r"[. ](?=\d{3}(?:\D|$))", "", written)
     return float(plain.replace(",", ".", 1).replace(",", ""))
 
@@ -773,16 +797,17 @@ def _pair(m: re.Match, a: str, sign: str, b: str, end: int) -> str:
     "Two bare numbers with a dash: a range, a score, a date, a difference."
     before, after = _before(m), m.string[end:end + _NEAR]
     first, second = _value(a), _value(b)
-    if re.match(r"\s*=", after) or " " in sign and _ends(before, _MINUS):
+    if after.lstrip().startswith("=") or " " in sign and _ends(before, _MINUS):
         return f"{number(a)} trừ {number(b)}"
     apart = f"{number(a)} {number(b)}"
     span = f"{number(a)} đến {number(b)}"
-    if re.fullmatch(_YEAR, b) and a.isdecimal() and _is_date("1", a) and " " not in sign:
-        return _month_year(a, b, before)
-    if re.fullmatch(_YEAR, a) and len(b) == 2 and int(b) == (int(a) + 1) % 100: return apart
-    if first < second and re.match(_COUNTED, after.lower()): return span
+    if len(b) == 4 and re.fullmatch(_YEAR, b) and a.isdecimal() and _is_date("1", a):
+        if " " not in sign: return _month_year(a, b, before)
+    if len(a) == 4 and len(b) == 2 and re.fullmatch(_YEAR, a):
+        if int(b) == (int(a) + 1) % 100: return apart
+    if first < second and _COUNTED.match(after.lower()): return span
     if first < second and _ends(before, "ngày|mùng") and re.match(r"\s*tháng", after): return span
-    if _is_date(*(x if x.isdecimal() else "0" for x in (a, b))) and re.search(_DASHED_DATE, before):
+    if _is_date(*(x if x.isdecimal() else "0" for x in (a, b))) and _DASHED_DATE.search(before):
         return _date(before, a, b)
     whole = a.isdecimal() and b.isdecimal()
     small = whole and max(first, second) < 100
@@ -801,7 +826,8 @@ def _pair(m: re.Match, a: str, sign: str, b: str, end: int) -> str:
     if first < second: return span
     return apart if small or second < 10 else span
 
-_DASHED_DATE = r"(?:ngày|sáng|chiều|tối|mùng) \d{1,2}-\d{1,2}(?: và|,| đến| hoặc|;) (?:ngày )?$"
+_DASHED_DATE = re.compile(
+    r"(?:ngày|sáng|chiều|tối|mùng) \d{1,2}-\d{1,2}(?: và|,| đến| hoặc|;) (?:ngày )?$")
 _DAY_BEFORE_DASH = (r"ngày|mùng|mồng|sáng|trưa|chiều|tối|đêm|hôm|lễ|dịp|quốc khánh|giỗ tổ|kỷ niệm"
                     r"|sinh nhật|mừng|thứ \w+,|chủ nhật,")
 
@@ -868,13 +894,14 @@ def _colon(m: re.Match) -> str:
 def _measures(m: re.Match) -> tuple[str, int] | None:
     "A measure, or a range of two."
     before = _before(m)
-    if m[0][0] in "-−–+±~≈" and re.match(r"\w", m.string[m.start() - 1:m.start()]): return None
-    if re.match(r"[-–−+]\s", m[0]): return None
+    if m[0][0] in "-−–+±~≈":
+        if re.match(r"\w", m.string[m.start() - 1:m.start()]): return None
+        if re.match(r"[-–−+]\s", m[0]): return None
     if not (first := _measure(m.string, m.start(), before)): return None
     dash = (
         None
         if m.string[m.start() - 1 : m.start()].isalpha()
-        else re.compile(_DASH).match(m.string, first[1])
+        else _DASHED.match(m.string, first[1])
     )
     second = dash and _measure(m.string, dash.end(), before)
     if second and not re.match(r"[A-ZĐ\d]|[-–/:]\d|[.,]\d", m.string[second[1]:second[1] + 2]):
@@ -1176,6 +1203,10 @@ _ROADS = _table("""
 _WEEK = _table("""
     T2 thứ hai; T3 thứ ba; T4 thứ tư; T5 thứ năm; T6 thứ sáu; T7 thứ bảy""")
 
+_IN_PLACE = re.compile(
+    r"(?:(?<!\w)(?:ở|tại|về|qua|sang|trung tâm|bên)|(?<!\w)p\.? ?\d{1,2},?"
+    r"|(?<!\w)(?:đường|phố|phường) [\w ]{1,30},?) $")
+
 @_rule("code", rf"(?:{_TOKEN})(?:\.\d{{1,2}})?(?![^\W])")
 def _code(m: re.Match) -> str | None:
     "Letters and digits in turns; three digits and more behind two letters one by one."
@@ -1184,6 +1215,13 @@ def _code(m: re.Match) -> str | None:
     week_before = re.search(day, before)
     if m[0] in _WEEK and (week_before or re.match(r"\s?[-–,]\s?(?:t[2-7]|cn)(?!\w)", after)):
         return _WEEK[m[0]]
+    if p := re.fullmatch("([PQ])([1-9]|[12][0-9])", m[0]):
+        place = (_IN_PLACE.search(before) and not re.search("quý|doanh thu|lợi nhuận", before)
+                 or re.match(r",? ?(?:tp|hcm|sài gòn|hồ chí minh|quận)(?!\w)", after)
+                 or p[1] == "P" and re.match(r",? ?q\.? ?\d", after))
+        if place: return f"{_TITLES[p[1]]} {count(int(p[2]))}"
+        quarter = re.search("doanh thu|lợi nhuận|kinh doanh", before) or re.match(r"/20\d\d", after)
+        if quarter and m[0] in ("Q1", "Q2", "Q3", "Q4"): return f"quý {_month(int(p[2]))}"
     if t := re.fullmatch(r"T(1[0-2]|[1-9])", m[0]):
         if re.match(r"/(?:19|20)\d\d", after): return f"tháng {_month(int(t[1]))}"
     if n := re.fullmatch(r"(\d{1,2})N(\d{1,2})Đ", m[0]):
@@ -1250,6 +1288,10 @@ def _by_neighbours(m: re.Match) -> str:
         if re.match(r"\s?:?\s?[0+(]\d|:|\s?/\s?[Ff]ax|\.:", after): return "điện thoại"
         if re.match(r" (?:Việt|VN|[A-ZĐ][a-zà-ỹ]|nữ|nam|U\d|quốc gia|Anh)", after):
             return "đội tuyển"
+    if text == "DT" and re.match(r":? ?\d[\d.,]* ?(?:m2|m²|ha)(?!\w)", after): return "diện tích"
+    if text == "LH" and re.match(r"[ :.]{1,3}(?:\d|SĐT|[Zz]alo)", after): return "liên hệ"
+    if text == "TT" and re.match(" Huế", after): return "Thừa Thiên"
+    if text == "TT" and re.match(" (?:GDTX|VHTT|YT|GDNN|KTTH|DVVL)", after): return "trung tâm"
     if text == "TT" and named:
         return (
             "thị trấn"
