@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd, soundfile as sf
 from tqdm import tqdm
-from .audio import SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, loudest, read_audio
+from .audio import (SAMPLE_RATE, as_written, atomic, check_file, clip_key, clipped, inside, loudest,
+                            read_audio)
+from .cells import why_noted
 from .data import DataSettings, prepare, read_samples
 from .prompt import as_list, map_turns, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
@@ -73,7 +75,8 @@ def text_faults(text: str, seconds: float | None, cfg: CheckSettings, language: 
     try: tidy = map_turns(text)
     except ValueError as e: return [("no text", str(e))]
     out = []
-    if tidy != text.strip(): out.append(("odd text", f"its text is not as 00_data writes it: {text.strip()[:60]!r} would be {tidy[:60]!r}"))
+    if why := why_noted(text): out.append(("odd text", f"its text {why}"))
+    elif tidy != text.strip(): out.append(("odd text", f"its text is not as 00_data writes it: {text.strip()[:60]!r} would be {tidy[:60]!r}"))
     if language == "vi" and (why := why_foreign(without_tags(text))): out.append(("foreign", f"it may not be Vietnamese: {why}"))
     if seconds and seconds > 1 and not cfg.slowest <= (pace := len(tidy)/seconds) <= cfg.fastest:
         out.append(("pace", f"{len(tidy)} characters in {seconds:.2f} s, {pace:.1f} a second: the text may be another clip's "
@@ -147,6 +150,7 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises `ValueError` where nothing can be looked at: no metadata.json, or none that is Higgs'.
     """
     folder = project_root()/cfg.data
+    if cfg.report: check_file(project_root()/cfg.report, "report")
     samples = read_samples(folder).to_dict("records")
     if not samples: raise ValueError(f"{folder} holds no clip: the samples in its metadata.json are empty")
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:

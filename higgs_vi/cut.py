@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, soundfile as sf
 from .audio import by_ffmpeg, frame_levels, inside, mono, sound_file
+from .cells import without_notes
 from .text import nfc
 from .tables import SOUNDS, Table, by_folder, read_pairs, read_text
 
@@ -105,19 +106,6 @@ def _labels(text: str) -> list[Cue]:
 # %% ../nbs/29_cut.ipynb #a70c44d1
 _NAME = re.compile(r"\s*(?:-\s*)?([^\W\d_][^:.!?\[\]<>]{0,30}):\s+(?=\S)")
 
-_SOUND = re.compile(r"(?:nhạc(?! sĩ)|âm thanh|cười|khóc|vỗ tay|thở dài|thở hổn hển|ho\b|hắt hơi|im lặng|la hét|hò reo|reo hò|hát\b|"
-                    r"huýt sáo|gõ cửa|chuông|music|laugh|applause|cheer|cough|sigh|silence|tiếng(?! việt\b| anh\b))", re.I)
-_LANGUAGE = re.compile(r"[Tt]iếng [^\W\d_]")
-
-def _no_sounds(words: str) -> str:
-    "`words` without what describes a sound: `[Cười]`, `(tiếng cười)`, `*nhạc*`; or all of them in parentheses."
-    def _kept(m):
-        inside = m[0][1:-1].strip()
-        language = _LANGUAGE.match(inside) and inside[6].isupper()      # 'tiếng Pháp' is said
-        return " " if _SOUND.match(inside) and not language else m[0]
-    words = re.sub(r"\[(?!SPEAKER\d+\])[^\]]*\]|^\([^)]*\)$", " ", words)
-    return " ".join(re.sub(r"\([^()]*\)|\*[^*]+\*", _kept, words).split())
-
 _TURN = re.compile(r"\s*>{2,}\s*")       # '>>' marks that another person speaks
 
 def _voices(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -136,13 +124,15 @@ def _voices(lines: list[str]) -> tuple[list[str], list[str]]:
 
 def _spoken(cue: Cue, lines: list[str], shown: str) -> Cue:
     "`cue` with what is said in its `lines` and by whom; with its problem if nothing is, or its times (as `shown`) make no sense."
+    unheard = without_notes(" ".join(lines))[1]
     said, names = _voices(lines)
     words = " ".join(" ".join(said).split())
-    spoken = _no_sounds(words)
+    spoken = without_notes(re.sub(r"^\([^)]*\)$", " ", words))[0]
     why = ""
     if cue.start < 0 or cue.end < 0: why = f"the cue {shown!r} has a negative time"
     elif cue.end <= cue.start: why = f"the cue {shown!r} ends before it starts, or when it does"
     elif re.search("[♪♫♬]", words): why = "it is sung (♪)"
+    elif unheard: why = f"words were not understood in it ({unheard[0]!r})"
     elif words and not spoken: why = f"it describes a sound, nothing is said: {words[:60]!r}"
     elif not words: why = "it has no text"
     elif _ADVERT.search(words): why = f"it is an advertisement or a credit: {words[:60]!r}"
@@ -367,6 +357,7 @@ def _rows(folder: Path, row: dict, encoding: str, longest: float, path: Path | N
     wrong = misfit(cues, spans) if path else ""
     return [dict(file=file, text=c.text, start=f"{c.start:.3f}", end=f"{c.end:.3f}", voice=c.speaker, problem=c.problem or wrong)
             for c in fit(cues, spans, total)]
+
 
 
 # %% ../nbs/29_cut.ipynb #ce63e42b

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
 from .aloud import spoken
-from .audio import DEMO, SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, read_audio, straight, write_text, write_wav
+from .audio import (DEMO, SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, make_folder, read_audio,
+                            straight, write_text, write_wav)
 from .cells import (has_words, is_nobody, is_nothing, is_yes, printable, seconds_of, split_of, unmarked, why_illegible,
-                            why_misread)
+                            why_misread, why_noted)
 from .cut import has_recordings, read_recordings
 from .journal import Journal, stamp
 from .prompt import as_list, map_turns, reference_text, task_of, without_tags
@@ -91,8 +92,9 @@ def read_samples(folder: Path, name: str = "metadata.json") -> pd.DataFrame:
     try:
         meta = json.loads((folder/name).read_text(encoding="utf-8"))
         samples = meta["samples"]
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no Higgs dataset folder: it has no {name}; make one with 00_data") from None
+    except (FileNotFoundError, NotADirectoryError):
+        why = "it has no" if folder.is_dir() else "it is a file, and no folder with a" if folder.exists() else "there is no"
+        raise ValueError(f"{folder} is no Higgs dataset folder: {why} {name}; make one with 00_data") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
         raise ValueError(f"{folder/name} is damaged ({e!r}): it must hold dataset_info and samples; "
                          "make the folder again with 00_data") from e
@@ -171,9 +173,10 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
     source = Path(cfg.table) if cfg.table else DEMO/"demo.csv"
     path, audio = project_root()/source, project_root()/cfg.audio if cfg.audio else ""
     label = str(source.relative_to(DEMO.parent) if source.is_relative_to(DEMO) else source)
-    if layout(path)[0] == "pairs" and not cfg.columns and has_recordings(path, cfg.longest):
+    kind, path = layout(path)
+    if kind == "pairs" and not cfg.columns and has_recordings(path, cfg.longest):
         return _told(read_recordings(path, cfg.encoding, cfg.longest)), label
-    if layout(path)[0] != "higgs": return _told(read_table(path, audio, cfg.columns, cfg.encoding)), label
+    if kind != "higgs": return _told(read_table(path, audio, cfg.columns, cfg.encoding)), label
     if cfg.columns: raise ValueError(f"{path} is a Higgs folder, without columns to choose: leave the parameter columns empty")
     rows = read_higgs_rows(path)
     if not len(rows): raise ValueError(f"{path} holds no clip: the samples in its metadata.json are empty")
@@ -195,6 +198,12 @@ def _check_duration(row: dict, seconds: float, cfg: DataSettings):
                             else "the row may belong to another clip (parameter tolerance)"))
 
 # %% ../nbs/00_data.ipynb #adf85a22
+def _words(text: str, whose: str) -> str:
+    "`text` without the marks of a page; `ValueError` if it holds notes beside what is said."
+    text = unmarked(text)
+    if why := why_noted(text): raise ValueError(f"{whose} {why}")
+    return text
+
 def _legible(row: dict, cfg: DataSettings) -> str:
     "The clean text of a row whose cells can be used; `ValueError` with the reason if they cannot."
     if row.get("problem"): raise ValueError(row["problem"])
@@ -214,7 +223,7 @@ def _legible(row: dict, cfg: DataSettings) -> str:
                          "to go by folders, set the parameter columns to speaker=")
     if len(speaker) > LONGEST_NAME: raise ValueError(f"its speaker has a name of {len(speaker)} letters: it takes {LONGEST_NAME} at most")
     if why := why_misread(text): raise ValueError(f"its text is misread: {why}")
-    return map_turns(unmarked(text))
+    return map_turns(_words(text, "its text"))
 
 def examine(row: dict, root: Path, blobs: Blobs, cfg: DataSettings) -> tuple[np.ndarray, str, str]:
     """The sound of a row (float32, 24 kHz, rounded to 16 bits), its clean text, and its channel if not all speak ('1 of 2').
@@ -269,7 +278,7 @@ def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list
     files, texts = as_list(row.get("ref_paths")), as_list(row.get("ref_transcript"))
     if len(files) != len(texts): raise ValueError(f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: give one each")
     sounds = [as_written(read_audio(inside(root, f))) for f in files]
-    texts = [reference_text(unmarked(t) if isinstance(t, str) else t) for t in texts]
+    texts = [reference_text(_words(t, "its reference's transcript") if isinstance(t, str) else t) for t in texts]
     if any(clip_key(x) == key for x in sounds): raise ValueError("its reference is the clip itself: the model would be shown the answer")
     return sounds, texts
 
@@ -463,7 +472,7 @@ def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple
     rows, root, kind, out = table.rows, table.root, table.kind, project_root()/cfg.out
     _apart(out, rows, root)
     old = _old_files(out, label)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "out")
     stages = dict(table=time.perf_counter() - began)
     samples, rejected = conform(rows, root, out, cfg, old)
     stages["clips"] = time.perf_counter() - began - stages["table"]

@@ -21,9 +21,22 @@ def vietnamese(text: str) -> float:
     found = [w for w in re.findall(r"[^\W\d_]+", nfc(text[:200_000])) if not w.isascii()]
     return sum(map(is_syllable, found))/len(found) if found else 0.0
 
+def _is_utf16(raw: bytes) -> bool:
+    "Whether bytes without a mark are text in UTF-16: nearly all of its letters are Latin ones."
+    for encoding in ("utf-16-le", "utf-16-be"):
+        text = raw[:4096].decode(encoding, "replace")
+        latin = sum("\t" <= c < "\u0250" or "\u1e00" <= c < "\u2040" for c in text)
+        if latin > 0.95*len(text) > 0: return True
+    return False
+
+def _is_binary(raw: bytes) -> bool:
+    "Whether bytes are no text in any encoding: one in fifty is a control character."
+    odd = sum(b < 32 and b not in b"\t\n\r\f\x1b" for b in raw[:4096])
+    return odd > len(raw[:4096])//50 and not _is_utf16(raw)
+
 def _likely(raw: bytes) -> str:
     "What bytes that are no UTF-8 look like."
-    if raw[:4096].count(0) > len(raw[:4096])//10: return "it looks like UTF-16"
+    if _is_utf16(raw): return "it looks like UTF-16"
     if vietnamese(raw.decode("cp1258", "replace")) > 0.7: return "read as cp1258 its words are Vietnamese"
     return "an older encoding, and its words are not Vietnamese in cp1258 either"
 
@@ -60,6 +73,9 @@ def read_text(path: Path, encoding: str = "") -> str:
         where = f"byte {ord(text[bad[0]]) - 0xdc00:#04x} at {bad[0]}"
     if not where and raw[:4096].count(0) > len(raw[:4096])//10 and "\0" in text: where = f"byte 0x00 at {raw.find(0)}"
     if where:
+        if not encoding and _is_binary(raw):
+            raise ValueError(f"the table {path} is no text but a binary file ({where}): give a CSV, "
+                             "TSV, JSONL or Parquet file, or a folder of clips")
         raise ValueError(f"the table {path} is not {encoding.upper() or 'UTF-8'} text ({where}): {_likely(raw)}; save it "
                          "as UTF-8, or name its encoding (parameter encoding)")
     _check_letters(text, raw, encoding, path)
@@ -128,7 +144,7 @@ def _named(lines: list[str], known: tuple[set[str], set[str]], wanted: set[str])
 
 def plain_name(name: object) -> str:
     "The name of a column as it is compared: small letters, '_' for blanks and hyphens, no quotation marks."
-    return re.sub(r"[\s-]+", "_", str(name).strip().strip("\"'\ufeff").strip().lower())
+    return re.sub(r"[\s-]+", "_", nfc(str(name)).strip().strip("\"'\ufeff").strip().lower())
 
 def form_of(lines: list[str], path: Path, known: tuple[set[str], set[str]], chosen: dict[str, str],
             names_file: Callable[[str], bool]) -> Form:

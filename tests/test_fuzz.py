@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 ODD = ["", "nan", "NaN", "1e30", "-1e30", "inf", "0", "-1", "1,5", "N/A", "null", "\0", "a\0b.wav", "\ud83d", "\udcff", "loop.wav", "folder", "..", "../1.wav",
        "/etc/passwd", "~/1.wav", "C:\\1.wav", "x"*300, "a"*5000 + ".wav", '"', '""', '"a', 'a"', "a\nb", "a\r", "\r\n", "\t", "|", ",", ";", "\\", "\\\"", "'",
        "[SPEAKER0]", "[SPEAKER1] a [SPEAKER0]", "<b>", "&amp;"*50, "\u200b", "\u2028", "😀", "ð", "Ã¡", "=1+1", "{", "[", "true", "None", "1"*5000, "a"*150_000,
-       "0.wav", "1.wav,2.wav", "a,b,c,d,e,f", "test", "vi", "0-1.5", "Không", "<|audio_eos|>"]
+       "0.wav", "1.wav,2.wav", "a,b,c,d,e,f", "test", "vi", "0-1.5", "Không", "<|audio_eos|>",
+       "<unk>", "a <laugh> b", "[cười] a", "(không nghe rõ)", "xxx", "(a", "vui", '{"text": "a"}', "{'bytes': None, 'path': '3.wav'}", "Cau so 1 rat hay."]
 VALUES = [None, True, 0, 1, -1.5, 1e30, float("nan"), float("inf"), [], {}, [1, [2]], dict(path="1.wav"), dict(path=None), dict(bytes=None, path="2.wav"), 10**30, [dict(a=1)]]
 
 
@@ -43,8 +44,20 @@ def delimited(rng, path):
     path.write_bytes(rng.choice(["\n", "\r\n", "\r"]).join(lines).encode(rng.choice(["utf-8", "utf-8", "utf-8", "utf-16", "cp1258"]), "replace"))
 
 
+def swift(rng, row):
+    "A row as ms-swift's turns, of which one part may be odd."
+    said = [dict(role="user", content="<audio>"), dict(role="assistant", content=row.get("text"))]
+    out = dict(messages=said, audios=[row.get("audio")])
+    if rng.random() < 0.3: out[rng.choice(list(out))] = rng.choice(VALUES)
+    if rng.random() < 0.3: rng.choice(said)[rng.choice(["role", "content"])] = rng.choice([*VALUES, *ODD[:40]])
+    return out
+
+
 def jsonl(rng, path):
-    lines = [json.dumps(r, ensure_ascii=rng.random() < 0.5) for r in odd_rows(rng, True)]
+    rows = odd_rows(rng, True)
+    if rng.random() < 0.15: rows = [swift(rng, r) for r in rows]
+    if rng.random() < 0.05: rows = [{k: {str(i): r.get(k) for i, r in enumerate(rows)} for k in rows[0]}]
+    lines = [json.dumps(r, ensure_ascii=rng.random() < 0.5) for r in rows]
     if rng.random() < 0.2: lines.insert(rng.randrange(len(lines) + 1), rng.choice(["["*100_000, '{"a":'*50_000, "null", "[]", '"', "{}", "1e999", '{"audio":"1.wav","audio":"2.wav"}']))
     text = "[" + ",\n".join(lines) + "]" if path.suffix == ".json" and rng.random() < 0.7 else "\n".join(lines)
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -63,6 +76,7 @@ def parquet(rng, path):
     if rng.random() < 0.2:
         i = rng.randrange(len(keys)); keys.append(keys[i]); columns.append(columns[rng.randrange(len(columns))])
     sound = rng.random()
+    if 0.4 < sound < 0.5: keys, columns = [*keys[1:], "audio"], [*columns[1:], pa.array([rng.choice([b"0.wav", b"1.wav", b"x\0.wav"]).ljust(8, b"\0") for _ in rows], pa.binary(8))]
     if sound < 0.3: keys, columns = [*keys[1:], "audio"], [*columns[1:], pa.array([rng.choice([None, b"", b"RIFF", rng.randbytes(99)]) for _ in rows], pa.binary())]
     elif sound < 0.4: keys, columns = [*keys[1:], "audio"], [*columns[1:], pa.array([dict(array=[0.1]*rng.randint(0, 9), sampling_rate=rng.choice([0, 16_000, None])) for _ in rows])]
     pq.write_table(pa.Table.from_arrays(columns, names=keys), path, row_group_size=rng.choice([1, 3, 100]))

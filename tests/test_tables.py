@@ -1,5 +1,5 @@
 """Every layout that people have: rows in = kept + rejected, whose text and whose voice; and tables that must not pass."""
-import csv, io, json, re, tarfile, unicodedata, zipfile
+import csv, io, json, os, pickle, re, tarfile, time, unicodedata, zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from higgs_vi.data import DataSettings, gender_of, prepare, read_source
+from higgs_vi.cells import kind_of, why_noted, without_notes
+from higgs_vi.check import CheckSettings, check
+from higgs_vi.data import DataSettings, gender_of, main, prepare, read_higgs, read_source
 from higgs_vi.speakers import given_sides
 from higgs_vi.tables import Blobs, by_folder, read_parquet, read_table
 
@@ -292,7 +294,9 @@ BAD_ROWS = {
     "a list": ("[1, 2]", "has no names"), "a word": ("null", "has no names"),
     "two objects": ('{"audio": "1.wav"} {"text": "Hai."}', "goes on behind its object"),
     "messages of another form": (dict(messages="Chào", audios=["1.wav"]), "no list of turns"),
-    "a folder": (row(1, audio="folder"), "no such audio file"), "no path": (row(1, audio=""), "no such audio file"),
+    "a folder": (row(1, audio="folder"), "no such audio file: .* is a folder"),
+    "no path": (row(1, audio=""), r"its path is empty \('' in row 2 of t.jsonl, column 'audio'\)"),
+    "a dash for a path": (row(1, audio="-"), "its path is empty"), "null for a path": (row(1, audio=None), "its path is empty"),
     "a duration that is a word": (row(1, duration="long"), "duration 'long' is no time"),
     "a truth value of neither kind": (row(1, valid="maybe"), "neither yes nor no"),
     "a split of no kind": (row(1, split="fold3"), "the split is 'fold3'"),
@@ -724,3 +728,292 @@ def test_names_of_columns_that_utf8_does_not_have(tmp_path):
 def test_a_table_without_header_of_which_no_line_can_be_read(tmp_path):
     table = lines(some(tmp_path)/"t.csv", '0.wav,"Một', '1.wav,"Hai', '2.wav,"Ba')
     with pytest.raises(ValueError, match="none of the 3 rows of the table .*t.csv is usable .*quotation mark"): read_table(table)
+
+
+# A table without header, judged by its cells; a doubtful guess asks.
+
+def bared(text):
+    "`text` without tone marks and other signs, as old systems wrote it."
+    apart = unicodedata.normalize("NFD", text.replace("đ", "d").replace("Đ", "D"))
+    return "".join(c for c in apart if not unicodedata.combining(c))
+
+
+LABELS = {"emotions": ["vui", "buồn", "giận"], "emotions without marks": ["vui", "buon", "tuc gian"],
+          "English emotions": ["happy", "sad", "neutral"], "regions": ["bắc", "nam", "trung"],
+          "truth values": ["true", "false", "true"], "Common Voice's genders": ["male_masculine"]*3}
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_are_neither_speaker_nor_text(tmp_path, kind, behind):
+    rows = [f"{i}.wav|{TEXTS[i]}|{c}" if behind else f"{i}.wav|{c}|{TEXTS[i]}" for i, c in enumerate(LABELS[kind])]
+    table = read_table(lines(some(tmp_path)/"list.txt", *rows))
+    assert table.rows["text"].tolist() == TEXTS[:3] and table.rows["speaker"].nunique() == 1
+    assert not set(table.rows["speaker"]) & set(LABELS[kind]) and any(f"not used: {3 if behind else 2} (" in n for n in table.notes)
+    named = lines(tmp_path/"t.csv", "path,text,speaker", *(f"{i}.wav,{TEXTS[i]},{c}" for i, c in enumerate(LABELS[kind])))
+    with pytest.raises(ValueError, match="'speaker', but its cells are .*parameter columns.*speaker= for none"): read_table(named)
+
+
+@pytest.mark.parametrize("third, fourth", [(["thể_thao", "tin_tức"], None), (["đọc", "nói"], None), (["lan", "minh"], ["a", "b"]),
+                                           (["lan", "minh"], ["7", "9"])])
+def test_what_may_be_a_speaker_or_something_else_asks(tmp_path, third, fourth):
+    cells = [[f"{i}.wav", TEXTS[i], third[i % 2], *([fourth[i % 2]] if fourth else [])] for i in range(4)]
+    table = lines(some(tmp_path, 4)/"list.txt", *map("|".join, cells))
+    with pytest.raises(ValueError, match="3.* may name the speaker or something else.*parameter columns, as in speaker=3, or speaker= for none"):
+        read_table(table)
+    assert read_table(table, columns="speaker=3").rows["speaker"].tolist() == third*2
+    assert read_table(table, columns="speaker=").rows["speaker"].nunique() == 1
+
+
+@pytest.mark.parametrize("names", [["Lan", "Minh"], ["spk01", "spk02"], ["Nguyễn Văn An", "Trần Hoà"]])
+@pytest.mark.parametrize("behind", [True, False])
+def test_names_that_look_like_names_are_speakers(tmp_path, names, behind):
+    rows = [f"{i}.wav|{TEXTS[i]}|{names[i % 2]}" if behind else f"{i}.wav|{names[i % 2]}|{TEXTS[i]}" for i in range(4)]
+    rows = read_table(lines(some(tmp_path, 4)/"list.txt", *rows)).rows
+    assert rows["text"].tolist() == TEXTS and rows["speaker"].tolist() == names*2
+
+
+def test_the_text_with_its_marks_wins_and_the_speaker_beside_an_emotion_is_found(tmp_path):
+    some(tmp_path, 4)
+    for name, order in dict(last=(0, 1), first=(1, 0)).items():
+        rows = [[TEXTS[i], bared(TEXTS[i])] for i in range(4)]
+        table = lines(tmp_path/f"{name}.txt", *(f"{i}.wav|{r[order[0]]}|{r[order[1]]}" for i, r in enumerate(rows)))
+        assert read_table(table).rows["text"].tolist() == TEXTS
+    for name, other in dict(ipa="m ɔ t k ɔ n", english="One black cat.").items():
+        table = lines(tmp_path/f"{name}.txt", *(f"{i}.wav|{TEXTS[i]}|{other} {i}" for i in range(4)))
+        assert read_table(table).rows["text"].tolist() == TEXTS
+    both = lines(tmp_path/"both.txt", *(f"{i}.wav|{TEXTS[i]}|Đây là chuyện khác hẳn {i}." for i in range(4)))
+    with pytest.raises(ValueError, match="of which 2 and 3 could be the text: .*parameter columns"): read_table(both)
+    table = lines(tmp_path/"four.txt", *(f"{i}.wav|{'an' if i % 2 else 'bo'}|{'vui' if i % 3 else 'buồn'}|{TEXTS[i]}" for i in range(4)))
+    assert read_table(table).rows[["speaker", "text"]].values.tolist() == [["an" if i % 2 else "bo", TEXTS[i]] for i in range(4)]
+    with pytest.raises(ValueError, match="has no header and 4 columns and no column '9'"): read_table(table, columns="text=9")
+    named = lines(tmp_path/"t.csv", "path,normalized_text,sentence,speaker", *(f"{i}.wav,{bared(TEXTS[i])},{TEXTS[i]},a" for i in range(4)))
+    with pytest.raises(ValueError, match="'normalized_text' with their tone marks in 'sentence'; .*text=sentence or text=normalized_text"):
+        read_table(named)
+    assert read_table(named, columns="text=normalized_text").rows["text"][0] == "Mot con meo."
+
+
+def test_one_word_is_a_person_a_region_or_a_text():
+    assert [kind_of(c) for c in (["Nam"], ["Trung"], ["Nam", "Trung"], ["bắc", "nam"], ["Miền Bắc"], ["vui"], ["Vui.", "Buồn!"])] == [
+        "", "", "", "region", "region", "emotion", ""]
+
+
+# Values of other types, empty paths.
+
+ODD_VALUES = {"boolean": True, "number": 1.5, "list": ["Một."], "object": dict(text="Một.")}
+
+
+@pytest.mark.parametrize("kind", ODD_VALUES)
+@pytest.mark.parametrize("name", ["text", "speaker", "audio", "emotion", "split", "duration", "valid"])
+@pytest.mark.parametrize("source", ["jsonl", "json", "parquet"])
+def test_a_value_of_another_type_costs_its_own_row(tmp_path, name, kind, source):
+    value = ODD_VALUES[kind]
+    if kind in dict(duration=["number"], valid=["boolean", "number"]).get(name, []): return
+    rows = [row(i, split="train", emotion="vui", duration=0.5, valid=True) for i in range(3)]
+    rows[1][name] = value
+    some(tmp_path)
+    if source == "parquet":          # a column has one type there: in a shard of its own
+        if name == "audio" and kind == "list": return                       # of one path, which is read
+        for i, r in enumerate(rows): pq.write_table(pa.Table.from_pylist([r]), tmp_path/f"{i}.parquet")
+        table = tmp_path
+    else: table = jsonl(tmp_path/"t.jsonl", *rows) if source == "jsonl" else lines(tmp_path/"t.json", json.dumps(rows))
+    got = run(table, tmp_path.with_name(tmp_path.name + "out"))
+    ours = dict(audio="file").get(name, name)
+    if name == "audio" and kind == "list": assert "no such audio file" in got.reasons[0]
+    else: assert re.match(rf"its {ours} is an? {kind} \(.*\): it takes a string.*row 2 of .*column '{name}'", got.reasons[0]), got.reasons
+    assert got.texts == ["Câu số 0.", "Câu số 2."] and len(got.reasons) == 1
+
+
+def test_numbers_that_are_no_text_no_path_and_are_speakers(tmp_path):
+    rows = [row(0, text=5), row(1, audio=2), row(2, speaker=7), row(3, speaker=8.0), row(4, speaker=None)]
+    got = run(jsonl(some(tmp_path, 5)/"t.jsonl", *rows), tmp_path/"out")
+    assert got.speakers == ["7", "8"] and "its text is a whole number (5): it takes a string" in got.reasons[0]
+    assert "its file is a whole number (2)" in got.reasons[1] and "speaker is empty" in got.reasons[2]
+
+
+def test_an_empty_path_is_named_as_such(tmp_path):
+    some(tmp_path)
+    got = run(lines(tmp_path/"t.csv", "path,text,speaker", "0.wav,Một.,a", ",Hai.,a", "-,Ba.,a", ".,Bốn.,a"), tmp_path/"out")
+    assert got.texts == ["Một."] and ["its path is empty" in r for r in got.reasons] == [True, True, False]
+    assert "in row 2 of t.csv, column 'path'" in got.reasons[0] and got.reasons[2].endswith("is a folder, name a file in it")
+    wav(tmp_path/"NA.wav", 5)
+    assert run(lines(tmp_path/"na.csv", "path,text,speaker", "NA,Một.,a"), tmp_path/"out2").texts == ["Một."]
+
+
+def test_class_numbers_of_datasets_are_read_as_their_names(tmp_path):
+    features = dict(gender=dict(_type="ClassLabel", names=["male", "female"]), speaker_id=dict(_type="ClassLabel", names=["lan", "minh"]),
+                    emotion=dict(_type="ClassLabel", names=["vui", "buồn"]), text=dict(_type="Value", dtype="string"))
+    table = pa.table(dict(audio=[f"{i}.wav" for i in range(3)], text=TEXTS[:3], gender=[1, 0, 1], speaker_id=[0, 1, 0], emotion=[-1, 0, 1]))
+    info = {b"huggingface": json.dumps(dict(info=dict(features=features))).encode()}
+    pq.write_table(table.replace_schema_metadata(info), some(tmp_path)/"t.parquet")
+    got = run(tmp_path/"t.parquet", tmp_path/"out")
+    assert got.speakers == ["lan", "minh", "lan"] and [s["gender"] for s in got.samples] == ["female", "male", "female"]
+    assert [s["emotion"] for s in got.samples] == ["unknown", "vui", "buồn"]
+
+
+def test_parquet_with_paths_as_bytes_and_splits_by_shards(tmp_path):
+    some(tmp_path, 4)
+    for name, ids, kind in (("train-00000-of-00001", (0, 1), pa.binary(8)), ("test-00000-of-00001", (2, 3), pa.binary())):
+        paths = pa.array([f"{i}.wav".encode().ljust(8, b"\0" if kind != pa.binary() else b" ") for i in ids], kind)
+        pq.write_table(pa.table(dict(audio=paths, text=[TEXTS[i] for i in ids])), tmp_path/f"{name}.parquet")
+    got = run(tmp_path, tmp_path.with_name("shards_out"))
+    assert {t: s["split"] for t, s in zip(got.texts, got.samples)} == {t: "train" if i < 2 else "test" for i, t in enumerate(TEXTS)}
+
+
+# Names that are no folder or no file.
+
+def test_a_file_where_a_folder_belongs_and_the_reverse(tmp_path):
+    table = lines(some(tmp_path)/"t.csv", "path,text,speaker", "0.wav,Một.,a")
+    for out, words in (("t.csv", "t.csv is a file: name another folder"), ("t.csv/x", "t.csv is a file")):
+        with pytest.raises(SystemExit) as end: main(["--table", str(table), "--out", str(tmp_path/out)])
+        assert words in str(end.value) and "parameter out" in str(end.value) and "Errno" not in str(end.value)
+    assert table.read_text(encoding="utf-8").startswith("path")
+    (tmp_path/"nowhere").symlink_to(tmp_path/"none")
+    with pytest.raises(ValueError, match="nowhere is a link that leads nowhere: .*parameter out"): run(table, tmp_path/"nowhere")
+    with pytest.raises(ValueError, match="t.csv is no Higgs dataset folder: it is a file"): read_higgs(table)
+    run(table, tmp_path/"out")
+    for report, words in (("out", "is a folder: name a file in it"), ("t.csv/r.csv", "t.csv is a file")):
+        with pytest.raises(ValueError, match=f"{words}.*parameter report"): check(CheckSettings(data=str(tmp_path/"out"), report=str(tmp_path/report)))
+    assert run(tmp_path/"out/metadata.json", tmp_path/"again").kind == "higgs"
+
+
+# What is no table, or one under another name.
+
+class MakesAFolder:
+    "Its pickle makes a folder when it is loaded."
+    def __init__(self, path): self.path = path
+
+    def __reduce__(self): return os.mkdir, (self.path,)
+
+
+def test_files_that_are_no_tables_say_what_they_are(tmp_path):
+    ran = tmp_path/"ran"
+    some(tmp_path, 1)
+    for name, raw, words in (("t.csv", pickle.dumps(MakesAFolder(str(ran))), "is a pickle, .* never loaded"), ("t.pkl", b"(dp0\n.", "is a pickle"),
+                             ("m.pt", b"PK\x03\x04", "is a pickle"), ("t.txt", b"\x93NUMPY\x01\0", "arrays of NumPy"), ("t.db", b"SQLite format 3\0", "data base"),
+                             ("t.pdf", b"%PDF-1.4", "is a document"), ("t.tsv", bytes(range(256))*9, "no text but a binary file")):
+        (tmp_path/name).write_bytes(raw)
+        with pytest.raises(ValueError, match=words) as e: read_source(DataSettings(table=str(tmp_path/name), out=str(tmp_path/"out")))
+        assert str(tmp_path/name) in str(e.value) and "UTF-16" not in str(e.value)
+    with pytest.raises(ValueError, match="is a sound, no table"): read_table(tmp_path/"0.wav")
+    assert not ran.exists()
+    text = "path,text\n0.wav,Đi đâu đấy, đường đẹp đẽ đông đúc.\n"*5
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path/"w.csv").write_bytes(text.encode(encoding))
+        with pytest.raises(ValueError, match="looks like UTF-16"): read_table(tmp_path/"w.csv")
+
+
+def test_a_list_of_transcripts_is_a_table_too(tmp_path):
+    who = ["VIVOSSPK01", "VIVOSSPK02"]
+    sounds_at(tmp_path/"vivos", *(f"waves/{s}/{s}_R{i}.wav" for s in who for i in range(2)), "waves/X/twice.wav", "waves/Y/twice.wav")
+    prompts = lines(tmp_path/"vivos/prompts.txt", *(f"{s}_R{i} CÂU {s} {i}" for s in who for i in range(2)), "NONE_R0 MẤT RỒI", "twice HAI LẦN", "VIVOSSPK01_R1")
+    got = run(prompts, tmp_path/"out")
+    assert got.texts == [f"CÂU {s} {i}" for s in who for i in range(2)] and got.speakers == [s for s in who for _ in range(2)] and got.kind == "list"
+    for reason, words in zip(got.reasons, ["names 'NONE_R0', and 0 sounds", "names 'twice', and 2 sounds", "line 7 of prompts.txt has no text"]):
+        assert words in reason
+    other = lines(tmp_path/"vivos/other.txt", "Xin chào các bạn.", "Hẹn gặp lại.")
+    with pytest.raises(ValueError, match="has no header"): read_table(other)
+
+
+def test_a_part_of_a_kaldi_folder_stands_for_it(tmp_path):
+    sounds_at(tmp_path, "u1.wav")
+    for name, line in {"wav.scp": "u1 u1.wav", "text": "u1 Một hai ba.", "utt2spk": "u1 lan"}.items(): lines(tmp_path/name, line)
+    for name in ("text", "wav.scp", "utt2spk"): assert read_table(tmp_path/name).rows[["text", "speaker"]].values.tolist() == [["Một hai ba.", "lan"]]
+
+
+def test_files_beside_a_sound_that_are_not_read_are_named(tmp_path):
+    sounds_at(tmp_path/"in", "a.wav", "b.wav", "c.wav", "d.wav", "e.wav")
+    for name in ("a.en.srt", "b.TextGrid", "d.wav.srt"): lines(tmp_path/"in"/name, "x")
+    lines(tmp_path/"in/e.txt", "Năm.")
+    got = run(tmp_path/"in", tmp_path/"out")
+    assert "subtitles a.en.srt beside it are not read: if they are Vietnamese, name them a.srt or a.vi.srt" in got.reasons[0]
+    assert "b.TextGrid beside it is not read" in got.reasons[1] and got.reasons[2].endswith("add the text") and "d.wav.srt" in got.reasons[3]
+    (tmp_path/"in/e.txt").unlink(); lines(tmp_path/"in/validated.tsv", "path\tsentence\tclient_id", *(f"{n}.wav\tCâu {n}.\tp1" for n in "ab"))
+    with pytest.raises(ValueError, match="holds 5 sounds without texts beside them; it holds validated.tsv: name one"): read_table(tmp_path/"in")
+
+
+SWIFT = {
+    "a path in the message": dict(query="<audio>0.wav</audio>Chép.", response=TEXTS[0]), "one path": dict(query="<audio>", response=TEXTS[0], audios="0.wav"),
+    "no messages": dict(query="<audio>", response=TEXTS[0], audios=["0.wav"], messages=None),
+    "parts": dict(messages=[dict(role="user", content=[dict(type="audio", audio="0.wav"), dict(type="text", text="Chép.")]),
+                            dict(role="assistant", content=[dict(type="text", text=TEXTS[0])])]),
+    "conversations": dict(conversations=[{"from": "human", "value": "<audio>"}, {"from": "gpt", "value": TEXTS[0]}], audios=[dict(path="0.wav")]),
+    "text": dict(audios=["0.wav"], text=TEXTS[0]),
+}
+SWIFT_FAULTS = {
+    "no audios": (dict(query="Chép.", response="Một."), r'has 0 path\(s\) in audios: a clip has one, as in "audios"'),
+    "response alone": (dict(response="Một.", audios=["1.wav"]), "has audios and response without a text: ms-swift's rows have messages, or query and response"),
+    "query alone": (dict(query="Một.", audios=["1.wav"]), "has audios and query without a text"),
+    "a number": (dict(query="<audio>", response=5, audios=["1.wav"]), r"a message is a whole number \(5\): it takes a string"),
+    "a path that is true": (dict(query="<audio>", response="Một.", audios=[True]), r"path in audios is a boolean \(True\): it takes a string"),
+    "two texts": (dict(messages=[dict(role="user", content="Một."), dict(role="user", content="Hai."), dict(role="assistant", content="<audio>")], audios=["1.wav"]),
+                  "2 of its messages could be the text"),
+}
+
+
+@pytest.mark.parametrize("kind", [*SWIFT, *SWIFT_FAULTS])
+def test_turns_of_swift_are_read_or_say_what_is_missing(tmp_path, kind):
+    some(tmp_path)
+    good = dict(query="<audio>", response="Ba con gà.", audios=["2.wav"])
+    if kind in SWIFT: assert run(jsonl(tmp_path/"t.jsonl", SWIFT[kind], good), tmp_path/"out").texts == [TEXTS[0], "Ba con gà."]
+    else:
+        bad, words = SWIFT_FAULTS[kind]
+        got = run(jsonl(tmp_path/"t.jsonl", bad, good), tmp_path/"out")
+        assert got.texts == ["Ba con gà."] and re.search(words, got.reasons[0]), got.reasons
+        assert not any("not used" in n for n in got.notes)
+
+
+# Notes of transcribers.
+
+NOTED = ["<unk> đi đâu", "Xin chào (không nghe rõ) bạn", "[inaudible]", "đi xxx về", "xxx", "&lt;unk&gt; đi", "Chào ((không rõ))", "[không nghe được 00:12]", "<UNK>"]
+SOUNDED = ["[tiếng cười] Xin chào", "<laugh> Xin chào", "Xin [noise] chào", "(cười) Chào", "*vỗ tay* Chào", "<|audio_eos|> Chào", "♪ la la ♪", "<noise/> Chào", "[1] Chào", "{laugh} Chào"]
+SPOKEN = ["Thế kỷ XXX", "Anh (Nam) chào", "a < b và c > d", "Xin <br> chào", "(tiếng Pháp) Chào", "Nó nói tiếng lóng (tiếng lóng là thế)", "Xin chào…", "Ha ha, cười gì?"]
+
+
+def test_notes_of_transcribers_are_set_aside_and_words_stay(tmp_path):
+    texts = [*NOTED, *SOUNDED, '{"text": "Xin chào"}', "{'text': 'Xin'}", '["Xin chào"]', *SPOKEN, "[SPEAKER0] Chào anh. [SPEAKER1] Ừ."]
+    for i in range(len(texts)): wav(tmp_path/f"{i}.wav", i)
+    got = run(jsonl(tmp_path/"t.jsonl", *(dict(audio=f"{i}.wav", text=t, speaker="a") for i, t in enumerate(texts))), tmp_path/"out")
+    assert got.texts == [*(t.replace("<br> ", "") for t in SPOKEN), "[SPEAKER0] Chào anh. [SPEAKER1] Ừ."]
+    words = ["words were not understood"]*len(NOTED) + ["which is not spoken"]*len(SOUNDED) + ["is JSON"]*3
+    for reason, w in zip(got.reasons, words, strict=True): assert w in reason
+
+
+def test_a_higgs_folder_with_notes_is_odd_and_its_references_are_read_alike(tmp_path):
+    run(lines(some(tmp_path)/"t.csv", "path,text,speaker", "0.wav,Một.,a", "1.wav,Hai.,a"), tmp_path/"out")
+    (tmp_path/"out/a_000001.txt").write_text("Hai <laugh>.", encoding="utf-8")
+    faults = check(CheckSettings(data=str(tmp_path/"out")))[1]
+    assert faults["what"].str.contains("its text holds '<laugh>', which is not spoken").sum() == 1
+    meta = json.loads((tmp_path/"out/metadata.json").read_text(encoding="utf-8"))
+    meta["samples"][0] |= dict(ref_audio_file="a_000001.wav", ref_transcript="Hai [cười].")
+    (tmp_path/"out/metadata.json").write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(ValueError, match="its reference's transcript holds .*its text holds"): run(tmp_path/"out", tmp_path/"again")
+
+
+def test_notes_take_linear_time():
+    for part in ("(", "[", "<", "{", "*", "<a ", "(a", "xxx", "[a]", "a ", '{"'):
+        text, began = part*(100_000//len(part)), time.process_time()
+        without_notes(text); why_noted(text)
+        assert time.process_time() - began < 1, part
+
+
+# A whole table in one JSON object, a table out of Excel or of `datasets`.
+
+def test_tables_as_programs_export_them(tmp_path):
+    some(tmp_path)
+    rows = [dict(audio=f"{i}.wav", text=TEXTS[i], speaker="lan") for i in range(3)]
+    frame = pd.DataFrame(rows)
+    frame.to_json(tmp_path/"columns.json"); frame.to_json(tmp_path/"split.json", orient="index")
+    lines(tmp_path/"data.json", json.dumps(dict(data=rows))); lines(tmp_path/"lists.json", json.dumps(frame.to_dict("list")))
+    lines(tmp_path/"map.json", json.dumps({r["audio"]: r["text"] for r in rows}, indent=1)); lines(tmp_path/"pretty.json", *(json.dumps(r, indent=1) for r in rows))
+    frame.assign(audio=[str(dict(bytes=None, path=f"{i}.wav")) for i in range(3)]).to_csv(tmp_path/"hf.csv")
+    head = ["STT", "Tên file", "Người đọc", "Nội dung", "Giới tính"]
+    cells = [[str(i), f"{i}", "lan", TEXTS[i], "nữ"] for i in range(3)]
+    lines(tmp_path/"excel.csv", "DANH SÁCH;;;;", ";;;;", *(";".join(r) for r in [head, *cells]), encoding="utf-8-sig")
+    lines(tmp_path/"excel.txt", *("\t".join(map(lambda c: unicodedata.normalize("NFD", c), r)) for r in [head, *cells]), encoding="utf-16")
+    lines(tmp_path/"id.csv", "id|text|speaker", *(f"{i}|{TEXTS[i]}|lan" for i in range(3)))
+    for name in ("columns.json", "data.json", "lists.json", "map.json", "pretty.json", "hf.csv", "excel.csv", "excel.txt", "id.csv"):
+        got = run(tmp_path/name, tmp_path/f"{name}.out")
+        assert got.texts == TEXTS[:3] and len(got.reasons) == (name == "excel.csv"), name
+        assert name == "map.json" or got.speakers == ["lan"]*3
+    with pytest.raises(ValueError, match="no column for file"): read_table(lines(tmp_path/"no.csv", "id,text", "x,Một.", "y,Hai."))
