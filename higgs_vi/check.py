@@ -76,7 +76,8 @@ def text_faults(text: str, seconds: float | None, cfg: CheckSettings, language: 
     except ValueError as e: return [("no text", str(e))]
     out = []
     if why := why_noted(text): out.append(("odd text", f"its text {why}"))
-    elif tidy != text.strip(): out.append(("odd text", f"its text is not as 00_data writes it: {text.strip()[:60]!r} would be {tidy[:60]!r}"))
+    elif tidy != (said := text.strip()):
+        out.append(("odd text", f"its text is not as 00_data writes it: {said[:60]!r} would be {tidy[:60]!r}"))
     if language == "vi" and (why := why_foreign(without_tags(text))): out.append(("foreign", f"it may not be Vietnamese: {why}"))
     if seconds and seconds > 1 and not cfg.slowest <= (pace := len(tidy)/seconds) <= cfg.fastest:
         out.append(("pace", f"{len(tidy)} characters in {seconds:.2f} s, {pace:.1f} a second: the text may be another clip's "
