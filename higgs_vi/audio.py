@@ -107,18 +107,19 @@ def sweep(folder: str | Path):
 
 # %% ../nbs/11_audio.ipynb #cd7e3fdd
 def make_folder(path: str | Path, parameter: str) -> Path:
-    "The folder `path`, made if it is not there; `ValueError`, naming the `parameter`, if a file is in its way."
+    "The folder `path`, made if need be; `ValueError`, naming the `parameter`, if a file is in its way."
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:
-        way = next(p for p in (path, *path.parents) if not p.is_dir() and (p.exists() or p.is_symlink()))
+        there = [p for p in (path, *path.parents) if p.exists() or p.is_symlink()]
+        way = next(p for p in there if not p.is_dir())
         what = "a file" if way.exists() else "a link that leads nowhere"
         raise ValueError(f"{path} cannot be a folder, as {way} is {what}: name another folder "
                          f"(parameter {parameter}), or move {way.name} away") from e
     return path
 
 def check_file(path: str | Path, parameter: str):
-    "`ValueError`, naming the `parameter`, if no file `path` can be written: it is a folder, or lies below a file."
+    "`ValueError`, naming the `parameter`, if `path` is a folder or lies below a file."
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder: name a file in it (parameter {parameter})")
     make_folder(Path(path).parent, parameter)

@@ -70,7 +70,8 @@ def cell_of(value: object) -> str:
     cell.kind = kind
     return cell
 
-_TAKES = dict(valid=("boolean", "number"), **dict.fromkeys(("duration", "start", "end"), ("number",)),
+_TAKES = dict(valid=("boolean", "number"),
+              **dict.fromkeys(("duration", "start", "end"), ("number",)),
               **dict.fromkeys(("speaker", "origin", "source"), ("whole number",)))
 
 def why_type(ours: str, cell: str) -> str:

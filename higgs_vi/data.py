@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
 from .aloud import spoken
-from .audio import (DEMO, SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, make_folder, read_audio,
-                            straight, write_text, write_wav)
+from .audio import (DEMO, SAMPLE_RATE, as_written, atomic, clip_key, clipped, inside, make_folder,
+                            read_audio, straight, write_text, write_wav)
 from .cells import (has_words, is_nobody, is_nothing, is_yes, printable, seconds_of, split_of, unmarked, why_illegible,
                             why_misread, why_noted)
 from .cut import has_recordings, read_recordings
@@ -93,8 +93,9 @@ def read_samples(folder: Path, name: str = "metadata.json") -> pd.DataFrame:
         meta = json.loads((folder/name).read_text(encoding="utf-8"))
         samples = meta["samples"]
     except (FileNotFoundError, NotADirectoryError):
-        why = "it has no" if folder.is_dir() else "it is a file, and no folder with a" if folder.exists() else "there is no"
-        raise ValueError(f"{folder} is no Higgs dataset folder: {why} {name}; make one with 00_data") from None
+        why = "it is a file, and no folder with a" if folder.is_file() else "it has no"
+        raise ValueError(f"{folder} is no Higgs dataset folder: {why} {name}; "
+                         "make one with 00_data") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
         raise ValueError(f"{folder/name} is damaged ({e!r}): it must hold dataset_info and samples; "
                          "make the folder again with 00_data") from e
@@ -278,7 +279,8 @@ def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list
     files, texts = as_list(row.get("ref_paths")), as_list(row.get("ref_transcript"))
     if len(files) != len(texts): raise ValueError(f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: give one each")
     sounds = [as_written(read_audio(inside(root, f))) for f in files]
-    texts = [reference_text(_words(t, "its reference's transcript") if isinstance(t, str) else t) for t in texts]
+    texts = [_words(t, "its reference's transcript") if isinstance(t, str) else t for t in texts]
+    texts = [reference_text(t) for t in texts]
     if any(clip_key(x) == key for x in sounds): raise ValueError("its reference is the clip itself: the model would be shown the answer")
     return sounds, texts
 

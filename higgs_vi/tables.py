@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 import soundfile as sf
 from .audio import SAMPLE_RATE, decode, inside, read_channel, write_wav
-from .cells import (KINDS, SOUNDS, SPLITS, Typed, bare, cell_of, is_nobody, is_nothing, is_sound,
-                            is_yes, kind_of, one_spelling, printable, seconds_of, split_of, visible,
+from .cells import (KINDS, SOUNDS, SPLITS, Typed, bare, cell_of, is_nobody, is_nothing,
+                            is_sound, is_yes, kind_of, one_spelling, printable, seconds_of, split_of, visible,
                             why_illegible, why_no_speaker, why_type)
 from .delimited import Records, form_of, lines_of, plain_name, read_text, vietnamese
 from .text import nfc
@@ -35,8 +35,10 @@ COLUMNS = dict(                # ours: theirs, the first match first
     speaker=["speaker", "speaker_id", "speaker_name", "spk_id", "spk", "client_id", "spk_name", "speaker_code", "reader",
              "reader_id", "narrator", "voice", "voice_id", "user_id", "người_nói", "người_đọc", "giọng_đọc", "giọng",
              "channel", "channel_name", "channel_id"],
-    duration=["duration", "duration_s", "duration_sec", "duration_seconds", "audio_duration", "thời_lượng"],
-    valid=["valid", "is_valid"], gender=["gender", "sex", "giới_tính"], origin=["raw_path"], scene=["scene"], emotion=["emotion", "cảm_xúc"],
+    duration=["duration", "duration_s", "duration_sec", "duration_seconds", "audio_duration",
+              "thời_lượng"],
+    valid=["valid", "is_valid"], gender=["gender", "sex", "giới_tính"], origin=["raw_path"],
+    scene=["scene"], emotion=["emotion", "cảm_xúc"],
     dialect=["dialect", "accents", "accent"], topic=["topic"], split=["split", "subset"],
     source=["source", "dataset", "corpus"],
     start=["offset"], end=[])  # seconds, where a clip is a stretch of its file
@@ -64,7 +66,8 @@ def unique_names(names: list[str]) -> list[str]:
 
 def _listing(names: list[str]) -> str:
     "The names of columns for a message, the first forty."
-    return ", ".join(printable(n, 60) or "(unnamed)" for n in list(names)[:40]) + ", …"*(len(list(names)) > 40)
+    shown = [printable(n, 60) or "(unnamed)" for n in names]
+    return ", ".join(shown[:40]) + ", …"*(len(shown) > 40)
 
 def _choose(table: str, why: str, ours: str, options: list[str]) -> ValueError:
     "What to say of a guess that the cells do not bear out."
@@ -130,11 +133,12 @@ def _guess(df: pd.DataFrame, ours: str, there: list[str], table: str, names_file
                      f"in {ours}=theirs, {ours}={first} to take it as it is"
                      + (f", or {ours}= for none" if ours not in ("file", "text") else ""))
 
-def match_columns(df: pd.DataFrame, chosen: dict[str, str], table: str, names_file: Callable[[str], bool] = is_sound,
+def match_columns(df: pd.DataFrame, chosen: dict[str, str], table: str,
+                  names_file: Callable[[str], bool] = is_sound,
                   is_file: Callable[[str], bool] = lambda cell: False) -> dict[str, str]:
     """Ours -> theirs for the columns of `df`: what is `chosen`, then what is known by its name and its cells.
 
-    Without a known name for the file, it is the one column of which each cell names one (`is_file`).
+    Without a known name for the file, it is the one column whose cells all name one (`is_file`).
 
     Letter case, blanks and hyphens in a name do not count. Raises `ValueError`, which says what to choose, for a chosen
     column that is not there, for no file or text, for two that could be the text, and for cells unlike their column's name.
@@ -226,8 +230,8 @@ def _could_name(cells: pd.Series) -> bool:
 def _asks(cells: pd.DataFrame, table: str, why: str, ways: str) -> ValueError:
     "What to say of a table without a header whose columns cannot be told, with the first row."
     first = "; ".join(f"{c} is {printable(cells[c].iloc[0], 30)!r}" for c in cells)
-    return ValueError(f"the table {table} has no header and {cells.shape[1]} columns{why}: say what they are with the "
-                      f"parameter columns, as in {ways} ({first})")
+    return ValueError(f"the table {table} has no header and {cells.shape[1]} columns{why}: say what they "
+                      f"are with the parameter columns, as in {ways} ({first})")
 
 def _text_among(cells: pd.DataFrame, options: list[str], table: str) -> str:
     "Which of the columns `options` is the text; `ValueError` if that cannot be told."
@@ -245,14 +249,16 @@ def _text_among(cells: pd.DataFrame, options: list[str], table: str) -> str:
     raise _asks(cells, table, f", of which {' and '.join(several)} could be the text",
                 f"file=1,text={several[-1]}")
 
-def _speaker_among(cells: pd.DataFrame, options: list[str], guess: dict[str, str], table: str) -> dict[str, str]:
-    "The speaker among columns that may name one, nothing if there is none; `ValueError` in doubt."
+def _speaker_among(cells: pd.DataFrame, options: list[str], guess: dict[str, str],
+                   table: str) -> dict[str, str]:
+    "The speaker among columns that may name one, nothing without any; `ValueError` in doubt."
     if not options: return {}
     name, files = options[0], list(cells[guess["file"]]) if "file" in guess else [""]*len(cells)
-    before = list(cells).index(name) < list(cells).index(guess["text"])
-    if len(options) == 1 and (before or _are_names(list(cells[name]), files)): return dict(speaker=name)
-    raise _asks(cells, table, f", of which {' and '.join(options)} may name the speaker or something else",
-                f"speaker={name}, or speaker= for none")
+    likely = (list(cells).index(name) < list(cells).index(guess["text"])
+              or _are_names(list(cells[name]), files))
+    if len(options) == 1 and likely: return dict(speaker=name)
+    raise _asks(cells, table, f", of which {' and '.join(options)} may name the speaker or something "
+                "else", f"speaker={name}, or speaker= for none")
 
 def number_columns(cells: pd.DataFrame, chosen: dict[str, str], table: str,
                    names_file: Callable[[str], bool] = is_sound) -> dict[str, str]:
@@ -275,7 +281,8 @@ def number_columns(cells: pd.DataFrame, chosen: dict[str, str], table: str,
     names = [c for c in spoken if _could_name(cells[c])]
     if "text" not in chosen:
         options = [c for c in spoken if c not in names] or spoken[-1:]
-        if not 0 < len(options) < 3: raise _asks(cells, table, "", f"file=1,speaker=2,text={cells.shape[1]}")
+        if not 0 < len(options) < 3:
+            raise _asks(cells, table, "", f"file=1,speaker=2,text={cells.shape[1]}")
         guess["text"] = _text_among(cells, options, table)
     if "speaker" not in chosen:
         left = [c for c in cells if c in {*names, *ids} and c != guess["text"]]
@@ -290,10 +297,14 @@ def _path_in(cell: object) -> object:
     "The path in a cell of JSON that is one, {path: …} as `datasets` writes it, or a list of one."
     if isinstance(cell, list) and len(cell) == 1: cell = cell[0]
     if not isinstance(cell, dict): return cell
-    return next((cell[k] for k in ("path", "audio", "audio_url", "url") if isinstance(cell.get(k), str)), cell)
+    names = ("path", "audio", "audio_url", "url")
+    return next((cell[k] for k in names if isinstance(cell.get(k), str)), cell)
 
 def _turns(row: dict) -> list[dict] | None:
-    "The turns of a row of ms-swift as {role, content}; None for another row, `ValueError` for parts of one."
+    """The turns of a row of ms-swift as {role, content}, None for another row.
+
+    `ValueError` for a row that has parts of one.
+    """
     if (turns := row.get("messages") or row.get("conversations")) is not None:
         if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
             raise ValueError("its messages are no list of turns")
@@ -301,11 +312,12 @@ def _turns(row: dict) -> list[dict] | None:
         return [dict(role=roles.get(str(r := t.get("role", t.get("from"))), r),
                      content=t.get("content", t.get("value"))) for t in turns]
     if "query" in row and "response" in row:                                  # its older form
-        return [dict(role="user", content=row["query"]), dict(role="assistant", content=row["response"])]
+        return [dict(role="user", content=row["query"]),
+                dict(role="assistant", content=row["response"])]
     texts = {plain_name(k) for k in row} & KNOWN[1]
     if (there := [k for k in ("audios", "query", "response") if k in row]) and not texts:
-        raise ValueError(f"it has {' and '.join(there)} without a text: ms-swift's rows have messages, or query "
-                         "and response, beside audios")
+        raise ValueError(f"it has {' and '.join(there)} without a text: ms-swift's rows have messages, "
+                         "or query and response, beside audios")
     return None
 
 def _content(content: object) -> tuple[str, bool, list[str]]:
@@ -324,8 +336,9 @@ def _content(content: object) -> tuple[str, bool, list[str]]:
     return _INLINE.sub(" ", text).strip(), bool(paths or _INLINE.search(text)), paths + inline
 
 def _clip_in(row: dict, turns: list[dict]) -> tuple[str, str]:
-    "The one path and the one text of ms-swift's turns; `ValueError` with what is missing or too much."
-    said = [(t["role"], *_content(t["content"])) for t in turns if t["role"] in ("user", "assistant")]
+    "The one path and the one text of ms-swift's turns; `ValueError` with what is missing."
+    said = [(t["role"], *_content(t["content"])) for t in turns
+            if t["role"] in ("user", "assistant")]
     sounds = row.get("audios") or [row[k] for k in row if plain_name(k) in KNOWN[0]]
     sounds = [_path_in(x) for x in (sounds if isinstance(sounds, list) else [sounds])]
     sounds = sounds or [path for *_, paths in said for path in paths]
@@ -334,7 +347,8 @@ def _clip_in(row: dict, turns: list[dict]) -> tuple[str, str]:
                          + ", as in \"audios\": [\"a.wav\"]"*(not sounds))
     if why := why_type("file", cell_of(sounds[0])): raise ValueError(f"its path in audios {why}")
     spoken = [t for t in said if not t[2]]
-    if len(spoken) == len(said): spoken = [t for t in said if t[0] == "assistant"]       # no place for the sound: answered with text
+    if len(spoken) == len(said):                      # no place for the sound: answered with text
+        spoken = [t for t in said if t[0] == "assistant"]
     if len(spoken) != 1: raise ValueError(f"{len(spoken)} of its messages could be the text: leave one without <audio>")
     return sounds[0], spoken[0][1]
 
@@ -347,7 +361,8 @@ def _flat(row: dict) -> dict:
     plain = {k: cell_of(_path_in(v) if plain_name(k) in KNOWN[0] else v) for k, v in row.items()}
     if (turns := _turns(row)) is not None:
         file, text = _clip_in(row, turns)
-        return {k: v for k, v in plain.items() if k not in TURNS} | dict(audio_filepath=file, text=text)
+        rest = {k: v for k, v in plain.items() if k not in TURNS}
+        return rest | dict(audio_filepath=file, text=text)
     if "audios" in row: plain |= dict(audio_filepath=cell_of(_path_in(row["audios"])))
     return plain
 
@@ -411,8 +426,8 @@ def _frame(rows: list[dict]) -> pd.DataFrame:
 def _columnar(text: str) -> str:
     """A JSON object that is a whole table as a list of rows; any other text as it is.
 
-    It may be pandas' `to_json` (columns of {row: value}), columns that are lists, the rows under one
-    name, or {path: text}.
+    It may be pandas' `to_json` (columns of {row: value}), columns that are lists, the rows under
+    one name, or {path: text}.
     """
     if not text.startswith("{"): return text
     try:
@@ -427,10 +442,10 @@ def _rows_in(value: dict) -> list[dict] | None:
     if not parts: return None
     if all(isinstance(v, dict) for v in parts) and len({*map(tuple, parts)}) == 1 and parts[0]:
         return [{k: v[i] for k, v in value.items()} for i in parts[0]]
-    if len(parts) == 1 and isinstance(parts[0], list) and all(isinstance(v, dict) for v in parts[0]):
-        return parts[0]
-    if all(isinstance(v, list) for v in parts) and len({*map(len, parts)}) == 1 and {*map(plain_name, value)} & KNOWN[1]:
-        return [dict(zip(value, v)) for v in zip(*parts)]
+    if all(isinstance(v, list) for v in parts):
+        if len(parts) == 1 and all(isinstance(v, dict) for v in parts[0]): return parts[0]
+        if len({*map(len, parts)}) == 1 and {*map(plain_name, value)} & KNOWN[1]:
+            return [dict(zip(value, v)) for v in zip(*parts)]
     return [dict(file=k, text=v) for k, v in value.items()] if all(map(is_sound, value)) else None
 
 def read_jsonl(path: Path, encoding: str = "") -> Raw:
@@ -470,7 +485,8 @@ def _are_letters(path: Path, column: str) -> bool:
     except DAMAGED: return False                   # as a column of sound it costs only its own rows
     return len(words) == len(values) > 0 and all(w.isprintable() for w in words)
 
-def _sound_columns(path: Path, file: pq.ParquetFile, chosen: dict[str, str]) -> dict[str, tuple[str, str]]:
+def _sound_columns(path: Path, file: pq.ParquetFile,
+                   chosen: dict[str, str]) -> dict[str, tuple[str, str]]:
     "The columns that hold sounds: where in each the sound is and where the path ('' if nowhere)."
     found, leaves = {}, [file.schema.column(i).path for i in range(len(file.schema))]
     texts = {n for ours in COLUMNS if ours != "file" for n in COLUMNS[ours]}
@@ -480,7 +496,8 @@ def _sound_columns(path: Path, file: pq.ParquetFile, chosen: dict[str, str]) -> 
                 and not _are_letters(path, f.name)): found[f.name] = (f.name, "")
         if pa.types.is_struct(t) and {g.name for g in t} & {"bytes", "path", "array"}:
             end = {k: next((p for p in leaves if p.startswith(f"{f.name}.") and p.endswith(f".{k}")), "") for k in ("bytes", "path")}
-            found[f.name] = (end["bytes"] or (f.name if "array" in {g.name for g in t} else ""), end["path"])
+            array = f.name if "array" in {g.name for g in t} else ""
+            found[f.name] = (end["bytes"] or array, end["path"])
     return found
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
@@ -488,13 +505,15 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     try: features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError): return {}
     if not isinstance(features, dict): return {}
-    names = {c: f.get("names") for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
-    return {c: n for c, n in names.items() if isinstance(n, list) and all(isinstance(x, str) for x in n)}
+    labels = {c: f.get("names") for c, f in features.items()
+              if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    return {c: names for c, names in labels.items()
+            if isinstance(names, list) and all(isinstance(n, str) for n in names)}
 
 def _named(cells: list[str], names: list[str]) -> list[str]:
     "Numbers of a ClassLabel as their names; -1 stands for none."
-    number = lambda c: int(c) if isinstance(c, Typed) and c.kind == "whole number" else len(names)
-    return ["" if number(c) == -1 else names[number(c)] if 0 <= number(c) < len(names) else c for c in cells]
+    known = {"-1": ""} | {str(i): name for i, name in enumerate(names)}
+    return [known.get(c, c) if isinstance(c, Typed) else c for c in cells]
 
 # %% ../nbs/25_tables.ipynb #0c01b185
 def _text(value: object) -> str:
@@ -577,7 +596,8 @@ def read_parquet(path: Path, chosen: dict[str, str] | None = None) -> Raw:
         parts.append(cells); blob += where; problem += [why]*len(where)
     if len(notes) == len(shards): raise ValueError(f"the table {path} cannot be read: {notes[0]} ({len(shards)} shard(s), all damaged)")
     sides = [SPLITS.get(re.split(r"[-_.]", shard.stem.lower())[0], "") for shard in shards]
-    if len({*sides} - {""}) > 1 and not any(plain_name(c) in COLUMNS["split"] for part in parts for c in part):
+    told = any(plain_name(c) in COLUMNS["split"] for part in parts for c in part)
+    if len({*sides} - {""}) > 1 and not told:
         parts = [part.assign(split=side) for part, side in zip(parts, sides)]
         notes.append("the split of a row is that of its shard's name")
     return Raw(pd.concat(parts, ignore_index=True).astype(object).fillna(""), "parquet", problem, blob, notes)
@@ -714,16 +734,19 @@ def read_list(path: Path, root: Path, encoding: str = "") -> pd.DataFrame | None
     if sum(map(bool, spaced)) < 0.8*len(lines) or not lines: return None
     sounds = {}
     for p in sorted(root.rglob("*")):
-        if p.suffix.lower() in SOUNDS: sounds.setdefault(_stem(p.name), []).append(str(p.relative_to(root)))
+        if p.suffix.lower() in SOUNDS:
+            sounds.setdefault(_stem(p.name), []).append(str(p.relative_to(root)))
     if sum(_stem(m[1]) in sounds for m in spaced if m)*2 < len(lines): return None
     rows = []
     for n, (line, m) in enumerate(zip(lines, spaced), 1):
         name, text = (m[1], m[2]) if m else (line, "")
         there = sounds.get(_stem(name), [])
-        why = ("" if len(there) == 1 and text else f"line {n} of {path.name} has no text behind its id: add it" if there and not text
-               else f"line {n} of {path.name} names {printable(name, 60)!r}, and {len(there)} sounds below "
-                    f"{root} have that name: there must be one")
-        rows.append(dict(file=there[0] if len(there) == 1 else name, text=text, problem=why, origin=name))
+        why = ""
+        if len(there) != 1: why = (f"names {printable(name, 60)!r}, and {len(there)} sounds below {root} have "
+                                   "that name: there must be one")
+        elif not text: why = "has no text behind its id: add it"
+        rows.append(dict(file=there[0] if len(there) == 1 else name, text=text, origin=name,
+                         problem=why and f"line {n} of {path.name} {why}"))
     return _with_split(pd.DataFrame(rows, dtype=object))
 
 def _stem(name: str) -> str:
@@ -748,8 +771,8 @@ def _beside(wav: Path, paths: list[Path]) -> str:
     other = [p.name for p in paths if p != wav and p.suffix.lower() not in SOUNDS]
     subtitles = [n for n in other if n.lower().endswith(_SUBTITLES)]
     if subtitles:
-        return (f"; the subtitles {printable(subtitles[0], 80)} beside it are not read: if they are Vietnamese, "
-                f"name them {wav.stem}.srt or {wav.stem}.vi.srt, with their own ending")
+        return (f"; the subtitles {printable(subtitles[0], 80)} beside it are not read: if they are "
+                f"Vietnamese, name them {wav.stem}.srt or {wav.stem}.vi.srt, with their own ending")
     return f"; {printable(other[0], 80)} beside it is not read" if other else ""
 
 def _texts_of(folder: Path, wavs: list[Path], texts: list[Path], encoding: str,
@@ -774,8 +797,8 @@ def _texts_of(folder: Path, wavs: list[Path], texts: list[Path], encoding: str,
         elif stem in said: rows.append(dict(text=said[stem]))
         else:
             like = named.get(_key(str(p.with_name(p.name.split(".")[0]))), [])
-            rows.append(dict(problem=f"there is no {p.with_suffix('.txt').name} beside it, nor a line for it in a list of "
-                                     "transcripts: add the text" + _beside(p, like)))
+            why = f"there is no {p.with_suffix('.txt').name} beside it, nor a line for it in a list of "
+            rows.append(dict(problem=f"{why}transcripts: add the text{_beside(p, like)}"))
         if short != stem and not stem.endswith("_mic1") and p.with_name(re.sub(r"_mic\d", "_mic1", p.name)) in wavs:
             rows[-1]["problem"] = "it is another microphone's recording of the sentence: that of mic1 is taken"
     return rows, [p for p in alone if p not in used and not p.name.lower().startswith(PAPERS)]
@@ -940,10 +963,11 @@ _UNPACK = {".zip": _ZIP, ".7z": _ZIP.replace("unzip", "7z x"), ".rar": _ZIP.repl
            ".tar.gz": _TAR, ".tar.xz": _TAR, ".tar.bz2": _TAR, ".tar.zst": _TAR, ".xlsx": _BOOK, ".xls": _BOOK, ".ods": _BOOK,
            ".gz": "is compressed: unpack it, with gunzip, and give the file in it",
            ".arrow": "is a file of Arrow: " + _ARROW.partition(": ")[2]}
-_PICKLE = ("is a pickle, which can run code when it is loaded, and is never loaded here: write the table "
-           "as CSV, JSONL or Parquet, as with pandas' to_csv, and give that file")
+_PICKLE = ("is a pickle, which can run code when it is loaded, and is never loaded here: write the "
+           "table as CSV, JSONL or Parquet, as with pandas' to_csv, and give that file")
 _UNPACK |= dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"), _PICKLE)
-_UNPACK |= dict.fromkeys((".npy", ".npz"), "holds arrays of NumPy, no table: " + _PICKLE.partition(": ")[2])
+_ARRAYS = "holds arrays of NumPy, no table: " + _PICKLE.partition(": ")[2]
+_UNPACK |= {".npy": _ARRAYS, ".npz": _ARRAYS}
 _SOUND = "is a sound, no table: give the folder that holds it and its text, or a table that names it"
 _DOCUMENT = "is a document, no table: write the table as CSV, JSONL or Parquet, and give that file"
 _MAGIC = {**{bytes((0x80, n)): _PICKLE for n in range(2, 6)}, b"\x93NUMPY": _UNPACK[".npy"],
@@ -970,7 +994,8 @@ def _is_part(path: Path) -> bool:
     "Whether a file that a user names is one of a Kaldi folder, or the metadata of a Higgs folder."
     if path.name == "metadata.json":
         with path.open("rb") as f: return b'"dataset_info"' in f.read(4096)
-    return path.name in ("wav.scp", "text", "utt2spk", "segments") and (path.parent/"wav.scp").is_file()
+    kaldi = ("wav.scp", "text", "utt2spk", "segments")
+    return path.name in kaldi and (path.parent/"wav.scp").is_file()
 
 def layout(path: Path) -> tuple[str, Path]:
     """The layout of a table (delimited, jsonl, parquet, kaldi, higgs, pairs or folders), and the file or folder to read.
@@ -1001,18 +1026,19 @@ def _plain_path(cell: str) -> str:
     "A path, also out of a dict in letters, as `datasets` writes one into a CSV."
     return m[1] if cell[:1] == "{" and (m := _DICT.fullmatch(cell)) else cell
 
-def _why_cell(row: dict, found: dict[str, str], where: str, names_file: Callable[[str], bool]) -> str:
-    "Why a cell of a row cannot be used, by its type; or that the row names no sound; '' if neither."
-    for ours, theirs in found.items():
+def _why_cell(row: dict, found: dict[str, str], where: str, is_file: Callable[[str], bool]) -> str:
+    "Why a cell of a row cannot be used, by its type, or that it names no sound; '' if neither."
+    shown = {ours: f"column {printable(theirs, 60)!r}" for ours, theirs in found.items()}
+    for ours in found:
         if why := why_type(ours, row[ours]):
             drop = f"; to leave the column out, set the parameter columns to {ours}="
-            return f"its {ours} {why} ({where}, column {printable(theirs, 60)!r})" + drop*(ours not in ("file", "text"))
-    if not row["blob"] and is_nothing(row["file"]) and not names_file(row["file"]):
-        return (f"its path is empty ({str(row['file'])!r} in {where}, column {printable(found['file'], 60)!r}): "
-                "name the sound there")
-    return ""
+            return f"its {ours} {why} ({where}, {shown[ours]})" + drop*(ours not in ("file", "text"))
+    file = row["file"]
+    if row["blob"] or not is_nothing(file) or is_file(file): return ""
+    return f"its path is empty ({file!r} in {where}, {shown['file']}): name the sound there"
 
-def _ours(raw: Raw, chosen: dict[str, str], path: Path, is_file: Callable[[str], bool]) -> tuple[pd.DataFrame, list[str]]:
+def _ours(raw: Raw, chosen: dict[str, str], path: Path,
+          is_file: Callable[[str], bool]) -> tuple[pd.DataFrame, list[str]]:
     "The rows of a table under our names, and the sentence that says which columns they are."
     names_file = lambda cell: is_sound(cell) or is_file(cell)
     sound = raw.cells[[not why for why in raw.problem]]                       # guesses are made by the rows that can be used
@@ -1023,7 +1049,7 @@ def _ours(raw: Raw, chosen: dict[str, str], path: Path, is_file: Callable[[str],
     rows = pd.DataFrame({ours: raw.cells[theirs] for ours, theirs in found.items()}, dtype=object).assign(problem=raw.problem)
     rows["blob"] = pd.Series(raw.blob, index=rows.index, dtype=object)
     rows["file"] = pd.Series([_plain_path(f) for f in rows["file"]], rows.index, dtype=object)
-    rows["problem"] = [why or _why_cell(r, found, f"row {i + 1} of {path.name}", names_file)
+    rows["problem"] = [why or _why_cell(r, found, f"row {i + 1} of {path.name}", is_file)
                        for i, (why, r) in enumerate(zip(raw.problem, rows.to_dict("records")))]
     unused = [c for c in raw.cells if c not in found.values()]
     if raw.kind == "ljspeech":
@@ -1078,12 +1104,14 @@ def _read(path: Path, kind: str, root: Path, chosen: dict[str, str], encoding: s
 # %% ../nbs/25_tables.ipynb #f8571fe4
 def _empty(path: Path) -> ValueError:
     "What to say of a folder without clips."
-    return ValueError(f"{path} holds no clip: a table needs rows, a folder sounds with .txt beside them" + _tables_in(path))
+    return ValueError(f"{path} holds no clip: a table needs rows, a folder sounds with .txt beside "
+                      f"them{_tables_in(path)}")
 
 def _tables_in(path: Path) -> str:
     "The tables that lie in a folder, as the end of a message; '' if there is none."
     ends = (".csv", ".tsv", ".jsonl", ".json")
-    tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in ends) if path.is_dir() else []
+    inside = path.iterdir() if path.is_dir() else []
+    tables = sorted(p.name for p in inside if p.suffix.lower() in ends)
     return f"; it holds {', '.join(tables[:5])}: name one of them as the table" if tables else ""
 
 def _label(path: Path) -> str:
