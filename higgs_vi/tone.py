@@ -137,7 +137,7 @@ _TELLING = _any("""hỏi, tự hỏi, thắc mắc, băn khoăn, tranh cãi, mu�
 _TOLD = _word(_TELLING)
 _KNOWING = _word(_TELLING + "|biết|hiểu|nhớ|thấy|quên|kể|bàn|đoán|lo|chờ|quan tâm|phân tích|chỉ ra"
                  "|lý giải|nghiên cứu|thảo luận|tranh luận|tiết lộ|trình bày|mô tả|hé lộ|nói về")
-_TO_YOU = re.compile(rf"^(?:theo )?{_YOU} ")
+_TO_YOU = re.compile(rf"^(?:theo )?(?!chú ý ){_YOU} ")
 
 # %% ../nbs/26_tone.ipynb #8e4ac532
 _WHETHER = re.compile(
@@ -318,7 +318,8 @@ _THINGS = _any("""điều, việc, chuyện, đức tính, cách, nguyên tắc,
     hiệu, lựa chọn, quyết định, từ, tiếng, câu, chữ(?! ký), thông điệp, chủ đề, nội dung, một
     chuyện, nền tảng, một phần, một trong, cần thiết, đúng, tốt, quan trọng, không thừa, không đủ,
     cốt lõi, đặc điểm, phản xạ, bản năng, thái độ, hành động, hành vi, nguyên nhân, lý do, kết
-    quả, hệ quả""")
+    quả, hệ quả, sở thích, niềm vui, ước mơ, điểm mạnh, điểm yếu, thế mạnh, công việc, nhu cầu, ý
+    thức""")
 _PREDICATE = _word(
     rf"là (?:(?:một|những|các|cả|cái) )?{_THINGS}"
     r"|(?:(?:cũng|đều|vẫn|luôn|mới|chính|chỉ|còn|vốn|không phải|chưa chắc(?: đã)?"
@@ -328,6 +329,7 @@ _PREDICATE = _word(
 _COMPLETED = re.compile(
     r"^(?:sơ tán|báo động|báo cháy|di dời|cảnh báo) (?:[^ ,]+ )+?"
     r"(?:đã được|được (?:lắp|kích hoạt|tổ chức|thực hiện|ban hành|diễn))(?= |$)")
+_OR_NOT = re.compile(r"(\S+(?: \S+)?) thì (?:\S+ )*(?:không|chưa) \1 thì ")
 _TOPIC = re.compile(r"(?<!không )(?<!kẻo )(?<!chứ )thì ")
 _NO_TOPIC = re.compile(r"(?:không|đừng|cấm|chớ|tránh|hạn chế) |(?:\S+ )*?(?:nếu|khi|hễ|kẻo) ")
 _SPEAKER = re.compile(r"(?<!với )(?<!cho )(?<!của )(?<!\S)(?:đó|này|kia|ấy|đây|thế|vậy|tôi|ta|em"
@@ -343,6 +345,7 @@ _ADDRESSED = re.compile(
 def _is_statement(clause: str, mark: str) -> bool:
     "True if `clause` begins with a subject and has a predicate, in a sentence that ends in `mark`."
     if _ADDRESSED.match(clause): return False
+    if _OR_NOT.match(clause): return True
     topic = _TOPIC.search(clause)
     if topic and mark != "!" and not _NO_TOPIC.match(clause) and not _APART.match(clause):
         return topic.start() > 0
@@ -565,6 +568,7 @@ class Verdict:
 _OTHER_PREDICATE = re.compile(
     r"^(?:[^ ,]+ ){3,}?(?:được|bị|khiến|gây|mất|không bao giờ|rất|luôn|vốn) "
     r"|^(?:[^ ,]+ ){3,}, (?:nó|hắn|họ|ông|bà|cô|gã|lão|thằng bé|con bé|anh|chị|chúng) \S+ ")
+_BELONGS = re.compile(r"^(?:[^ ,]+ ){2,}?là [^ ,]+ (?:[^ ,]+ )?của ")
 _LISTED = re.compile(
     rf"^[^ ,]+(?: [^ ,]+)? , (?!đó|đây|này|ấy)(?:[^ ,]+ ){{1,3}}là {_THINGS}(?= |$)")
 
@@ -575,7 +579,8 @@ def _doubtful(s: _Sentence) -> bool:
     if _LISTED.match(s.plain): return not re.match("(?:vâng|dạ|ừ|ok) ", s.plain)
     if _APART.match(s.plain): return False
     m = _PREDICATE.search(s.plain.partition(" ,")[0])
-    return bool(_OTHER_PREDICATE.match(s.plain) or m and s.plain[:m.start()].count(" ") > 1)
+    if m and s.plain[:m.start()].count(" ") > 1: return True
+    return bool(_OTHER_PREDICATE.match(s.plain) or _BELONGS.match(s.plain))
 
 # %% ../nbs/26_tone.ipynb #e8dab523
 _CLEAR = ("particle at the end", "yes or no")      # questions also where a warning stands in them

@@ -100,6 +100,7 @@ STATED = (
     "Hứa mà không làm thì còn tệ hơn là không hứa.", "Ừ với nó có nghĩa là chưa chắc.",
     "Đồng ý là một chuyện, làm được lại là chuyện khác.", "Nói đúng sự thật là nghĩa vụ.",
     "Sẵn sàng đi xa là yêu cầu của công việc.", "Thống nhất đất nước là khát vọng của dân tộc.",
+    "Chú ý chuyện nhỏ nhặt là sở thích của tôi.", "Ok thì mình đi không ok thì thôi.",
     "Tại sao giá xăng tăng là điều nhiều người quan tâm.",
     "Làm thế nào để giữ chân khách là bài toán khó.", "Ai đúng ai sai chưa quan trọng lúc này.",
     "Liệu giá nhà có giảm là mối quan tâm của người trẻ.", "Vì sao nó bỏ đi, tôi không biết.",
