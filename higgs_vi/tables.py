@@ -480,7 +480,8 @@ def _are_letters(path: Path, column: str) -> bool:
     try:
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as f:
             first = next(f.iter_batches(batch_size=20, columns=[column]), None)
-            values = [v.rstrip(b"\0") for v in (first.column(0).to_pylist() if first else []) if v]
+            cells = [v for c in (first.columns if first else []) for v in c.to_pylist()]
+        values = [v.rstrip(b"\0") for v in cells if v and isinstance(v, bytes)]    # names may come twice
         words = [v.decode("utf-8") for v in values if len(v) < 1000]
     except DAMAGED: return False                   # as a column of sound it costs only its own rows
     return len(words) == len(values) > 0 and all(w.isprintable() for w in words)

@@ -63,6 +63,8 @@ def test_a_blank_line_in_a_cue_keeps_its_words_and_bad_times_their_row():
     ("Họ (tiếng Anh) nói.", "Họ (tiếng Anh) nói.", "", ""), ("Rất *vui* ạ.", "Rất *vui* ạ.", "", ""),
     (">> Xin chào.", "Xin chào.", "", ""), ("&gt;&gt; LAN: Đi.", "Đi.", "Lan", ""),
     (">> Chào anh.\n>> Chào em.", None, "", "speak in one cue"), ("Chào anh. >> Ừ.", None, "", "speak in one cue"),
+    ("Anh <unk> đi đâu?", None, "", "words were not understood"), ("Anh (không nghe rõ) đi đâu?", None, "", "not understood"),
+    ("[inaudible]", None, "", "not understood"), ("Nói (tiếng Pháp) đi.", "Nói (tiếng Pháp) đi.", "", ""),
     ("Tỷ số 2 --> 1", "Tỷ số 2 --> 1", "", ""), ("Tỷ số\n2 --> 1", "Tỷ số 2 --> 1", "", ""),
     ("- Chào anh.", "Chào anh.", "", ""), ("Lúc 10:30 nhé.", "Lúc 10:30 nhé.", "", ""), ("<i>ĐỖ HÒA: Vâng.</i>", "Vâng.", "Đỗ Hòa", "")])
 def test_what_is_not_spoken_is_no_text(text, words, who, why):

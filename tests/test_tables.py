@@ -858,6 +858,9 @@ def test_parquet_with_paths_as_bytes_and_splits_by_shards(tmp_path):
         pq.write_table(pa.table(dict(audio=paths, text=[TEXTS[i] for i in ids])), tmp_path/f"{name}.parquet")
     got = run(tmp_path, tmp_path.with_name("shards_out"))
     assert {t: s["split"] for t, s in zip(got.texts, got.samples)} == {t: "train" if i < 2 else "test" for i, t in enumerate(TEXTS)}
+    twice = pa.Table.from_arrays([pa.array(["0.wav"]), pa.array([b"0.wav"]), pa.array(["Một."])], names=["audio", "audio", "text"])
+    pq.write_table(twice, tmp_path/"twice.parquet")
+    assert run(tmp_path/"twice.parquet", tmp_path/"out_twice").texts == ["Một."]
 
 
 # Names that are no folder or no file.
