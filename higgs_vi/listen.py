@@ -15,7 +15,7 @@ from .show import Clip, gallery, show
 # %% ../nbs/06_listen.ipynb #a1a2fc5d
 @dataclass
 class ListenSettings(Settings):
-    "Parameters of the step 06_listen."
+    "Write a run's samples as one page that plays offline: the parameters of 06_listen."
     run: str = option("exps/demo", path="file")  # run folder
     out: str = option("", path="file")  # page to write; empty: gallery/index.html in the run folder
     lufs: float = option(-23.0, min=-70, max=0)  # loudness of every clip, in LUFS
@@ -43,7 +43,7 @@ def write_gallery(cfg: ListenSettings) -> Path:
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-listen."
-    cfg = from_cli(ListenSettings, argv, "Write a run's samples as one page that plays offline.")
+    cfg = from_cli(ListenSettings, argv)
     try: print(f"written to {write_gallery(cfg)}")
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-listen: {e}") from e
 

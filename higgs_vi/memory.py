@@ -12,23 +12,19 @@ __all__ = ['GROUPS', 'SHARE', 'LENGTH', 'GIB', 'SPARE', 'CARDS', 'REACHED', 'LAU
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import hypot
-import pandas as pd, torch
-from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
-from . import step
-from .model import add_lora, for_full_training, lora_config
-from .settings import Settings, from_cli, from_notebook, local_or_id, option
+from .settings import Settings, from_cli, from_notebook, local_or_id, option, read_options_first
 
 # %% ../nbs/03_memory.ipynb #61b6188b
 @dataclass
 class MemorySettings(Settings):
-    "Parameters of the step 03_memory; those of 04_train have its names."
+    "Tell what fits on a GPU: the parameters of 03_memory, which have the names of 04_train's."
     model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the released 3B model
     mode: str = option("lora", choices=("lora", "qlora", "full"))  # lora, qlora or full
     rank: int = option(16, min=1, max=8192)  # LoRA rank
     dropout: float = option(0.1, min=0, below=1)  # LoRA: it keeps a mask, and what it let through
     targets: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
     audio_embeddings: bool = False      # audio embedding and head trained whole
-    optimizer: str = option("adamw", choices=tuple(step.OPTIMIZERS))  # adamw, adamw8bit, paged8bit, rounded8bit
+    optimizer: str = option("adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"))  # adamw, adamw8bit, paged8bit, rounded8bit
     budget: int = option(8192, min=1, max=2**24)  # positions a batch
     accumulation: int = option(4, min=1, max=2**16)  # batches a step; 1 has no gradients beside all activations
     checkpointing: int = option(1, min=0, max=1000)  # layers recomputed: every (1), every n-th, none (0)
@@ -36,6 +32,14 @@ class MemorySettings(Settings):
     ema: float = option(0.0, min=0, below=1)  # above 0: the average of what is trained is kept too
     text_weight: float = option(0.0, min=0, max=100)  # above 0: the text head is there too
     gpu: float = option(0.0, min=0, max=10**5)  # GiB of the GPU to plan for; 0: what is free on this one
+
+read_options_first(MemorySettings)  # as a command: --help and wrong values end here, before torch is imported
+
+# %% ../nbs/03_memory.ipynb #8dc47d50
+import pandas as pd, torch
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
+from . import step
+from .model import add_lora, for_full_training, lora_config
 
 # %% ../nbs/03_memory.ipynb #4dd0da03
 # group: what its parameters' names hold; the first match counts
@@ -265,7 +269,7 @@ def cards(cfg: MemorySettings) -> pd.DataFrame:
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-memory."
-    cfg = from_cli(MemorySettings, argv, "What will fit on a GPU.")
+    cfg = from_cli(MemorySettings, argv)
     try:
         print(pd.Series(forecast(cfg)).round(2).to_string(), cards(cfg).to_string(), sep="\n\n")
         if room := cfg.gpu or free_memory(): print(f"\nfor {room:.1f} GiB: {told(fitting(cfg, room))}")

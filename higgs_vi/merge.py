@@ -10,6 +10,22 @@ __all__ = ['PROBES', 'PLAIN', 'MergeSettings', 'probe', 'difference', 'find_adap
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root, read_options_first
+
+# %% ../nbs/05_merge.ipynb #83d87009
+@dataclass
+class MergeSettings(Settings):
+    "Fold an adapter into its base: the parameters of 05_merge."
+    adapter: str = option("exps/demo", path="file")  # run folder, or folder with adapter_config.json
+    base: str = option("", path="hub")  # hub id or checkpoint folder; empty: the one the adapter names
+    codec: str = option("", path="hub")  # another codec than the base's own
+    out: str = option("exps/demo/merged", path="file")  # checkpoint folder to write; must not exist
+    precision: str = option("fp32", choices=("fp32", "bf16"))  # of the merged weights: fp32 or bf16
+    text: str = ""                      # a sentence to hear before and after; empty: none
+
+read_options_first(MergeSettings)   # as a command: --help and wrong values end here, before torch is imported
+
+# %% ../nbs/05_merge.ipynb #06eb3c20
 import numpy as np, torch
 from .audio import write_wav
 from .codec import not_finite
@@ -17,20 +33,8 @@ from .batch import build_example, collate
 from .generate import Sampling, Speech, generate_columns, make_prompt, say
 from .model import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from .run import NANO, load_adapter, read_base
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root
 from .step import target_logits
 from .train import tiny_run
-
-# %% ../nbs/05_merge.ipynb #83d87009
-@dataclass
-class MergeSettings(Settings):
-    "Parameters of the step 05_merge."
-    adapter: str = option("exps/demo", path="file")  # run folder, or folder with adapter_config.json
-    base: str = option("", path="hub")  # hub id or checkpoint folder; empty: the one the adapter names
-    codec: str = option("", path="hub")  # another codec than the base's own
-    out: str = option("exps/demo/merged", path="file")  # checkpoint folder to write; must not exist
-    precision: str = option("fp32", choices=("fp32", "bf16"))  # of the merged weights: fp32 or bf16
-    text: str = ""                      # a sentence to hear before and after; empty: none
 
 # %% ../nbs/05_merge.ipynb #05abaafb
 PROBES = ["Xin chào các bạn.", "Hôm nay trời đẹp quá!", "Bao giờ anh về quê?"]
@@ -112,7 +116,7 @@ def hear(cfg: MergeSettings) -> dict[str, Speech]:
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-merge."
-    cfg = from_cli(MergeSettings, argv, "Fold an adapter into its base.")
+    cfg = from_cli(MergeSettings, argv)
     try:
         print(report(merge(cfg)) + f"\nwritten to {cfg.out}")
         if cfg.text:

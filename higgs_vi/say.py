@@ -7,21 +7,12 @@ __all__ = ['SaySettings', 'load_speaker', 'words_to_say', 'speak', 'main']
 
 # %% ../nbs/07_say.ipynb #499aafce
 from dataclasses import dataclass
-import torch
-from .aloud import spoken
-from .audio import write_wav
-from .generate import Sampling, Speech, load_voice, make_prompt, say
-from .merge import base_name, find_adapter
-from .model import Checkpoint, load_checkpoint
-from .prompt import map_turns, scene_sentence, without_tags
-from .run import NANO, load_adapter
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root
-from .text import why_foreign
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root, read_options_first
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
 @dataclass
 class SaySettings(Settings):
-    "Parameters of the step 07_say."
+    "Say a text: the parameters of 07_say."
     text: str = "Xin chào các bạn."     # what to say; a dialogue has [SPEAKER0], [SPEAKER1] before its turns
     aloud: bool = False                 # say numbers, dates, abbreviations in words, as 00_data does (needs higgs-vi[text])
     model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the adapter's base, or the embedded nano
@@ -41,6 +32,19 @@ class SaySettings(Settings):
     guidance: float = option(0.0, min=0, max=100)  # above 1: held closer to the text; 1: off; 0: what the checkpoint asks for
     out: str = option("data/say.wav", path="file")  # file to write
     device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
+
+read_options_first(SaySettings)     # as a command: --help and wrong values end here, before torch is imported
+
+# %% ../nbs/07_say.ipynb #a846333d
+import torch
+from .aloud import spoken
+from .audio import write_wav
+from .generate import Sampling, Speech, load_voice, make_prompt, say
+from .merge import base_name, find_adapter
+from .model import Checkpoint, load_checkpoint
+from .prompt import map_turns, scene_sentence, without_tags
+from .run import NANO, load_adapter
+from .text import why_foreign
 
 # %% ../nbs/07_say.ipynb #f16b5143
 def load_speaker(cfg: SaySettings) -> Checkpoint:
@@ -69,7 +73,7 @@ def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-say."
-    cfg = from_cli(SaySettings, argv, "Say a text.")
+    cfg = from_cli(SaySettings, argv)
     try: speech = speak(cfg, load_speaker(cfg))
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-say: {e}") from e
     cut = "" if speech.ended else "; it did not end by itself and was cut (option seconds)"

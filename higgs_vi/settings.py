@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['coerce', 'option', 'rule_of', 'check_limits', 'Settings', 'find_root', 'project_root', 'resolve_path', 'local_or_id',
-           'in_test', 'from_notebook', 'from_cli']
+           'in_test', 'from_notebook', 'from_cli', 'read_options_first']
 
 # %% ../nbs/18_settings.ipynb #bfbb44a3
-import argparse, ast, configparser, math, os, re, sys
+import argparse, ast, configparser, inspect, math, os, re, sys
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from fastcore.docments import docments
 
 # %% ../nbs/18_settings.ipynb #02d8d859
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -163,22 +161,37 @@ def from_notebook(cls: type[Settings], namespace: dict) -> Settings:
     return settings
 
 # %% ../nbs/18_settings.ipynb #2be6b25e
-def from_cli(cls: type[Settings], argv: list[str] | None = None, about: str = "") -> Settings:
+def _comments(cls: type[Settings]) -> dict[str, str]:
+    "The comment on the line where each field begins; none where a class has no source."
+    try: lines = inspect.getsource(cls).splitlines()
+    except (OSError, TypeError): return {}
+    return {m[1]: m[2] for line in lines if (m := re.match(r"    (\w+): .*?# (.*)", line))}
+
+def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     """The settings from command-line options `--name value` (`sys.argv` by default).
+
+    The help is made of the docstring of `cls` and of its fields' comments, defaults and limits.
 
     Paths come back absolute; relative ones start at the current directory, as those inside the step do from then on.
     """
     _START["folder"] = Path.cwd()
-    parser, source = argparse.ArgumentParser(description=about), cls
-    if cls.__module__ == "__main__" and (spec := sys.modules["__main__"].__spec__):     # python -m: docments reads no __main__
-        source = getattr(import_module(spec.name), cls.__name__)
-    notes = docments(source)
+    parser = argparse.ArgumentParser(description=cls.__doc__)
+    notes = _comments(cls)
     for f in fields(cls):
         default, rule = ",".join(f.default) if f.type is list else f.default, rule_of(f.metadata)
-        about = f"{notes.get(f.name) or ''} (default: {str(default) or 'none'}{'; ' + rule if rule else ''})"
+        about = f"{notes.get(f.name, '')} (default: {str(default) or 'none'}{'; ' + rule if rule else ''})"
         parser.add_argument(f"--{f.name}", default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=about.replace("%", "%%"))
     given = vars(parser.parse_args(argv))
     try: settings = cls.of(given)
     except ValueError as e: parser.error(str(e))
     for name, value in settings.resolved().items(): setattr(settings, name, value)
     return settings
+
+def read_options_first(cls: type[Settings]):
+    """Read the options of the command whose settings `cls` are, so that --help and errors come before what is imported after this.
+
+    Does nothing unless this process is that command (`python -m higgs_vi.<step>`, `higgs-vi-<step>`).
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    run_as_module = cls.__module__ == "__main__" and spec and spec.name.startswith("higgs_vi.")
+    if run_as_module or Path(sys.argv[0]).stem == cls.__module__.replace("higgs_vi.", "higgs-vi-"): from_cli(cls)

@@ -30,7 +30,7 @@ SIDES = ("train", "valid", "test")
 # %% ../nbs/02_speakers.ipynb #45fcfffb
 @dataclass
 class SpeakersSettings(Settings):
-    "Parameters of the step 02_speakers; `ValueError` for values that no folder can meet."
+    "Balance the speakers of a Higgs folder, split it without leaks, add voice-cloning pairs: the parameters of 02_speakers."
     data: str = option("data/demo", path="file")  # the Higgs folder to balance, in place
     minutes: float = option(0.0, min=0, max=1e9)  # cap: most minutes of a speaker; 0: all
     clips: int = option(0, min=0, max=10**9)  # cap: most clips of a speaker; 0: all
@@ -435,7 +435,7 @@ def execute(cfg: SpeakersSettings) -> tuple[list[dict], list[dict], pd.DataFrame
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-speakers."
-    cfg = from_cli(SpeakersSettings, argv, "Balance the speakers of a Higgs folder, split it without leaks, add voice-cloning pairs.")
+    cfg = from_cli(SpeakersSettings, argv)
     try: print(*told(*execute(cfg)), sep="\n")
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-speakers: {e}") from e
 

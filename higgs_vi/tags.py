@@ -23,7 +23,7 @@ from .tone import DIALECTS, dialect_named, dialect_of, emotion_of, vote
 # %% ../nbs/01_tags.ipynb #3b40c59d
 @dataclass
 class TagSettings(Settings):
-    "Parameters of the step 01_tags."
+    "Tag the clips of a Higgs folder by emotion, scene, pitch, rate, energy, dialect: the parameters of 01_tags."
     data: str = option("data/demo", path="file")  # the Higgs folder to tag; data/demo is made from the demo clips if it is not there
     bins: str = option("", path="file")  # tag_bins.json of another dataset whose words are to mean the same here; empty: bins of this one
     sound: bool = True                  # measure the sounds; false leaves scene, pitch, rate and energy alone and reads texts only
@@ -133,7 +133,7 @@ def tag(cfg: TagSettings, m: pd.DataFrame | None = None) -> tuple[pd.DataFrame, 
 # %% ../nbs/01_tags.ipynb #095f0a00
 def main(argv: list[str] | None = None):
     "The command higgs-vi-tags."
-    cfg = from_cli(TagSettings, argv, "Tag the clips of a Higgs folder: emotion, scene, pitch, rate, energy, dialect.")
+    cfg = from_cli(TagSettings, argv)
     try:
         folder = project_root()/cfg.data
         if folder == project_root()/"data/demo" and not (folder/"metadata.json").is_file(): prepare(DataSettings(out=cfg.data))

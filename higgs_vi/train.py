@@ -17,27 +17,13 @@ from dataclasses import dataclass, fields, replace
 from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
-import numpy as np, torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-from .audio import Damaged, atomic_folder, read_audio, read_json, write_text, write_wav
-from .codec import reading
-from .batch import collate, corrupt, epoch_batches, followed, without_words
-from .data import DataSettings, prepare, read_higgs
-from .generate import Sampling, say
-from .memory import MemorySettings, fitting, forecast, free_memory, smaller, told
-from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
-from .plan import Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps, with_replay
-from .run import Average, Metrics, NANO, checkpoints, fingerprint, load_state, load_trained, lock_run, prune, random_state
-from .run import read_base, read_trainer, same_base, save_adapter, save_state, set_random_state, unlock_run, verify, write_base
 from .settings import Settings, check_limits, coerce, from_cli, from_notebook, in_test, local_or_id, option, project_root
-from .step import OPTIMIZERS, OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
-from .watch import LiveFigure, clock, gpu_use, memory_gib, outcome
+from .settings import read_options_first
 
 # %% ../nbs/04_train.ipynb #0d053216
 @dataclass
 class TrainSettings(Settings):
-    "Parameters of the step 04_train; the defaults are for the big model, presets change some of them."
+    "Fine-tune Higgs Audio v2: the parameters of 04_train. The defaults are for the big model; presets change some of them."
     model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the embedded nano
     codec: str = option("", path="hub")  # another codec than the model's own
     data: str = option("", path="file")  # Higgs folder; empty: the demo clips, prepared if that was not done
@@ -61,7 +47,7 @@ class TrainSettings(Settings):
     warmup: float = option(0.03, min=0, max=1)  # share of the steps over which the rate rises; then it falls as a cosine
     decay: float = option(0.01, min=0, max=10)  # weight decay of AdamW
     optimizer: str = option(  # adamw; adamw8bit: a quarter of its memory; paged8bit: and the host's; rounded8bit: mode full in bf16
-        "adamw", choices=tuple(OPTIMIZERS))
+        "adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"))
     clip: float = option(1.0, above=0, max=1e6)  # largest gradient norm
     budget: int = option(4096, min=1, max=2**24)  # positions a batch; less saves memory
     accumulation: int = option(4, min=1, max=2**16)  # batches an optimiser step
@@ -99,6 +85,25 @@ class TrainSettings(Settings):
             check_limits("gpu", coerce("gpu", self.gpu, float), dict(above=0, max=10**5))
         if not self.targets and self.mode != "full":
             raise ValueError("the parameter targets is empty: choose from attention, text_ffn, audio_ffn")
+
+read_options_first(TrainSettings)   # as a command: --help and wrong values end here, before torch is imported
+
+# %% ../nbs/04_train.ipynb #7dbb4657
+import numpy as np, torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from .audio import Damaged, atomic_folder, read_audio, read_json, write_text, write_wav
+from .codec import reading
+from .batch import collate, corrupt, epoch_batches, followed, without_words
+from .data import DataSettings, prepare, read_higgs
+from .generate import Sampling, say
+from .memory import MemorySettings, fitting, forecast, free_memory, smaller, told
+from .model import Checkpoint, add_lora, base_of, for_full_training, load_checkpoint, lora_config, save_checkpoint
+from .plan import Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps, with_replay
+from .run import Average, Metrics, NANO, checkpoints, fingerprint, load_state, load_trained, lock_run, prune, random_state
+from .run import read_base, read_trainer, same_base, save_adapter, save_state, set_random_state, unlock_run, verify, write_base
+from .step import OutOfMemory, audio_loss, build_optimizer, per_target, set_rate, to_device, train_step
+from .watch import LiveFigure, clock, gpu_use, memory_gib, outcome
 
 # %% ../nbs/04_train.ipynb #9a560e9e
 PRESETS = dict(
@@ -609,7 +614,7 @@ def tiny_run(folder: str | Path) -> Run:
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-train; also for several GPUs: accelerate launch -m higgs_vi.train --data …"
-    try: run = execute(with_preset(from_cli(TrainSettings, argv, "Fine-tune Higgs Audio v2.")))
+    try: run = execute(with_preset(from_cli(TrainSettings, argv)))
     except Stopped as e:
         if PartialState().is_main_process: echo(f"{e}; go on with --resume true")
         raise SystemExit(128 + e.number) from e

@@ -21,6 +21,13 @@ def source(cell): return "".join(cell["source"])
 def module_of(path): return next(m[1] for c in cells(path) if (m := re.search(r"#\| *default_exp (\w+)", source(c))))
 
 
+def settings_class(name):
+    "The settings of the step whose module is `name`."
+    module = import_module(f"higgs_vi.{name}")
+    return next(v for v in vars(module).values()
+                if isinstance(v, type) and v.__module__ == module.__name__ and v.__name__.endswith("Settings"))
+
+
 def test_settings_ini_and_pyproject_say_the_same():
     ini = configparser.ConfigParser(); ini.read(ROOT/"settings.ini")
     toml = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]
@@ -62,9 +69,7 @@ def test_parameters_are_the_settings(path):
     own = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
     assert len(own) == 1
     given = {n.target.id: (n.annotation.id, ast.literal_eval(n.value)) for n in ast.parse(source(own[0])).body}
-    module = import_module(f"higgs_vi.{module_of(path)}")
-    cls = next(v for v in vars(module).values()
-               if isinstance(v, type) and v.__module__ == module.__name__ and v.__name__.endswith("Settings"))
+    cls = settings_class(module_of(path))
     assert {f.name: (f.type.__name__, getattr(cls(), f.name)) for f in fields(cls)} == given
     assert all("#" in line for line in source(own[0]).splitlines())
 
@@ -90,28 +95,54 @@ def test_every_step_is_a_command():
         assert end.value.code == 0 and shutil.which(name), f"{name} is not installed: pip install -e ."
 
 
-def test_every_step_runs_as_a_module():
-    "`python -m higgs_vi.<step>` does what the command does; here all nine in one other process that imports torch once."
+def in_one_process(code, *args):
+    "The lines that `code` prints in a fresh process; `go(step, as_module, *argv)` runs a step there and returns how it ends."
+    head = """
+import contextlib, io, runpy, shutil, sys
+def go(step, as_module, *argv):
+    sys.argv[:] = [shutil.which(f"higgs-vi-{step}"), *argv]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try: runpy.run_module(f"higgs_vi.{step}", run_name="__main__", alter_sys=True) if as_module else runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end: return end.code, said.getvalue()
+    return None, said.getvalue()
+"""
+    out = subprocess.run([sys.executable, "-c", head + code, *args], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0, out.stderr
+    return out.stdout.splitlines()
+
+
+def test_every_step_runs_as_a_module(tmp_path):
+    "`python -m higgs_vi.<step>` goes on to the step's own work, which here refuses a folder that is not there."
+    wrong = dict(data="table", tags="data", speakers="data", memory="model", train="out", merge="adapter", listen="run", say="adapter", check="data")
     code = """
-import runpy, sys
-for step in sys.argv[1].split(","):
-    sys.argv[1:] = ["--no_such_parameter", "1"]
-    try: runpy.run_module(f"higgs_vi.{step}", run_name="__main__", alter_sys=True)
-    except SystemExit as end: print(step, end.code)
+steps, nowhere = sys.argv[1].split(","), sys.argv[2]
+for step, option in (s.split(":") for s in steps):
+    print(step, go(step, True, f"--{option}", nowhere, *["--resume", "true"]*(step == "train"))[0])
 """
     steps = [module_of(p) for p in STEPS]
-    out = subprocess.run([sys.executable, "-c", code, ",".join(steps)], capture_output=True, text=True, cwd=ROOT)
-    assert len(steps) == 9 and out.stdout.split("\n")[:-1] == [f"{step} 2" for step in steps], out.stderr
-    assert out.stderr.count("unrecognized arguments: --no_such_parameter 1") == 9
+    lines = in_one_process(code, ",".join(f"{s}:{wrong[s]}" for s in steps), f"{tmp_path}/nowhere")
+    assert len(steps) == len(lines) == 9
+    for step, line in zip(steps, lines): assert line.startswith(f"{step} higgs-vi-{step}: ") and "nowhere" in line
 
 
-@pytest.mark.parametrize("step", ["data", "tags", "speakers", "check", "listen"])
-def test_help_comes_at_once_where_no_model_is_needed(step):
-    "The data tools import neither torch nor transformers before they need them."
-    code = f"import sys, higgs_vi.{step}; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
-    out = subprocess.run([sys.executable, "-m", f"higgs_vi.{step}", "--help"], capture_output=True, text=True, cwd=ROOT)
-    assert out.returncode == 0 and out.stdout.startswith("usage:")
+@pytest.mark.parametrize("step", [module_of(p) for p in STEPS])
+def test_help_and_wrong_options_come_before_torch_is_imported(step):
+    "As a module and as a script; torch and transformers take seconds to import."
+    number = next((f.name for f in fields(settings_class(step)) if f.type in (int, float)), None)
+    cases = [["--help"], ["--no_such_parameter=1"], *[[f"--{number}=nan"]]*bool(number)]
+    code = """
+step = sys.argv[1]
+for argv in sys.argv[2:]:
+    for as_module in (True, False):
+        code, said = go(step, as_module, argv)
+        print(code, *[m for m in ("torch", "transformers", "matplotlib") if m in sys.modules], said.count("usage:"), said.strip().splitlines()[-1])
+"""
+    lines = in_one_process(code, step, *[c[0] for c in cases])
+    help_, unknown, nan = lines[:2], lines[2:4], lines[4:]
+    assert all(line.startswith("0 1 ") for line in help_)
+    assert all(line.startswith("2 1 ") and "unrecognized arguments: --no_such_parameter=1" in line for line in unknown)
+    assert all(line.startswith("2 1 ") and f"the parameter {number} is 'nan': it takes" in line for line in nan) and len(nan) == 2*bool(number)
 
 
 def test_the_library_does_not_need_nbdev():

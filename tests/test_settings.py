@@ -111,6 +111,14 @@ def test_a_seed_keeps_its_bits_and_a_number_written_as_text_its_value():
     assert SaySettings.of(dict(temperature="1e-4")).temperature == 1e-4
 
 
+def test_the_optimisers_that_settings_take_are_those_that_there_are():
+    "The settings list them once more, since 23_step imports torch."
+    from higgs_vi.step import OPTIMIZERS
+    for cls in CLASSES:
+        for f in fields(cls):
+            if f.name == "optimizer": assert f.metadata["choices"] == tuple(OPTIMIZERS)
+
+
 # --- where paths start ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
