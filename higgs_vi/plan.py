@@ -149,7 +149,11 @@ def plan_from(cfg: Settings, data: Dataset, done: int, world: int):
         done = max(0, done - len(steps))
 
 def ahead(items: Iterable, work: Callable):
-    "(item, `work(item)`) for each of `items`; the work on the next one is done in a thread meanwhile, what it raises comes in its turn."
+    """Yields `(item, work(item))` for each of `items`, in their order.
+
+    While the caller uses one result, a thread computes the next. What `work` raises for an item is
+    raised when that item would be yielded.
+    """
     with ThreadPoolExecutor(1) as pool:
         waiting = None
         for item in items:

@@ -195,7 +195,12 @@ def load_trained(model, folder: Path):
     model.load_state_dict(found)
 
 def load_state(folder: Path, model, optimizer) -> dict:
-    "Bring model and optimiser to a checkpoint; the rest of its state. `Damaged` if it is not as it was written."
+    """Load the checkpoint in `folder` into `model` and `optimizer`, in place; returns the rest of the trainer's state.
+
+    That is what `save_state` was given beside them, and `step`. `Damaged` if a file is missing or is not the one
+    that was written, does not fit the model, or holds values that are not finite; then the model may have
+    been loaded already.
+    """
     verify(folder)
     state = read_trainer(folder)
     load_trained(model, folder)

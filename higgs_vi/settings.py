@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['coerce', 'option', 'rule_of', 'check_limits', 'Settings', 'find_root', 'project_root', 'resolve_path', 'local_or_id',
-           'in_test', 'from_notebook', 'from_cli', 'read_options_first']
+           'in_test', 'from_notebook', 'end_in_silence', 'let_first_tell', 'from_cli', 'read_options_first']
 
 # %% ../nbs/18_settings.ipynb #bfbb44a3
-import argparse, ast, configparser, inspect, math, os, re, sys
+import argparse, ast, configparser, inspect, math, os, re, sys, time
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -161,6 +161,24 @@ def from_notebook(cls: type[Settings], namespace: dict) -> Settings:
     return settings
 
 # %% ../nbs/18_settings.ipynb #2be6b25e
+def end_in_silence():
+    """End this process for a reason that another one of the same command tells.
+
+    That one ends too, and their launcher (accelerate, torchrun) ends the others. So that it is not itself ended before it has told
+    the reason, this process waits ten seconds before it exits with 1.
+    """
+    time.sleep(10)
+    raise SystemExit(1)
+
+def let_first_tell():
+    "Before an error that every process of a command meets alike: only the first on each machine goes on and tells it."
+    if os.environ.get("LOCAL_RANK", "0") != "0": end_in_silence()
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        let_first_tell()
+        super().error(message)
+
 def _comments(cls: type[Settings]) -> dict[str, str]:
     "The comment on the line where each field begins; none where a class has no source."
     try: lines = inspect.getsource(cls).splitlines()
@@ -175,7 +193,7 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     Paths come back absolute; relative ones start at the current directory, as those inside the step do from then on.
     """
     _START["folder"] = Path.cwd()
-    parser = argparse.ArgumentParser(description=cls.__doc__)
+    parser = _Parser(description=cls.__doc__)
     notes = _comments(cls)
     for f in fields(cls):
         default, rule = ",".join(f.default) if f.type is list else f.default, rule_of(f.metadata)

@@ -76,7 +76,7 @@ def original(folder: Path) -> tuple[str, list[dict]]:
     if odd := [s["id"] for s in rows if not isinstance(s.get("duration"), (int, float)) or not s["duration"] > 0]:
         raise ValueError(f"{len(odd)} of {len(rows)} clips in {folder} have no duration, the first is {odd[0]}: make it again with 00_data")
     if many := [i for i, n in Counter(s["id"] for s in rows).items() if n > 1]:
-        raise ValueError(f"{len(many)} ids in {folder} are those of several clips, the first is {many[0]}: make it again with 00_data")
+        raise ValueError(f"{len(many)} ids in {folder} are used by more than one clip, the first is {many[0]}: ids must be unique, make it again with 00_data")
     if mute := [s["id"] for s in rows if not without_tags(s["text"])]:
         raise ValueError(f"{len(mute)} of {len(rows)} clips in {folder} have no text, the first is {mute[0]}: make it again with 00_data")
     for s in rows:
@@ -87,7 +87,10 @@ def original(folder: Path) -> tuple[str, list[dict]]:
 
 # %% ../nbs/02_speakers.ipynb #88893550
 def lot(seed: int, *what: object) -> str:
-    "What decides about `what` under a `seed`: sort by it to draw at random."
+    """A number, as 64 hexadecimal digits, that looks random and follows from `seed` and `what` alone (SHA-256).
+
+    Rows sorted by `lot(seed, purpose, id)` stand in a random order in which rows that come or go move no other.
+    """
     return hashlib.sha256(repr((seed, *what)).encode()).hexdigest()
 
 def texts_of(row: dict) -> set[str]:
@@ -113,7 +116,10 @@ def linked(keys: list[set[str]]) -> list[str]:
 
 # %% ../nbs/02_speakers.ipynb #ee9f74e6
 def over_cap(rows: list[dict], cfg: SpeakersSettings) -> dict[str, str]:
-    "The ids of the clips beyond their speaker's cap, and the reason to leave them out."
+    """The clips to leave out because their speaker has more than `cfg.minutes` or `cfg.clips` allow: id -> reason.
+
+    Which clips of a speaker stay is drawn at random under `cfg.seed`.
+    """
     most, number = cfg.minutes*60 or float("inf"), cfg.clips or float("inf")
     own, out = defaultdict(list), {}
     for r in rows: own[r["speaker_id"]].append(r)
@@ -361,8 +367,8 @@ def balance(rows: list[dict], cfg: SpeakersSettings, clean: Callable[[dict], boo
     """
     reasons = over_cap(rows, cfg)
     left = [r for r in rows if r["id"] not in reasons]
-    if not left: raise ValueError(f"all {len(rows)} clips are beyond the cap of {cfg.minutes:g} min: the shortest lasts "
-                                  f"{min((r['duration'] for r in rows), default=0):.1f} s (parameter minutes)")
+    if not left: raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.minutes:g} min that a speaker may "
+                                  f"have: the shortest lasts {min((r['duration'] for r in rows), default=0):.1f} s (parameter minutes)")
     sides, owners = divide(left, cfg, copies)
     reasons |= {r["id"]: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
                 "where more clips say it, or as many: a text on two sides would be a leak"

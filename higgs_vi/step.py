@@ -22,30 +22,30 @@ from .model import base_of, need_bitsandbytes
 
 # %% ../nbs/23_step.ipynb #af059b68
 class _Spread(torch.autograd.Function):
-    "Rows `(N, …)` to the rectangle `(B·S, …)`; what stands at nobody's places is not to be used."
+    "Rows `(N, …)`, one a position, to the padded rectangle `(B·S, …)`. Padding gets a copy of row 0, which nothing may read."
     @staticmethod
     def forward(ctx, x, order, place):
-        "Each place of the rectangle takes the row that `order` `(B·S,)` names."
+        "`order` `(B·S,)` is the row at each place of the rectangle, `place` `(N,)` the place of each row."
         ctx.save_for_backward(place)
         return x.index_select(0, order)
 
     @staticmethod
     def backward(ctx, grad):
-        "Each row has its own place, `place` `(N,)`."
+        "The gradient `(N, …)` of the rows: that of the rectangle at each row's place. What padding got is dropped."
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 class _Collect(torch.autograd.Function):
-    "The rectangle `(B·S, …)` to rows `(N, …)`."
+    "The padded rectangle `(B·S, …)` to rows `(N, …)`, without the padding."
     @staticmethod
     def forward(ctx, x, place):
-        "Each row comes from its own place, `place` `(N,)`."
+        "`place` `(N,)` is the place in the rectangle that each row is taken from."
         ctx.save_for_backward(place)
         ctx.size = x.shape[0]
         return x.index_select(0, place)
 
     @staticmethod
     def backward(ctx, grad):
-        "Nobody's places get zeros."
+        "The gradient `(B·S, …)` of the rectangle: each row's gradient at its place, zeros at padding."
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy(0, ctx.saved_tensors[0], grad), None
 
 # %% ../nbs/23_step.ipynb #7cc56b72

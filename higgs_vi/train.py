@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRESETS', 'FREE', 'DTYPES', 'TrainSettings', 'with_preset', 'memory_settings', 'for_gpu', 'open_folder', 'check_base',
            'load_rows', 'wholly_fp32', 'load_parts', 'Run', 'Stopped', 'echo', 'build_model', 'find_device', 'start',
-           'take_up_last', 'take_up', 'plan_key', 'open_logs', 'close_logs', 'validate', 'autocast', 'speak',
-           'keep_samples', 'load_step', 'one_step', 'train', 'heed_signals', 'agree', 'stopped', 'log_step', 'keep_row',
-           'validation_row', 'judge_before', 'judge', 'save_run', 'load_best', 'finish', 'samples_once', 'execute',
-           'tiny_run', 'main']
+           'main_first', 'take_up_last', 'take_up', 'plan_key', 'open_logs', 'close_logs', 'validate', 'autocast',
+           'speak', 'keep_samples', 'load_step', 'one_step', 'train', 'heed_signals', 'agree', 'stopped', 'log_step',
+           'keep_row', 'validation_row', 'judge_before', 'judge', 'save_run', 'load_best', 'finish', 'samples_once',
+           'execute', 'tiny_run', 'main']
 
 # %% ../nbs/04_train.ipynb #ef0bdfcc
 import json, math, os, shutil, signal, sys, threading, time
@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from .settings import Settings, check_limits, coerce, from_cli, from_notebook, in_test, local_or_id, option, project_root
-from .settings import read_options_first
+from .settings import end_in_silence, let_first_tell, read_options_first
 
 # %% ../nbs/04_train.ipynb #0d053216
 @dataclass
@@ -275,21 +275,37 @@ def start(cfg: TrainSettings) -> Run:
     """
     accelerator, folder = find_device(cfg), (project_root()/cfg.out).resolve()
     if folder in _STOPPED: cfg = replace(cfg, resume=True)
-    lock = lock_run(folder, new=not cfg.resume) if accelerator.is_main_process else None
-    try: return _begin(cfg, accelerator, folder, lock)
-    except BaseException:
-        if lock: unlock_run(lock)
-        raise
+    with main_first(accelerator):       # it makes what is missing: the folder, the nano, the clips, their codes
+        lock = lock_run(folder, new=not cfg.resume) if accelerator.is_main_process else None
+        try: return _begin(cfg, accelerator, folder, lock)
+        except BaseException:
+            if lock: unlock_run(lock)
+            raise
+
+@contextmanager
+def main_first(accelerator: Accelerator):
+    """Within, the main process goes first and the others follow when it is done.
+
+    If it fails, they end with it, and it alone says why.
+    """
+    if not accelerator.is_main_process:
+        if any(gather_object([False])): end_in_silence()        # it waits here for the main process
+        yield
+        return
+    failed = True
+    try:
+        yield
+        failed = False
+    finally: gather_object([failed])
 
 def _begin(cfg: TrainSettings, accelerator: Accelerator, folder: Path, lock) -> Run:
     "`start`, in a folder that is locked."
-    with accelerator.main_process_first():      # it makes what is missing: the folder, the nano, the clips, their codes
-        if accelerator.is_main_process: open_folder(cfg)
-        parts = load_parts(cfg, accelerator)
-        if accelerator.is_main_process: check_base(cfg, folder, parts.model)
-        rows = of_speaker(load_rows(cfg), cfg.speaker, "" if cfg.data else "minh")
-        data = split(cfg, *build_examples(cfg, parts, rows, folder))
-        if cfg.replay: data = with_replay(data, build_examples(cfg, parts, load_rows(replace(cfg, data=cfg.replay)), folder/"replay")[0])
+    if accelerator.is_main_process: open_folder(cfg)
+    parts = load_parts(cfg, accelerator)
+    if accelerator.is_main_process: check_base(cfg, folder, parts.model)
+    rows = of_speaker(load_rows(cfg), cfg.speaker, "" if cfg.data else "minh")
+    data = split(cfg, *build_examples(cfg, parts, rows, folder))
+    if cfg.replay: data = with_replay(data, build_examples(cfg, parts, load_rows(replace(cfg, data=cfg.replay)), folder/"replay")[0])
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, parts)
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], cfg.optimizer, cfg.rate, cfg.decay)
@@ -304,17 +320,17 @@ def _begin(cfg: TrainSettings, accelerator: Accelerator, folder: Path, lock) -> 
 
 def take_up_last(run: Run, found: list[Path]):
     "Bring a run to the last of its checkpoints that can be read; damaged ones after it are named and set aside."
-    damaged, acc = [], run.accelerator
+    damaged = []
     for checkpoint in reversed(found):
         try: take_up(run, checkpoint)
         except Damaged as e:
+            if not run.accelerator.is_main_process: raise       # the main process has set aside what it could not read
             damaged.append(checkpoint)
-            if acc.is_main_process: echo(f"{e}; going back to the checkpoint before it")
+            echo(f"{e}; going back to the checkpoint before it")
         else: break
     else: raise ValueError(f"none of the {len(found)} checkpoints in {run.folder} can be read: restore one, or start another run "
                            "(parameter out)")
-    acc.wait_for_everyone()
-    for checkpoint in damaged if acc.is_main_process else ():
+    for checkpoint in damaged:
         shutil.rmtree(aside := checkpoint.with_name(f"damaged-{checkpoint.name}"), ignore_errors=True)
         checkpoint.rename(aside)
 
@@ -622,6 +638,7 @@ def main(argv: list[str] | None = None):
         raise SystemExit("higgs-vi-train: interrupted; checkpoints that are written stay: "
                          "go on with --resume true") from e
     except (ValueError, OSError, OutOfMemory, FloatingPointError, torch.OutOfMemoryError) as e:
+        if not torch.distributed.is_initialized(): let_first_tell()
         raise SystemExit(f"higgs-vi-train: {e}") from e
     if run.accelerator.is_main_process:
         echo(f"{outcome(run.metrics.rows, run.total)}\nwritten to {run.cfg.out}")

@@ -9,14 +9,19 @@ import higgs_vi  # before torch: it sets how torch's threads wait
 import pytest, torch
 from transformers.utils import logging
 
-from higgs_vi.audio import read_audio
+from higgs_vi.audio import read_audio, write_text
 from higgs_vi.batch import build_example, collate
 from higgs_vi.codec import DEMO, encode
+from higgs_vi.data import DataSettings, prepare
 from higgs_vi.model import nano
 from higgs_vi.prompt import Prompt
 from higgs_vi.step import train_step
 
 logging.disable_progress_bar()
+
+# demo clips of four speakers and four lengths
+FOUR = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!",
+        "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +32,19 @@ def parts():
 
 @pytest.fixture(scope="session")
 def clips(parts):
-    "Four demo clips of different lengths: (prompt, codes)."
-    rows = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!",
-            "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
-    codes = encode(parts.codec, [read_audio(DEMO/f"clips/{name}.ogg") for name in rows])
-    return [(Prompt(text), c) for text, c in zip(rows.values(), codes)]
+    "The clips of `FOUR`: (prompt, codes)."
+    codes = encode(parts.codec, [read_audio(DEMO/f"clips/{name}.ogg") for name in FOUR])
+    return [(Prompt(text), c) for text, c in zip(FOUR.values(), codes)]
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory):
+    "A Higgs folder of the clips of `FOUR`; tests only read it."
+    folder = tmp_path_factory.mktemp("four")
+    rows = "".join(f"clips/{name}.ogg,{text},{name[:-4]}\n" for name, text in FOUR.items())
+    write_text(folder/"four.csv", "wav_filename,text,speaker\n" + rows)
+    prepare(DataSettings(table=str(folder/"four.csv"), audio=str(DEMO), out=str(folder/"four")))
+    return folder/"four"
 
 
 @pytest.fixture(scope="session")

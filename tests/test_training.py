@@ -19,25 +19,23 @@ from higgs_vi.memory import MemorySettings, fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import add_lora, base_of, keep_text_on_host, load_checkpoint, load_model, lora_config, places, save_checkpoint, write_nano
 from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
-from higgs_vi.run import NANO, checkpoints, fingerprint, load_adapter, read_metrics
+from higgs_vi.run import NANO, checkpoints, fingerprint, load_adapter, lock_run, read_metrics, unlock_run
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
 from higgs_vi.step import OutOfMemory, build_optimizer, train_step
 from higgs_vi.train import TrainSettings, execute, finish, Stopped, load_step, main as train_main, open_folder, start, train, validate, with_preset
 from higgs_vi.watch import outcome
+from tests.conftest import FOUR
 
 ROOT = Path(__file__).parents[1]
-FOUR = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!", "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, four):
     "A folder with a nano, the demo clips and four of them alone."
     folder = tmp_path_factory.mktemp("train")
     write_nano(folder/"nano")
     prepare(DataSettings(out=str(folder/"data")))
-    rows = "".join(f"clips/{name}.ogg,{text},{name[:-4]}\n" for name, text in FOUR.items())
-    write_text(folder/"four.csv", "wav_filename,text,speaker\n" + rows)
-    prepare(DataSettings(table=str(folder/"four.csv"), audio=str(DEMO), out=str(folder/"four")))
+    (folder/"four").symlink_to(four)
     return folder
 
 
@@ -210,6 +208,27 @@ def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
     assert steps_of(place/"whole") == steps_of(place/"cut") and all(torch.equal(whole[n], cut[n]) for n in whole)
     first, second = torch.load(place/"whole/checkpoints/step-000002/trainer.pt", weights_only=True)["rng"]
     assert not torch.equal(first["cpu"], second["cpu"])
+
+
+@pytest.mark.parametrize("why", ["a wrong value", "no GPU", "a finished run", pytest.param("a run in use", marks=pytest.mark.slow)])
+def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tmp_path, why):
+    """Two processes: the reason stands once in what they print, no process adds a traceback, and the launcher reports a failure.
+
+    The first two are refused before the processes are joined, the others by the main process alone.
+    """
+    options, reason = {"a wrong value": (["--rate", "x"], "the parameter rate is 'x': it takes a number"),
+                       "no GPU": (["--device", "cuda"], "device is cuda but torch sees no GPU"),
+                       "a finished run": (["--out", str(unbroken.folder)], f"the run folder {unbroken.folder} exists already"),
+                       "a run in use": (["--out", str(tmp_path/"held")], f"{tmp_path/'held'} is in use by process {os.getpid()}")}[why]
+    lock = lock_run(tmp_path/"held")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "higgs_vi.train", *options]
+    if why != "no GPU": launch += ["--device", "cpu"]
+    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+    out = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=100)
+    unlock_run(lock)
+    own = (out.stdout + out.stderr).split("torch/distributed/elastic")[0]       # what comes before the launcher's own report
+    assert out.returncode and (out.stdout + out.stderr).count(reason) == 1 and reason in own
+    assert "Traceback" not in own and "[rank1]" not in out.stderr
 
 
 def signalled(monkeypatch, run, at, number):
