@@ -15,7 +15,8 @@ if os.environ.get("IN_TEST") and "OMP_NUM_THREADS" not in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules: sys.modules["torch"].set_num_threads(1)
 
-# torchao, which PEFT imports, registers two Enum classes by a call that torch 2.14 deprecates: two messages at every start, of which
-# no user can remove the cause. Only they are left out.
+# PEFT imports torchao and bitsandbytes. torchao registers two Enum classes by a call that torch 2.14 deprecates, bitsandbytes asks for
+# an optional kernel for CPUs: messages at every start, of which no user can remove the cause. Only they are left out.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 logging.getLogger("torch.utils._pytree").addFilter(
     lambda record: "Calling register_constant() on Enum subclasses is deprecated" not in record.getMessage())

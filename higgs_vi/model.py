@@ -12,7 +12,6 @@ __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'model_weights_from_boson', 'model_con
 # %% ../nbs/15_model.ipynb #51848ff9
 import logging
 logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)    # that a text embedding waits on the host, where it shall be
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)     # PEFT imports it; it asks CPUs for a kernel of its own
 import re, warnings
 from dataclasses import dataclass
 from importlib.util import find_spec

@@ -29,6 +29,12 @@ def test_the_package_sets_how_threads_wait_where_nobody_has(own, expected):
     assert told(f"import higgs_vi, os, sys; print(*map(os.environ.get, {names})); assert 'torch' not in sys.modules", **own) == expected
 
 
+def test_a_start_is_silent_whichever_module_is_imported_first():
+    "PEFT, which several modules import, takes in torchao and bitsandbytes; both warn on a CPU, unless the package was imported before."
+    out = subprocess.run([sys.executable, "-c", "import higgs_vi, peft"], env=bare(), capture_output=True, text=True, check=True)
+    assert out.stdout + out.stderr == ""
+
+
 def test_nbdevs_tests_get_one_thread_though_a_notebook_imports_torch_first():
     code = "import torch; n = torch.get_num_threads(); import higgs_vi; print(n, torch.get_num_threads())"
     assert told(code, IN_TEST="1")[1] == "1"
