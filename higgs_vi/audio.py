@@ -36,7 +36,11 @@ def inside(folder: str | Path, name: str | Path) -> Path:
 
 # %% ../nbs/11_audio.ipynb #a3a9e1a0
 class Damaged(ValueError):
-    "A file or folder cannot be used as it is: torn, incomplete, of the wrong types, or with values that are not finite."
+    """A file or folder cannot be used as it is: torn, incomplete, of the wrong types, or with values that are not finite.
+
+    The message names the `path`, the reason `why` (a text or an exception, of which the first line is shown) and the
+    `way` out.
+    """
     def __init__(self, path: str | Path, why: object, way: str = "restore it, or make or fetch it again"):
         lines = str(why).strip().splitlines()
         super().__init__(f"{path} is damaged ({lines[0][:300] if lines else type(why).__name__}): {way}")

@@ -26,7 +26,7 @@ from .text import why_foreign
 # %% ../nbs/08_check.ipynb #d24ab856
 @dataclass
 class CheckSettings(Settings):
-    "Parameters of the step 08_check."
+    "Look through a finished Higgs dataset folder (higgs-vi-check FOLDER): the parameters of 08_check."
     data: str = option("", path="file")  # the Higgs folder to check; empty: the demo clips, prepared for it
     report: str = option("", path="file")  # a CSV file to write what was found to; empty: none
     silence: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None):
     "The command higgs-vi-check; its first word may be the folder."
     argv = sys.argv[1:] if argv is None else argv
     if argv and not argv[0].startswith("-"): argv = ["--data", *argv]
-    cfg = from_cli(CheckSettings, argv, "Look through a finished Higgs dataset folder: higgs-vi-check FOLDER.")
+    cfg = from_cli(CheckSettings, argv)
     if not cfg.data: raise SystemExit("higgs-vi-check: name the folder to check, as in higgs-vi-check data/mine")
     try:
         clips, faults = check(cfg)

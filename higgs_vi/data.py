@@ -32,7 +32,7 @@ from .watch import memory_gib
 # %% ../nbs/00_data.ipynb #0cb8dca3
 @dataclass
 class DataSettings(Settings):
-    "Parameters of the step 00_data."
+    "Turn a table or folder of clips into a checked Higgs dataset folder: the parameters of 00_data."
     table: str = option("", path="file")  # CSV, TSV, JSONL, Parquet, or a folder (shards, Kaldi, wav + txt, Higgs); empty: the demo clips
     audio: str = option("", path="file")  # folder that the table's paths start from; empty: the table's own
     columns: str = ""                   # whose column is ours where the guess is wrong, as in text=transcription,speaker=reader
@@ -492,7 +492,7 @@ def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple
 # %% ../nbs/00_data.ipynb #2eaa0890
 def main(argv: list[str] | None = None):
     "The command higgs-vi-data."
-    cfg = from_cli(DataSettings, argv, "Turn a table or folder of clips into a checked Higgs dataset folder.")
+    cfg = from_cli(DataSettings, argv)
     try: samples, rejected = prepare(cfg)
     except (ValueError, OSError, ImportError) as e: raise SystemExit(f"higgs-vi-data: {e}") from e
     if strange := [s["id"] for s in samples if "foreign" in s]: print(f"{len(strange)} texts may not be Vietnamese, first {strange[0]}")
