@@ -36,10 +36,10 @@ def inside(folder: str | Path, name: str | Path) -> Path:
 
 # %% ../nbs/11_audio.ipynb #a3a9e1a0
 class Damaged(ValueError):
-    """A file or folder cannot be used as it is: torn, incomplete, of the wrong types, or with values that are not finite.
+    """A file or folder cannot be used: torn, incomplete, of wrong types, or with values not finite.
 
-    The message names the `path`, the reason `why` (a text or an exception, of which the first line is shown) and the
-    `way` out.
+    The message names the `path`, the reason `why` (a text or an exception, of which the first
+    line is shown) and the `way` out.
     """
     def __init__(self, path: str | Path, why: object, way: str = "restore it, or make or fetch it again"):
         lines = str(why).strip().splitlines()

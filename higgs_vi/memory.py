@@ -24,7 +24,8 @@ class MemorySettings(Settings):
     dropout: float = option(0.1, min=0, below=1)  # LoRA: it keeps a mask, and what it let through
     targets: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
     audio_embeddings: bool = False      # audio embedding and head trained whole
-    optimizer: str = option("adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"))  # adamw, adamw8bit, paged8bit, rounded8bit
+    optimizer: str = option(  # adamw, adamw8bit, paged8bit, rounded8bit
+        "adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"))
     budget: int = option(8192, min=1, max=2**24)  # positions a batch
     accumulation: int = option(4, min=1, max=2**16)  # batches a step; 1 has no gradients beside all activations
     checkpointing: int = option(1, min=0, max=1000)  # layers recomputed: every (1), every n-th, none (0)
@@ -33,7 +34,8 @@ class MemorySettings(Settings):
     text_weight: float = option(0.0, min=0, max=100)  # above 0: the text head is there too
     gpu: float = option(0.0, min=0, max=10**5)  # GiB of the GPU to plan for; 0: what is free on this one
 
-read_options_first(MemorySettings)  # as a command: --help and wrong values end here, before torch is imported
+# In a command, --help and wrong values end here, before torch is imported.
+read_options_first(MemorySettings)
 
 # %% ../nbs/03_memory.ipynb #8dc47d50
 import pandas as pd, torch

@@ -10,7 +10,8 @@ __all__ = ['PROBES', 'PLAIN', 'MergeSettings', 'probe', 'difference', 'find_adap
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root, read_options_first
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option
+from .settings import project_root, read_options_first
 
 # %% ../nbs/05_merge.ipynb #83d87009
 @dataclass
@@ -23,7 +24,8 @@ class MergeSettings(Settings):
     precision: str = option("fp32", choices=("fp32", "bf16"))  # of the merged weights: fp32 or bf16
     text: str = ""                      # a sentence to hear before and after; empty: none
 
-read_options_first(MergeSettings)   # as a command: --help and wrong values end here, before torch is imported
+# In a command, --help and wrong values end here, before torch is imported.
+read_options_first(MergeSettings)
 
 # %% ../nbs/05_merge.ipynb #06eb3c20
 import numpy as np, torch

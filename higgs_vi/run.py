@@ -195,11 +195,11 @@ def load_trained(model, folder: Path):
     model.load_state_dict(found)
 
 def load_state(folder: Path, model, optimizer) -> dict:
-    """Load the checkpoint in `folder` into `model` and `optimizer`, in place; returns the rest of the trainer's state.
+    """Load the checkpoint in `folder` into `model` and `optimizer`, in place.
 
-    That is what `save_state` was given beside them, and `step`. `Damaged` if a file is missing or is not the one
-    that was written, does not fit the model, or holds values that are not finite; then the model may have
-    been loaded already.
+    Returns `step` and what else `save_state` was given. `Damaged` if a file is missing, is not the
+    one that was written, does not fit the model, or holds values that are not finite; then the
+    model may have been loaded already.
     """
     verify(folder)
     state = read_trainer(folder)

@@ -7,7 +7,8 @@ __all__ = ['SaySettings', 'load_speaker', 'words_to_say', 'speak', 'main']
 
 # %% ../nbs/07_say.ipynb #499aafce
 from dataclasses import dataclass
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option, project_root, read_options_first
+from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option
+from .settings import project_root, read_options_first
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
 @dataclass
@@ -33,7 +34,8 @@ class SaySettings(Settings):
     out: str = option("data/say.wav", path="file")  # file to write
     device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
 
-read_options_first(SaySettings)     # as a command: --help and wrong values end here, before torch is imported
+# In a command, --help and wrong values end here, before torch is imported.
+read_options_first(SaySettings)
 
 # %% ../nbs/07_say.ipynb #a846333d
 import torch

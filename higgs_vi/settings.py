@@ -164,18 +164,19 @@ def from_notebook(cls: type[Settings], namespace: dict) -> Settings:
 def end_in_silence():
     """End this process for a reason that another one of the same command tells.
 
-    That one ends too, and their launcher (accelerate, torchrun) ends the others. So that it is not itself ended before it has told
-    the reason, this process waits ten seconds before it exits with 1.
+    That one ends too, and their launcher (accelerate, torchrun) then ends the others. This process
+    waits ten seconds before it exits with 1: its own end would end the one that is to tell.
     """
     time.sleep(10)
     raise SystemExit(1)
 
 def let_first_tell():
-    "Before an error that every process of a command meets alike: only the first on each machine goes on and tells it."
+    "For an error that all processes of a command meet alike: returns in the first on each machine."
     if os.environ.get("LOCAL_RANK", "0") != "0": end_in_silence()
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
+        "Usage and message, from one of several processes."
         let_first_tell()
         super().error(message)
 
@@ -197,7 +198,8 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     notes = _comments(cls)
     for f in fields(cls):
         default, rule = ",".join(f.default) if f.type is list else f.default, rule_of(f.metadata)
-        about = f"{notes.get(f.name, '')} (default: {str(default) or 'none'}{'; ' + rule if rule else ''})"
+        limits = "; " + rule if rule else ""
+        about = f"{notes.get(f.name, '')} (default: {str(default) or 'none'}{limits})"
         parser.add_argument(f"--{f.name}", default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=about.replace("%", "%%"))
     given = vars(parser.parse_args(argv))
     try: settings = cls.of(given)
@@ -206,10 +208,12 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     return settings
 
 def read_options_first(cls: type[Settings]):
-    """Read the options of the command whose settings `cls` are, so that --help and errors come before what is imported after this.
+    """Read the options of the command whose settings `cls` are: --help and errors end it here.
 
-    Does nothing unless this process is that command (`python -m higgs_vi.<step>`, `higgs-vi-<step>`).
+    So they come before what is imported after this. Does nothing unless this process is that
+    command (`python -m higgs_vi.<step>`, `higgs-vi-<step>`).
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     run_as_module = cls.__module__ == "__main__" and spec and spec.name.startswith("higgs_vi.")
-    if run_as_module or Path(sys.argv[0]).stem == cls.__module__.replace("higgs_vi.", "higgs-vi-"): from_cli(cls)
+    run_as_script = Path(sys.argv[0]).stem == cls.__module__.replace("higgs_vi.", "higgs-vi-")
+    if run_as_module or run_as_script: from_cli(cls)

@@ -30,7 +30,7 @@ SIDES = ("train", "valid", "test")
 # %% ../nbs/02_speakers.ipynb #45fcfffb
 @dataclass
 class SpeakersSettings(Settings):
-    "Balance the speakers of a Higgs folder, split it without leaks, add voice-cloning pairs: the parameters of 02_speakers."
+    "Balance speakers, split without leaks, add voice-cloning pairs: the parameters of 02_speakers."
     data: str = option("data/demo", path="file")  # the Higgs folder to balance, in place
     minutes: float = option(0.0, min=0, max=1e9)  # cap: most minutes of a speaker; 0: all
     clips: int = option(0, min=0, max=10**9)  # cap: most clips of a speaker; 0: all
@@ -76,7 +76,8 @@ def original(folder: Path) -> tuple[str, list[dict]]:
     if odd := [s["id"] for s in rows if not isinstance(s.get("duration"), (int, float)) or not s["duration"] > 0]:
         raise ValueError(f"{len(odd)} of {len(rows)} clips in {folder} have no duration, the first is {odd[0]}: make it again with 00_data")
     if many := [i for i, n in Counter(s["id"] for s in rows).items() if n > 1]:
-        raise ValueError(f"{len(many)} ids in {folder} are used by more than one clip, the first is {many[0]}: ids must be unique, make it again with 00_data")
+        raise ValueError(f"{len(many)} ids in {folder} are used by more than one clip, the first is {many[0]}: "
+                         "ids must be unique, make it again with 00_data")
     if mute := [s["id"] for s in rows if not without_tags(s["text"])]:
         raise ValueError(f"{len(mute)} of {len(rows)} clips in {folder} have no text, the first is {mute[0]}: make it again with 00_data")
     for s in rows:
@@ -116,7 +117,7 @@ def linked(keys: list[set[str]]) -> list[str]:
 
 # %% ../nbs/02_speakers.ipynb #ee9f74e6
 def over_cap(rows: list[dict], cfg: SpeakersSettings) -> dict[str, str]:
-    """The clips to leave out because their speaker has more than `cfg.minutes` or `cfg.clips` allow: id -> reason.
+    """The clips to leave out, id -> reason: their speaker has more than `cfg.minutes` or `cfg.clips`.
 
     Which clips of a speaker stay is drawn at random under `cfg.seed`.
     """
@@ -367,8 +368,10 @@ def balance(rows: list[dict], cfg: SpeakersSettings, clean: Callable[[dict], boo
     """
     reasons = over_cap(rows, cfg)
     left = [r for r in rows if r["id"] not in reasons]
-    if not left: raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.minutes:g} min that a speaker may "
-                                  f"have: the shortest lasts {min((r['duration'] for r in rows), default=0):.1f} s (parameter minutes)")
+    if not left:
+        shortest = min((r["duration"] for r in rows), default=0)
+        raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.minutes:g} min that a "
+                         f"speaker may have: the shortest lasts {shortest:.1f} s (parameter minutes)")
     sides, owners = divide(left, cfg, copies)
     reasons |= {r["id"]: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
                 "where more clips say it, or as many: a text on two sides would be a leak"

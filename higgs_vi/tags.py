@@ -23,7 +23,7 @@ from .tone import DIALECTS, dialect_named, dialect_of, emotion_of, vote
 # %% ../nbs/01_tags.ipynb #3b40c59d
 @dataclass
 class TagSettings(Settings):
-    "Tag the clips of a Higgs folder by emotion, scene, pitch, rate, energy, dialect: the parameters of 01_tags."
+    "Tag clips by emotion, scene, pitch, rate, energy, dialect: the parameters of 01_tags."
     data: str = option("data/demo", path="file")  # the Higgs folder to tag; data/demo is made from the demo clips if it is not there
     bins: str = option("", path="file")  # tag_bins.json of another dataset whose words are to mean the same here; empty: bins of this one
     sound: bool = True                  # measure the sounds; false leaves scene, pitch, rate and energy alone and reads texts only

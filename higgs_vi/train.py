@@ -23,7 +23,7 @@ from .settings import end_in_silence, let_first_tell, read_options_first
 # %% ../nbs/04_train.ipynb #0d053216
 @dataclass
 class TrainSettings(Settings):
-    "Fine-tune Higgs Audio v2: the parameters of 04_train. The defaults are for the big model; presets change some of them."
+    "Fine-tune Higgs Audio v2: the parameters of 04_train, for the big model; presets change some."
     model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the embedded nano
     codec: str = option("", path="hub")  # another codec than the model's own
     data: str = option("", path="file")  # Higgs folder; empty: the demo clips, prepared if that was not done
@@ -86,7 +86,8 @@ class TrainSettings(Settings):
         if not self.targets and self.mode != "full":
             raise ValueError("the parameter targets is empty: choose from attention, text_ffn, audio_ffn")
 
-read_options_first(TrainSettings)   # as a command: --help and wrong values end here, before torch is imported
+# In a command, --help and wrong values end here, before torch is imported.
+read_options_first(TrainSettings)
 
 # %% ../nbs/04_train.ipynb #7dbb4657
 import numpy as np, torch
@@ -275,7 +276,7 @@ def start(cfg: TrainSettings) -> Run:
     """
     accelerator, folder = find_device(cfg), (project_root()/cfg.out).resolve()
     if folder in _STOPPED: cfg = replace(cfg, resume=True)
-    with main_first(accelerator):       # it makes what is missing: the folder, the nano, the clips, their codes
+    with main_first(accelerator):       # it makes what is missing: folder, clips, codes
         lock = lock_run(folder, new=not cfg.resume) if accelerator.is_main_process else None
         try: return _begin(cfg, accelerator, folder, lock)
         except BaseException:
@@ -324,7 +325,7 @@ def take_up_last(run: Run, found: list[Path]):
     for checkpoint in reversed(found):
         try: take_up(run, checkpoint)
         except Damaged as e:
-            if not run.accelerator.is_main_process: raise       # the main process has set aside what it could not read
+            if not run.accelerator.is_main_process: raise       # main has set aside what it met
             damaged.append(checkpoint)
             echo(f"{e}; going back to the checkpoint before it")
         else: break
