@@ -18,6 +18,7 @@ from higgs_vi.model import add_lora, lora_config, nano
 from higgs_vi.plan import split
 from higgs_vi.step import train_step
 from higgs_vi.tables import read_table
+from tests.sounds import spoken
 
 FIELDS = ("id audio_file transcript_file duration speaker_id speaker_name scene emotion language gender quality_score original_audio_path "
           "user_instruction task_type topic dialect sample_rate").split()
@@ -29,7 +30,7 @@ def run(table, out, **change): return prepare(DataSettings.of(dict(table=str(tab
 
 def tone(path, seconds=1.0, rate=24_000, hz=220):
     path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, 0.3*np.sin(2*np.pi*hz*np.arange(int(seconds*rate))/rate), rate)
+    sf.write(path, spoken(hz, seconds, rate), rate)
 
 
 def write_table(path, rows):
@@ -76,7 +77,7 @@ def test_again_gives_the_same_and_another_table_is_refused(tmp_path):
 def test_a_table_with_little_in_it(tmp_path):
     "Stereo at 48 kHz, two speakers whose names differ by a mark, no optional column, an absolute path inside the folder, the word nan."
     tone(tmp_path/"x/a.wav", rate=48_000)
-    sf.write(tmp_path/"b.flac", np.stack([0.1*np.sin(np.arange(40_000)/20)]*2, 1), 22_050)
+    sf.write(tmp_path/"b.flac", np.stack([spoken(7, 1.8, 22_050)]*2, 1), 22_050)
     tone(tmp_path/"c.wav", hz=330)
     rows = [dict(wav_filename="x/a.wav", text="Hoà ơi.", speaker="Hoà"), dict(wav_filename="b.flac", text="Hòa ơi.", speaker="Hỏa"),
             dict(wav_filename=str(tmp_path/"c.wav"), text="Bà.", speaker="Hoà"),

@@ -125,10 +125,11 @@ def one(seed, folder, out):
 def main(first, n, folder):
     "Cases `first` to `first + n` in this process; prints what went wrong, how the cases ended and the peak memory in GiB."
     import soundfile as sf
+    from sounds import spoken               # beside this file, which runs as a script
     from higgs_vi.watch import memory_gib
     import higgs_vi.data                                                    # its import is no case's time
     folder = Path(folder); out = folder.with_name(folder.name + "_out"); folder.mkdir(); out.mkdir()
-    for i in range(6): sf.write(folder/f"{i}.wav", 0.3*np.sin(2*np.pi*(200 + 40*i)*np.arange(8000)/16_000), 16_000)
+    for i in range(6): sf.write(folder/f"{i}.wav", spoken(i, 0.5, 16_000), 16_000)
     (folder/"loop.wav").symlink_to(folder/"loop.wav"); (folder/"folder").mkdir()
     os.sync = lambda: None                                                  # it waits for other programs' files
     found, ends = {}, {}

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import soxr
 
-from higgs_vi.audio import SAMPLE_RATE, as_written, decode, read_audio, read_channel
+from higgs_vi import journal
+from higgs_vi.audio import SAMPLE_RATE, _mp3_frame, as_written, decode, read_audio, read_channel
 from higgs_vi.check import CheckSettings, check
 from higgs_vi.audio import DEMO
 from higgs_vi.data import DataSettings, prepare
@@ -54,6 +56,51 @@ def test_a_file_that_breaks_off_is_refused_and_a_whole_one_is_not(kind):
     for share in (0.95, 0.6, 0.5):
         with pytest.raises(ValueError, match="breaks off|cannot be decoded|is damaged"):
             decode(io.BytesIO(data[:int(share*len(data))]), "a")
+
+
+def bare_mp3(x=VOICE, rate=SAMPLE_RATE):
+    "An MP3 without the first frame, which holds the header that counts the others."
+    data = packed(x, rate, format="MP3")
+    first = data.index(b"\xff")
+    after = first + _mp3_frame(data[first:first + 4])[0]
+    assert any(tag in data[first:after] for tag in (b"Xing", b"Info"))
+    return data[after:]
+
+
+@FFMPEG
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000])
+def test_an_mp3_without_a_count_that_is_cut_inside_a_frame_is_refused(tmp_path, rate):
+    """A whole one is not, with a tag behind it neither; one cut between two frames cannot be told from a whole one.
+
+    It is read to its end (its bit rate varies, so libsndfile's estimate of its length is wrong).
+    """
+    data = bare_mp3(soxr.resample(VOICE, SAMPLE_RATE, rate), rate)
+    seconds = len(decode(io.BytesIO(data), "a")[0])/SAMPLE_RATE
+    assert abs(seconds - len(VOICE)/SAMPLE_RATE) < 0.25
+    decode(io.BytesIO(data + b"TAG" + b"\0"*125), "a")
+    ends = [0]
+    while ends[-1] < len(data): ends.append(ends[-1] + _mp3_frame(data[ends[-1]:ends[-1] + 4])[0])
+    assert ends[-1] == len(data)
+    for cut in (ends[-1] - 1, ends[-2] + 5, ends[len(ends)//2] + 2, ends[len(ends)//2] - 5, ends[30] + 9):
+        with pytest.raises(ValueError, match="breaks off: its last frame has"): decode(io.BytesIO(data[:cut]), "a")
+    assert len(decode(io.BytesIO(data[:ends[-9]]), "a")[0]) < seconds*SAMPLE_RATE
+
+
+NOT_SOUNDS = {"PNG picture": b"\x89PNG\r\n\x1a\n" + b"\0"*90, "JPEG picture": b"\xff\xd8\xff\xe0\0\x10JFIF" + b"\0"*99,
+              "WebP picture": b"RIFF\x10\0\0\0WEBPVP8 " + b"\0"*50, "web page": b"\n<!DOCTYPE html>\n<html><title>404</title></html>",
+              "JSON, as servers": b'{"error": "denied"}', "XML, as servers": b'<?xml version="1.0"?>\n<Error/>',
+              "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n", "git-annex pointer": b"/annex/objects/a.wav\n",
+              r"empty \(0 bytes\)": b"", "zip archive": b"PK\x03\x04" + b"\0"*99, "gzip archive": b"\x1f\x8b\x08" + b"\0"*99, "Parquet": b"PAR1" + b"\0"*9}
+
+
+@pytest.mark.parametrize("what", NOT_SOUNDS)
+@pytest.mark.parametrize("end", ["wav", "mp3", "ogg"])
+def test_what_is_no_sound_is_named_in_one_sentence(tmp_path, what, end):
+    "With the way out, and without what libsndfile or ffmpeg say of it."
+    (tmp_path/f"a.{end}").write_bytes(NOT_SOUNDS[what])
+    with pytest.raises(ValueError, match=what) as found: read_audio(tmp_path/f"a.{end}")
+    said = str(found.value)
+    assert "ffmpeg" not in said and "Format not" not in said and said.count("\n") == 0 and len(said) < len(str(tmp_path)) + 200
 
 
 @FFMPEG
@@ -121,11 +168,11 @@ def test_long_sounds_are_refused_by_their_headers_before_memory_is_taken(tmp_pat
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
 def test_the_duration_after_resampling_is_the_sound_s(tmp_path, rate):
-    "The file, the metadata and the source last equally long, and the tone keeps its pitch, at every rate people have."
+    "The file, the metadata and the source last equally long, and a tone keeps its pitch, at every rate people have."
     seconds = 1.7
     (tmp_path/"in").mkdir()
     sf.write(tmp_path/"in/a.wav", 0.3*np.sin(2*np.pi*220*np.arange(round(seconds*rate))/rate), rate)
-    samples, _ = prepared(tmp_path/"in", tmp_path/"out")
+    samples, _ = prepared(tmp_path/"in", tmp_path/"out", voice=False)
     info = sf.info(tmp_path/"out"/samples[0]["audio_file"])
     assert info.samplerate == SAMPLE_RATE and abs(info.duration - seconds) < 1e-3 and abs(samples[0]["duration"] - seconds) < 1e-3
     spectrum = np.abs(np.fft.rfft(read_audio(tmp_path/"out"/samples[0]["audio_file"])))
@@ -163,6 +210,46 @@ def test_what_is_no_speech_is_refused(name):
     assert no_speech(as_written(beds()[name]))
 
 
+def notes(hz, seconds, parts=8, fall=3.0):
+    "A plucked sound of `parts` harmonics."
+    t = np.arange(int(seconds*SAMPLE_RATE))/SAMPLE_RATE
+    return sum(np.sin(2*np.pi*k*hz*t + k*k)/k for k in range(1, parts + 1))*np.exp(-fall*t)*np.minimum(1, t/0.01)
+
+
+def still():
+    "Sounds of 3 s that have a pitch and stand still between their steps, 0.3 at most."
+    t, rng = np.arange(72_000)/SAMPLE_RATE, np.random.default_rng(0)
+    tone = lambda *hz: sum(np.sin(2*np.pi*f*t) for f in hz)
+    keys = np.concatenate([np.r_[(tone(a, b))[:2_400], np.zeros(2_400)] for a, b in [(697, 1209), (941, 1336), (770, 1477)]*5])
+    song = [notes(220*2**(s/12), 0.5) for s in (0, 4, 7, 12, 9, 5)]
+    chords = [sum(notes(f*2**(s/12), 0.75, fall=1) for s in (0, 4, 7)) for f in (131, 175, 196, 131)]
+    narrow = lambda hz, wide: np.fft.irfft(np.fft.rfft(rng.normal(size=72_000))*(np.abs(np.fft.rfftfreq(72_000, 1/SAMPLE_RATE) - hz) < wide/2))
+    out = {f"{hz} Hz": tone(hz) for hz in (70, 100, 220, 440, 1_000, 3_000)}
+    out |= {f"hum of {hz} Hz": notes(hz, 3, 15, 0) for hz in (50, 60, 100, 120)}
+    out |= dict(keys=keys, song=np.concatenate(song), chords=np.concatenate(chords), square=np.sign(tone(300)), organ=notes(262, 3, 8, 0),
+                engaged=tone(425)*(t % 1 < 0.5), dial=tone(350, 440), tremolo=tone(330)*(1 + 0.5*np.sin(12*t)),
+                band_300=narrow(300, 40), band_1000=narrow(1_000, 100), band_2000=narrow(2_000, 600))
+    return {k: (0.3*x/np.abs(x).max()).astype(np.float32) for k, x in out.items()}
+
+
+@pytest.mark.parametrize("name", still())
+@pytest.mark.parametrize("noise", [0, 1e-3, 1e-2])
+def test_tones_chords_and_narrow_noise_are_no_speech(name, noise):
+    "Alone, and with noise; the reason names them."
+    x = still()[name]
+    why = no_speech(as_written(x + np.random.default_rng(1).normal(0, noise, len(x))))
+    assert "no speech is heard" in why and "(parameter voice)" in why
+    if name in ("440 Hz", "chords") and not noise: assert "as in tones, chords" in why
+
+
+@pytest.mark.parametrize("name, share", [("440 Hz", 0.3), ("hum of 50 Hz", 0.5), ("band_1000", 0.3)])
+def test_somebody_who_speaks_over_such_a_sound_is_heard(name, share):
+    for path in sorted((ROOT/"tests/voices/clips").glob("*.ogg"))[::20]:
+        voice = read_audio(path)
+        x = np.resize(still()[name], len(voice))
+        assert not no_speech(as_written(voice + share*x*voice.std()/x.std())), path
+
+
 @pytest.mark.parametrize("change", [lambda x: x, lambda x: 0.03*x, lambda x: 0.5*x + 0.4, lambda x: x[max(0, np.abs(x).argmax() - 12_000):][:24_000],
                                     lambda x: x + np.random.default_rng(0).normal(0, 0.01, len(x))],
                          ids=["plain", "quiet", "offset", "short", "noisy"])
@@ -172,10 +259,10 @@ def test_speech_is_speech(change):
 
 @real
 def test_real_people_are_heard():
-    "Below 0.5 % of real clips are refused for having no voice (six of 2,076 when measured; here every 50th)."
+    "Few real clips are refused for having no voice (of all 10,376, 68 with the silent ones, when measured; here every 50th)."
     lines = [json.loads(line) for line in (REAL/"manifest.jsonl").open(encoding="utf-8")][7::50]
     why = [no_speech(as_written(read_audio(REAL/r["audio"]))) for r in lines]
-    assert sum("no speech" in w for w in why) <= 1, [w for w in why if w]
+    assert sum("no speech" in w for w in why) <= 2, [w for w in why if w]
 
 
 def layouts():
@@ -196,10 +283,16 @@ def test_the_channel_that_speaks_is_taken_and_said(tmp_path, name):
     assert prepared(tmp_path/"in", tmp_path/"out")[0][0].get("channel", "") == which
 
 
-def again(x, **kind): return decode(io.BytesIO(packed(x, **kind)), "a")[0]
+def again(x, rate=SAMPLE_RATE, **kind): return decode(io.BytesIO(packed(x, rate, **kind)), "a")[0]
 
 
-COPIES = {"gain": lambda x: as_written(0.5*x), "whisper of it": lambda x: as_written(0.05*x), "mp3": lambda x: again(x, format="MP3"),
+def at_rate(x, rate, **kind): return again(soxr.resample(x, SAMPLE_RATE, rate), rate=rate, **kind)
+
+
+COPIES = {"24 bit": lambda x: again(x, format="WAV", subtype="PCM_24"), "float": lambda x: again(x, format="WAV", subtype="FLOAT"),
+          "flac": lambda x: again(x, format="FLAC"), "8 kHz": lambda x: at_rate(x, 8_000, format="WAV"),
+          "44.1 kHz": lambda x: at_rate(x, 44_100, format="WAV"), "telephone": lambda x: at_rate(x, 8_000, format="WAV", subtype="ULAW"),
+          "too loud": lambda x: as_written(np.clip(2*x, -1, 1)), "gain": lambda x: as_written(0.5*x), "whisper of it": lambda x: as_written(0.05*x), "mp3": lambda x: again(x, format="MP3"),
           "opus": lambda x: again(x, format="OGG", subtype="OPUS"), "vorbis": lambda x: again(x, format="OGG", subtype="VORBIS"),
           "10 ms shorter": lambda x: x[240:], "40 ms off both ends": lambda x: x[960:-960], "later": lambda x: np.r_[np.zeros(1_000, np.float32), x],
           "negative": lambda x: -x, "offset": lambda x: x + np.float32(0.1)}
@@ -255,3 +348,35 @@ def test_00_keeps_one_of_several_copies_and_02_keeps_them_on_one_side(tmp_path):
     cfg = SpeakersSettings(disjoint="given")
     sides, owners = divide(rows, cfg, copies_of(tmp_path/"out", rows[:2]))
     assert sum(s != o for s, o in zip(sides, owners)) == 1 and divide(rows, cfg)[0] == divide(rows, cfg)[1]
+
+
+def test_fingerprints_that_00_noted_are_not_computed_again(tmp_path, monkeypatch):
+    "02 and 08 take them from the journal, in a copied folder too; a clip that changed, a torn journal and another version are computed."
+    (tmp_path/"in").mkdir()
+    for i, path in enumerate(sorted((DEMO/"clips").glob("*_*.ogg"))[::9]): sf.write(tmp_path/f"in/{i}.wav", read_audio(path), SAMPLE_RATE)
+    samples, _ = prepared(tmp_path/"in", tmp_path/"out")
+    computed, real = [], journal.fingerprint
+    monkeypatch.setattr(journal, "fingerprint", lambda x: computed.append(1) or real(x))
+    monkeypatch.setattr(journal, "read_audio", lambda path: reads.append(path) or read_audio(path))
+
+    def looked(folder):
+        "How many sounds were read, and fingerprints computed, by 02's search for copies; and the latter by 08."
+        computed.clear(); reads.clear()
+        assert not copies_of(folder, original(folder)[1])
+        found = len(reads), len(computed)
+        computed.clear()
+        assert not check(CheckSettings(data=str(folder)))[1]["broken"].any()
+        return *found, len(computed)
+    reads, n = [], len(samples)
+    assert looked(tmp_path/"out") == (0, 0, 0)
+    shutil.copytree(tmp_path/"out", tmp_path/"copied", copy_function=shutil.copyfile)             # with new times
+    assert looked(tmp_path/"copied") == (n, 0, 0)
+    name, other = (tmp_path/"out"/samples[i]["audio_file"] for i in (0, 1))
+    sf.write(name, read_audio(name)*np.float32(0.5), SAMPLE_RATE)
+    assert looked(tmp_path/"out") == (1, 1, 1)
+    shutil.copy(other, name)
+    assert copies_of(tmp_path/"out", original(tmp_path/"out")[1]) == dict.fromkeys((samples[0]["id"], samples[1]["id"]), samples[0]["id"])
+    for text in ((tmp_path/"copied/journal.jsonl").read_text()[:-20], (tmp_path/"copied/journal.jsonl").read_text().replace('"mark": "2:', '"mark": "1:'),
+                 '{"stamp": "a", "files": {}, "key": "b", "mark": "2:00zz", "sample": 3}\n'):
+        (tmp_path/"copied/journal.jsonl").write_text(text)
+        assert looked(tmp_path/"copied")[1:] == ((1, 1) if text.startswith('{"stamp": "') and text.count("\n") == n - 1 else (n, n))

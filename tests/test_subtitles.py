@@ -156,6 +156,37 @@ def test_any_large_shift_of_all_cues_is_seen(dialogue, by):
     assert abs(float(re.search(r"moved by (\S+) s", misfit(cues, spans))[1]) + by) < 0.3
 
 
+@pytest.fixture(scope="module")
+def long_talk():
+    "The limits of 40 sentences in 140 s, as if they were found as speech."
+    rng, at, out = np.random.default_rng(3), 2.0, []
+    for _ in range(40):
+        out.append((at, at + rng.uniform(1, 4))); at = out[-1][1] + rng.uniform(0.3, 1.5)
+    return out
+
+
+@pytest.mark.parametrize("by", [25/23.976, 23.976/25, 25/24, 24/25])
+@pytest.mark.parametrize("n", [12, 40])
+def test_times_for_another_rate_of_frames_are_refused(long_talk, by, n):
+    "Habits of the subtitler beside it; the line says which conversion fits."
+    rng = np.random.default_rng(0)
+    cues = [Cue(a*by + rng.uniform(-0.15, 0.05), b*by + rng.uniform(0, 0.3), "x") for a, b in long_talk[:n]]
+    why = misfit(cues, long_talk)
+    assert "the times drift" in why and "frames a second" in why
+    a, b = map(float, re.search(r"from (\S+) to (\S+) frames", why).groups())
+    assert abs(by*a/b - 1) < 0.002
+    assert not misfit([Cue(c.start/by, c.end/by, "x") for c in cues], long_talk)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_few_cues_are_kept_with_a_warning(tmp_path, capsys, n):
+    "So few may fit by chance wherever they lie."
+    (tmp_path/"in").mkdir()
+    (tmp_path/"in/a.srt").write_text(srt(*talk(tmp_path/"in")[:n]), encoding="utf-8")
+    assert len(prepare(DataSettings(table=str(tmp_path/"in"), out=str(tmp_path/"out")))[0]) == n
+    assert ("3 cues or fewer, first a.wav: alignment not checked" in capsys.readouterr().out) == (n < 4)
+
+
 def test_labels_beside_a_sound_are_times_and_rows_are_all_accounted_for(tmp_path):
     (tmp_path/"in").mkdir()
     cues = talk(tmp_path/"in")
