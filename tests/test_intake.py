@@ -362,7 +362,7 @@ def test_cues_in_the_forms_people_have(text):
 def test_voices_of_recordings_and_cues_are_kept_apart(tmp_path):
     "'Speaker 1' of two recordings is two people, Lan is one; a cue of two voices, and one that ends behind the recording, say why they go."
     for i, name in enumerate("ab"):
-        sf.write(tmp_path/f"{name}.wav", voice(9) + 0.01*np.random.default_rng(i).normal(size=216_000), 24_000)
+        sf.write(tmp_path/f"{name}.wav", spoken(i, 9), 24_000)
         (tmp_path/f"{name}.vtt").write_text(f"WEBVTT\n\n00:01.000 --> 00:02.000\n<v Speaker 1>Xin chào {name}.\n\n00:03.000 --> 00:04.000\n<v Lan>Chào {name}."
                                             f"\n\n00:05.000 --> 00:06.000\n<v Lan>Đi {name}.</v> <v Minh>Ừ.</v>\n\n00:08.000 --> 00:14.000\n<v Lan>Dài {name}.\n")
     samples, rejected = run(tmp_path, tmp_path.with_name("cut"))
