@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'DEMO', 'LONGEST', 'inside', 'Damaged', 'read_json', 'atomic', 'sweep', 'make_folder', 'check_file',
-           'straight', 'write_text', 'atomic_folder', 'by_ffmpeg', 'clip_key', 'clipped', 'frame_levels', 'loudest',
-           'as_written', 'sound_file', 'mono', 'decode', 'read_audio', 'read_channel', 'write_wav', 'level', 'peak',
-           'loudness', 'at_loudness']
+           'straight', 'write_text', 'atomic_folder', 'by_ffmpeg', 'clip_key', 'clipped', 'frame_levels',
+           'moving_levels', 'loudest', 'as_written', 'sound_file', 'mono', 'decode', 'read_audio', 'read_channel',
+           'write_wav', 'level', 'peak', 'loudness', 'at_loudness']
 
 # %% ../nbs/11_audio.ipynb #952065dc
 import errno, hashlib, json, os, re, shutil, socket, struct, subprocess, tempfile, wave
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, psutil, soundfile as sf, soxr
@@ -166,7 +166,7 @@ _DAMAGE = ("File ended prematurely", "Error while decoding", "Error submitting",
 def _ffmpeg(command: list[str], refused: str, why: Exception) -> subprocess.CompletedProcess:
     "Run `command`; `ValueError` if it takes over two minutes."
     try: return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
-    except subprocess.TimeoutExpired: raise ValueError(f"{refused}, and ffmpeg took over 120 s: drop it") from why
+    except subprocess.TimeoutExpired: raise ValueError(f"{refused}; ffmpeg took over 120 s): drop it") from why
 
 def _stated_seconds(source: str) -> float | None:
     "The length that a container states of its first sound, None where it states none or only an estimate."
@@ -185,16 +185,44 @@ def _stated_seconds(source: str) -> float | None:
         return float(whole["duration"]) if whole.get("nb_streams") == 1 and whole.get("duration") else None
     except ValueError: return None
 
+_OTHER = ((b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture"), (b"GIF8", "a GIF picture"), (b"%PDF", "a PDF document"),
+          (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b", "a gzip archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a RAR archive"),
+          (b"PAR1", "a Parquet table"), (b"\x93NUMPY", "a NumPy array"))
+
+_SERVED = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<svg")
+
+def _what_else(head: bytes) -> str:
+    "What a file with the first bytes `head` is instead of a sound, and the way out; '' if that is not known."
+    if not head: return "it is empty (0 bytes): fetch or copy it again"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, kind, command in ((b"version https://git-lfs", "Git LFS", "git lfs pull"),
+                                 (b"/annex/", "git-annex", "git annex get")):
+        if text.startswith(start):
+            return f"it is a {kind} pointer, not the sound itself: run '{command}' in its repository"
+    if text.startswith(_SERVED) or text.startswith((b"{", b"[")) and text.isascii():
+        page = "a web page (HTML)" if b"html" in text else "XML" if text.startswith(b"<") else "JSON"
+        return (f"it is {page}, as servers answer where there is no file or no right to it: "
+                "fetch it again from where it can be read")
+    other = next((what for magic, what in _OTHER if head.startswith(magic)), "")
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP": other = "a WebP picture"
+    if not other: return ""
+    way = "unpack it first" if "archive" in other else "name the sound in its place, or drop the row"
+    return f"it is {other}, no sound: {way}"
+
 @contextmanager
 def by_ffmpeg(source: object, name: str, why: Exception, start: float = 0.0, end: float | None = None,
               most: float | None = None, check: Callable[[float], None] = lambda seconds: None) -> Iterator[Path]:
     """A wave file of a path or open binary file that libsndfile refused because of `why`.
 
+    What is no sound is named: a picture, a web page, a pointer of Git LFS, an archive, an empty file.
     It holds the stretch from `start` to `end` seconds, at most `most` seconds. `check` is given the seconds that the container
     states before anything is decoded. Raises `ValueError` for what ffmpeg does not read, and for a file that breaks off.
     """
-    refused = f"{name} cannot be decoded ({why})"
-    if not shutil.which("ffmpeg"): raise ValueError(f"{refused}: install ffmpeg, which reads more kinds, or drop it") from why
+    with open(source, "rb") if not hasattr(source, "read") else nullcontext(source) as f:
+        f.seek(0)
+        if what := _what_else(f.read(512)): raise ValueError(f"{name} cannot be decoded: {what}") from why
+    refused = f"{name} cannot be decoded ({str(getattr(why, 'error_string', why)).rstrip('.')}"
+    if not shutil.which("ffmpeg"): raise ValueError(f"{refused}): install ffmpeg, which reads more kinds, or drop it") from why
     with tempfile.TemporaryDirectory() as tmp:
         if hasattr(source, "read"):
             source.seek(0)
@@ -206,7 +234,10 @@ def by_ffmpeg(source: object, name: str, why: Exception, start: float = 0.0, end
         command = ["ffmpeg", "-v", "error", "-nostdin", "-protocol_whitelist", "file", "-format_whitelist", _KINDS, *stretch, "-i", url,
                    *(["-t", str(most)] if most else []), "-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", f"{tmp}/out.wav"]
         done = _ffmpeg(command, refused, why)
-        if done.returncode: raise ValueError(f"{refused}, nor by ffmpeg ({done.stderr.strip()[-200:]}): drop it") from why
+        if done.returncode:
+            told = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix(f"{url}: ")[:100]
+            raise ValueError(f"{refused}; ffmpeg: {told}): it is no sound that either knows, or too damaged; fetch it again, convert it "
+                             "to WAV or FLAC, or drop it") from why
         if whole: _whole(name, done.stderr, stated, sf.info(f"{tmp}/out.wav").duration, most)
         yield Path(tmp)/"out.wav"
 
@@ -232,10 +263,15 @@ def frame_levels(x: np.ndarray, sample_rate: int = SAMPLE_RATE, seconds: float =
     frames = x[:len(x)//n*n].reshape(-1, n).astype(np.float32, copy=False)
     return 10*np.log10(np.maximum(np.einsum("fs,fs->f", frames, frames).astype(np.float64)/n, 1e-12))
 
+def moving_levels(x: np.ndarray) -> np.ndarray:
+    "Level in dBFS of each whole 20 ms of `x` (24 kHz) without their offset: -120 for a constant."
+    frames = x[:len(x)//480*480].reshape(-1, 480).astype(np.float32, copy=False)
+    frames = frames - frames.mean(1, keepdims=True)
+    return 10*np.log10(np.maximum(np.einsum("fs,fs->f", frames, frames)/480, 1e-12))
+
 def loudest(x: np.ndarray) -> float:
     "Level in dBFS of the loudest 20 ms of `x` (24 kHz) without their offset: -120 for a constant."
-    frames = x[:len(x)//480*480].reshape(-1, 480).astype(np.float64)
-    return float(10*np.log10(max(frames.var(1).max(initial=0), 1e-12)))
+    return float(moving_levels(x).max(initial=-120))
 
 def as_written(x: np.ndarray) -> np.ndarray:
     "`x` as `write_wav` stores it and `read_audio` reads it again: rounded to 16 bits, so that equal sounds are equal arrays."
@@ -275,22 +311,70 @@ def _ends(f: object, size: int) -> bool:
     page = tail[tail.rfind(b"OggS"):]
     return len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]]) and bool(page[5] & 4)
 
+_KBITS = {3: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+          2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
+
+def _mp3_frame(head: bytes) -> tuple[int, bytes] | None:
+    "Bytes of the MP3 frame (layer III) that begins with `head`, and what its neighbours share with it; None if none begins there."
+    if len(head) < 4 or head[0] != 255 or head[1] & 0xE6 != 0xE2: return None
+    version, bits, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3         # version 3: MPEG 1; 2: MPEG 2; 0: MPEG 2.5
+    if version == 1 or bits in (0, 15) or rate == 3: return None
+    hz = (44_100, 48_000, 32_000)[rate]//{3: 1, 2: 2, 0: 4}[version]
+    kbits = _KBITS[3 if version == 3 else 2][bits - 1]
+    return (144 if version == 3 else 72)*kbits*1000//hz + (head[2] >> 1 & 1), bytes([head[1] & 0xFE, head[2] & 0x0C])
+
+def _mp3_torn(f: object, size: int) -> str:
+    """What the last frame of an MP3 file lacks, or ''.
+
+    Frames are followed through the last 32 kB: each header says how long it is. A file cut exactly between two frames (one cut in
+    some hundred) looks whole, unless a Xing or VBRI header counts its frames: nothing else in an MP3 says how much there was.
+    """
+    f.seek(max(0, size - 2**15))
+    tail, start = f.read(), -1
+    while (start := tail.find(b"\xff", start + 1)) >= 0:
+        at, kind, n = start, None, 0
+        while (found := _mp3_frame(tail[at:at + 4])) and kind in (None, found[1]) and at + found[0] <= len(tail):
+            at, kind, n = at + found[0], found[1], n + 1
+        if n < 4: continue                                       # four in a row are no chance
+        rest = tail[at:]
+        if not rest: return ""
+        if found and found[1] == kind: return f"its last frame has {len(rest)} of {found[0]} bytes"
+        if len(rest) < 4 and rest[0] == 255: return f"its last frame has {len(rest)} byte(s)"
+    return ""
+
 def _breaks_off(f: object, sound: sf.SoundFile) -> str:
     "What speaks for it that an open file, which libsndfile reads as `sound`, lacks its end; '' if nothing does."
     size, seconds = f.seek(0, 2), sound.frames/sound.samplerate
+    if sound.format == "MP3": return "" if _has_count(f) else _mp3_torn(f, size)
     if sound.format == "OGG": return "" if _ends(f, size) else "its last page is missing"
     if not (found := _stated(f, size)) or _streamed(found[0]): return ""
     lost = (found[0] - found[1])/max(found[1], 1)*seconds
     if found[1] > 0 and lost <= 0.01: return ""
     return f"its header states {seconds + lost:.2f} s, it holds {seconds:.2f} s" if seconds else "its header states more than it holds"
 
-def _counted(f: object, sound: sf.SoundFile) -> bool:
-    "Whether the number of frames is stated by the file: an MP3 without Xing's or VBRI's header gives an estimate."
+def _has_count(f: object) -> bool:
+    "Whether an MP3 has Xing's, Info's or VBRI's header, which counts its frames."
+    f.seek(_mp3_start(f))
+    head = f.read(2000)
+    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+
+def _mp3_start(f: object) -> int:
+    "Where an MP3 begins behind its ID3 tag."
     f.seek(0)
     head = f.read(10)
-    f.seek(10 + sum(b << 7*i for i, b in enumerate(reversed(head[6:10]))) if head[:3] == b"ID3" else 0)
-    head = f.read(2000)
-    return sound.format != "MP3" or any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+    return 10 + sum(b << 7*i for i, b in enumerate(reversed(head[6:10]))) if head[:3] == b"ID3" else 0
+
+def _counted(f: object, sound: sf.SoundFile) -> bool:
+    """Whether the number of frames that libsndfile tells is right.
+
+    Of an MP3 without a header that counts, libsndfile takes its first frame for all, and reads no further than that: it is right
+    for a constant bit rate alone, so the frames are counted here. Over 64 MB this is not tried.
+    """
+    if sound.format != "MP3" or _has_count(f): return True
+    f.seek(_mp3_start(f))
+    data, at, n = f.read(2**26), 0, 0
+    while found := _mp3_frame(data[at:at + 4]): at, n = at + found[0], n + 1
+    return abs(n*(1152 if sound.samplerate >= 32_000 else 576) - sound.frames) <= 3*1152
 
 def _bounds(name: str, rate: int, channels: int, frames: int, longest: float):
     "`ValueError` if a header states what is no sound of speech, or more than fits into memory."
@@ -358,16 +442,15 @@ def _stretch(name: str, rate: int, frames: int, start: float, end: float | None)
 def _frames(source: object, name: str, start: float, end: float | None, check: Callable[[float], None]) -> tuple[np.ndarray, int]:
     "The samples `(samples, channels)` of a stretch as libsndfile reads them, and their rate."
     with sound_file(source, name, whole=not start and end is None) as (f, counted):
-        rate, limit = f.samplerate, round(LONGEST*f.samplerate)
-        if f.frames >= 2**62: raise RuntimeError("its length is not stated")          # a streamed FLAC: ffmpeg reads it
+        rate = f.samplerate
+        if f.frames >= 2**62 or not counted: raise RuntimeError("its length is not stated")     # ffmpeg reads it
         first, last = _stretch(name, rate, f.frames, start, end)
-        if counted or end is not None:
-            check((last - first)/rate)
-            _bounds(name, rate, f.channels, last - first, LONGEST)
+        check((last - first)/rate)
+        _bounds(name, rate, f.channels, last - first, LONGEST)
         if first: f.seek(first)
-        wanted = last - first if counted or end is not None else limit
-        x = f.read(min(wanted, f.frames - first if counted else wanted), dtype="float32", always_2d=True)
-        if counted and end is None and wanted - len(x) > 0.1*rate:
+        wanted = last - first
+        x = f.read(min(wanted, f.frames - first), dtype="float32", always_2d=True)
+        if end is None and wanted - len(x) > 0.1*rate:
             raise ValueError(f"{name} breaks off: its header states {wanted/rate:.2f} s, it holds {len(x)/rate:.2f} s; fetch it again")
     return x, rate
 

@@ -18,9 +18,10 @@ from .audio import (SAMPLE_RATE, as_written, atomic, check_file, clip_key, clipp
                             read_audio)
 from .cells import why_noted
 from .data import DataSettings, prepare, read_samples
+from .journal import Fingerprints
 from .prompt import as_list, map_turns, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
-from .sound import Recordings, fingerprint, no_speech
+from .sound import Recordings, no_speech
 from .text import why_foreign
 
 # %% ../nbs/08_check.ipynb #d24ab856
@@ -46,16 +47,16 @@ BROKEN = ["metadata", "missing", "undecodable", "rate", "channels", "duration", 
 ODD = ["clipped", "odd text", "foreign", "pace", "same text", "unlisted"]
 
 # %% ../nbs/08_check.ipynb #bc3490d4
-def measure(path: Path, cfg: CheckSettings) -> dict:
+def measure(path: Path, cfg: CheckSettings, known: Fingerprints) -> dict:
     """What a sound is: raises as `read_audio`.
 
     Rate (Hz), channels, seconds, level of the loudest 20 ms (dBFS), why it is no speech or '', share of clipped samples, key, fingerprint.
     """
     x = as_written(read_audio(path))
-    info = sf.info(path)
+    info, key = sf.info(path), clip_key(x)
     return dict(rate=info.samplerate, channels=info.channels, seconds=info.frames/info.samplerate,
                 loudest=loudest(x), quiet=no_speech(x, cfg.silence, cfg.voice),
-                clipped=clipped(x), key=clip_key(x), mark=fingerprint(x))
+                clipped=clipped(x), key=key, mark=known.of_samples(x, key))
 
 def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, str]]:
     "Faults of a sound with the measures `m`, of which the metadata says that it lasts `said` seconds: (fault, sentence) each."
@@ -85,24 +86,25 @@ def text_faults(text: str, seconds: float | None, cfg: CheckSettings, language: 
     return out
 
 # %% ../nbs/08_check.ipynb #dcab1f77
-def _opened(folder: Path, name: object, sound: CheckSettings | None) -> tuple[dict | str | None, list[tuple[str, str]]]:
-    "The measures of a sound or the text of a transcript, and what is wrong where there is none."
+def _opened(folder: Path, name: object, cfg: CheckSettings,
+            known: Fingerprints | None = None) -> tuple[dict | str | None, list[tuple[str, str]]]:
+    "The measures of a sound, or without `known` the text of a transcript, and what is wrong where there is none."
     try: path = inside(folder, str(name or "none"))
     except ValueError as e: return None, [("missing", str(e))]
     if not path.is_file(): return None, [("missing", f"there is no file {name} in the folder")]
-    try: return (measure(path, sound) if sound else path.read_text(encoding="utf-8")), []
+    try: return (measure(path, cfg, known) if known else path.read_text(encoding="utf-8")), []
     except (ValueError, OSError, sf.LibsndfileError) as e: return None, [("undecodable", str(e))]
 
-def look_at(sample: dict, folder: Path, cfg: CheckSettings) -> tuple[dict, list[tuple[str, str]]]:
+def look_at(sample: dict, folder: Path, cfg: CheckSettings, known: Fingerprints) -> tuple[dict, list[tuple[str, str]]]:
     "The measures (with `id`, `text`, `pace`) and the faults of a sample, those of its reference clips among them."
-    m, faults = _opened(folder, sample["audio_file"], cfg)
-    text, more = _opened(folder, sample["transcript_file"], None)
+    m, faults = _opened(folder, sample["audio_file"], cfg, known)
+    text, more = _opened(folder, sample["transcript_file"], cfg)
     if m: faults += sound_faults(m, sample.get("duration"), cfg)
     if text is not None: more += text_faults(text, m and m["seconds"], cfg, str(sample.get("language") or "vi"))
     refs = as_list(sample.get("ref_audio_file"))
     if len(refs) != (n := len(as_list(sample.get("ref_transcript")))): more += [("no text", f"it has {len(refs)} references and {n} texts")]
     for name in refs:
-        r, wrong = _opened(folder, name, cfg)
+        r, wrong = _opened(folder, name, cfg, known)
         more += [(k, f"reference {name}: {w}") for k, w in wrong + (sound_faults(r, None, cfg) if r else [])]
         if r and m and r["key"] == m["key"]: more.append(("same sound", f"reference {name} is the clip itself"))
     pace = len((text or "").strip())/m["seconds"] if m else None
@@ -154,8 +156,9 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     if cfg.report: check_file(project_root()/cfg.report, "report")
     samples = read_samples(folder).to_dict("records")
     if not samples: raise ValueError(f"{folder} holds no clip: the samples in its metadata.json are empty")
+    known = Fingerprints(folder)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        looks = pool.map(lambda s: look_at(s, folder, cfg), samples)
+        looks = pool.map(lambda s: look_at(s, folder, cfg, known), samples)
         seen = list(tqdm(looks, "check", len(samples), unit="clip", mininterval=1, file=sys.stdout))
     clips = pd.DataFrame([m for m, _ in seen])
     found = [(m["id"], *f) for m, faults in seen for f in faults] + folder_faults(folder, samples, clips)

@@ -223,8 +223,8 @@ def levels_of(path: str | Path) -> tuple[np.ndarray, float]:
     Raises `ValueError` for what neither libsndfile nor ffmpeg reads, and for what breaks off.
     """
     try:
-        with sound_file(path, str(path)) as (f, _):
-            if f.frames >= 2**62: raise RuntimeError("its length is not stated")
+        with sound_file(path, str(path)) as (f, counted):
+            if f.frames >= 2**62 or not counted: raise RuntimeError("its length is not stated")
             n = f.samplerate//100
             parts = [frame_levels(mono(x - x.mean(0), f.samplerate)[0], 1, n) for x in f.blocks(n*1000, dtype="float32", always_2d=True)]
             return np.concatenate([*parts, np.zeros(0)]), n/f.samplerate
@@ -270,10 +270,21 @@ def _scores(cues: list[Cue], spans: list[tuple[float, float]], moves: np.ndarray
     missed = between/np.maximum(_talk(a[:, 0], b.max(1)), 0.05)
     return 0.45*_meet(a, starts) + 0.15*_meet(b, ends) + 0.4*full*(1 - np.clip(missed, 0, 1))
 
+_RATES = [(a, b) for a in (23.976, 24.0, 25.0) for b in (23.976, 24.0, 25.0) if a != b]       # frames a second
+
+def _stretched(cues: list[Cue], spans: list[tuple[float, float]], moves: np.ndarray, fps: tuple[float, float]) -> float:
+    """The best score of `cues` whose times were made for a film at `fps[0]` and are converted to `fps[1]`.
+
+    0 for fewer than five cues, and where that moves the last cue by less than 0.8 s against the first: too little to tell.
+    """
+    by = fps[0]/fps[1]
+    if len(cues) < 5 or abs(by - 1)*(cues[-1].start - cues[0].start) < 0.8: return 0.0
+    return float(_scores([replace(c, start=c.start*by, end=c.end*by) for c in cues], spans, moves).max())
+
 def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.6, most: float = 10.0) -> str:
     """Why the times of `cues` are not those of the speech in `spans` (both in seconds), or ''.
 
-    Compared are the scores of shifts within `reach` seconds and of larger ones, up to `most` seconds.
+    Compared are the scores of shifts within `reach` seconds, of larger ones, up to `most` seconds, and of another rate of frames.
     Cues that start more than `most` seconds after all speech are left out; each is refused by itself.
     Nothing is said of a sound without speech.
     """
@@ -283,6 +294,11 @@ def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.6
     found, small = _scores(cues, spans, moves), np.abs(moves) <= reach + 0.01
     now, best = found[small].max(), found[~small].max()
     moved = best > now + max(0.12, 0.6/len(cues))
+    fps, drifting = max(((pair, _stretched(cues, spans, moves, pair)) for pair in _RATES), key=lambda t: t[1])
+    if drifting > max(now, best if moved else 0) + max(0.12, 0.6/len(cues)):
+        return (f"the times drift against the sound: its cues and its speech agree to {now:.0%}, "
+                f"and to {drifting:.0%} if they are converted from {fps[0]:g} to {fps[1]:g} "
+                "frames a second: convert them, or use the subtitles of this recording")
     if not moved and now >= (0.5 if len(cues) > 2 else 0.3): return ""
     by = moves[~small][found[~small].argmax()]
     better = f"; moved by {by:+.1f} s, it would be {best:.0%}" if moved else ""
@@ -374,7 +390,12 @@ def read_recordings(folder: Path, encoding: str = "", longest: float = 30.0) -> 
         rows += _rows(folder, row, encoding, longest, path) if path or _is_long(sound, longest) else [row]
     df = pd.DataFrame(rows, columns=["file", "text", "start", "end", "voice", "problem"], dtype=object).fillna("")
     folders, note = by_folder(list(df["file"]), folder.resolve().name)
+    cut = df[(df["start"] != "") & (df["problem"] == "")].groupby("file", sort=False).size()
+    few = [str(f) for f, n in cut.items() if n < 4 and (folder/f).with_suffix("") in beside]
     notes = [f"{sum(df['start'] != '')} sentences cut from {df['file'][df['start'] != ''].nunique()} recordings"]
+    if few:
+        notes.append(f"{len(few)} recording(s) have 3 cues or fewer, first {few[0]}: alignment not checked, too few to tell whether "
+                     "their times fit the sound; listen to them")
     if (df["voice"] == "").any(): notes.append(note)
     df["speaker"] = [f"{Path(file).with_suffix('')}/{v}" if re.search(r"\d$", v) else v or f         # 'Speaker 1' is no name
                      for file, v, f in zip(df["file"], map(nfc, df["voice"]), folders)]

@@ -24,7 +24,7 @@ from .cut import has_recordings, read_recordings
 from .journal import Journal, stamp
 from .prompt import as_list, map_turns, reference_text, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
-from .sound import Recordings, fingerprint, no_speech
+from .sound import FINGERPRINT, Recordings, fingerprint, no_speech
 from .tables import COLUMNS, Blobs, Table, apart, layout, legible, read_table, sound_of
 from .text import why_foreign
 from .watch import memory_gib
@@ -401,7 +401,7 @@ def _depends(row: dict, root: Path, speaker: str, cfg: DataSettings) -> str:
     "What the outcome of a row depends on, as a stamp."
     files = [row["blob"][0]] if row.get("blob") else [root/str(row["file"])]
     taken = {k: v for k, v in asdict(cfg).items() if k not in ("table", "audio", "out", "workers")}
-    return stamp(row, [*files, *(root/str(f) for f in as_list(row.get("ref_paths")))], speaker, taken)
+    return stamp(row, [*files, *(root/str(f) for f in as_list(row.get("ref_paths")))], speaker, taken, FINGERPRINT)
 
 def _sweep(out: Path):
     "Remove passing files."

@@ -20,9 +20,10 @@ import numpy as np, pandas as pd
 from .audio import SAMPLE_RATE, atomic, clipped, frame_levels, inside, level, peak, read_audio, write_text, write_wav
 from .cells import split_of
 from .data import DataSettings, prepare, read_higgs
+from .journal import Fingerprints
 from .prompt import as_list, is_dialogue, speaker_turns, task_of, without_tags
 from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
-from .sound import Recordings, fingerprint
+from .sound import Recordings
 from .text import words
 
 SIDES = ("train", "valid", "test")
@@ -207,11 +208,11 @@ def copies_of(folder: Path, rows: list[dict]) -> dict[str, str]:
     00_data leaves such copies out; folders that were made otherwise, or joined, may hold them. Sounds that cannot be read are
     left to the steps that need them.
     """
+    known, seen, out = Fingerprints(folder), Recordings(), {}
     def _mark(row: dict) -> str:
         "The fingerprint of a row's sound."
-        try: return fingerprint(read_audio(inside(folder, row["audio_file"])))
+        try: return known.of_file(row["audio_file"])
         except (ValueError, OSError): return ""
-    seen, out = Recordings(), {}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool: marks = list(pool.map(_mark, rows))
     for row, mark in zip(rows, marks):
         if (twin := seen.find(mark)) is not None: out[row["id"]] = out[twin] = twin
