@@ -160,14 +160,15 @@ def _reported(pattern: re.Pattern) -> Callable[[_Sentence], bool]:
 
 # %% ../nbs/26_tone.ipynb #c90440b3
 _PARTICLE = re.compile(
-    r"(?:^| )(?:hả|hở|hử|nhỉ|à|ư|á|chăng|hỉ|hen|hén|hay sao|là sao|thì sao|hay gì|phải chăng"
-    r"|(?:phải|đúng|được|thật|có) (?:không|hông|hôn)|hay (?:không|chưa)|được chưa|thật chứ)$")
+    r"(?:^| )(?:hả|hở|hử|nhỉ|à|ư|chăng|hỉ|hay sao|là sao|thì sao|hay gì|phải chăng"
+    r"|(?:phải|đúng|được|thật|có) (?:không|hông|hôn)|hay (?:không|chưa)|được chưa|thật chứ)$"
+    rf"|^(?:ý {_CALLED} (?:\S+ )+|(?:thật|thiệt|gì|cái gì)(?: vậy)? )á$")
 _NO_PARTICLE = re.compile(
-    r"(?:^| )(?:thôi|này|thế|ừ|ừm|ồ|ôi|đi|chào|chúc|re|xíu|chút|hoài|quá|ghê) (?:à|á)$|^[àáư]$"
-    r"|(?:^| )(?:hết|lắm|dễ sợ|đẹp|vui|buồn|liền|luôn|mất \S+) á$")
+    r"(?:^| )(?:thôi|này|thế|ừ|ừm|ồ|ôi|đi|chào|chúc|re|xíu|chút|hoài|quá|ghê) à$|^[àư]$")
 _SURELY = re.compile(
     r"\S \S.* (?:được|ổn|khỏe|thật|nhớ|hiểu|biết|kịp|đúng|xong|vui|ngon|tốt|về|đến|quen|thích|tới"
-    r"|nghe|đủ|chịu|đi|rồi) (?:chứ|chớ)$")
+    r"|nghe|đủ|chịu|đi|rồi|rảnh|sẵn sàng) (?:chứ|chớ)$"
+    rf"|^(?:[^ ,]+ ){{0,2}}{_YOU} (?:\S+ ){{0,2}}?(?:còn|vẫn|có|ở) (?:\S+ ){{1,3}}(?:chứ|chớ)$")
 _EXCLAIMS = re.compile(
     r"(?:^| )sao (?:\S+ )*(?:thế|quá|vậy|ghê|dữ|chứ|thế này|thế kia)(?: |$)")
 _STRONG = _word("quá|ghê|dữ")
@@ -187,15 +188,16 @@ _NEVER_ASKS = _word(
     r"|(?:đẹp|vui|buồn|nhớ|thương|hay|khổ|lạ) làm sao")
 _RHETORIC = _word(
     r"ai mà|ai (?:không|ngờ|lại|dè)|(?:thì có ai|có ai (?:\S+ ){1,3})đâu|nào lại|làm sao mà"
-    r"|sao (?:\S+ ){0,4}(?!không |chưa |bị )\S+ (?:được|nổi|nỡ)|việc gì phải|cần gì"
+    r"|sao (?:\S+ ){0,4}(?!không |chưa |bị )\S+ (?:được|nổi|nỡ)|việc gì phải|cần gì(?! để)"
     r"|tội tình gì|có tội gì|gì nữa|gì mà|lấy (?:gì|đâu)|ích gì|còn gì|thể nào|thế nào được|đâu mà"
     r"|chứ_sao|chứ gì")
 _WHOEVER = re.compile(
     r"^(?:bao giờ|khi nào) (?:có dịp|có thời gian|rảnh)$"
     r"|^(?:ai|bao giờ|khi nào|lúc nào|hồi nào|chừng nào|bữa nào|đâu|nào|bao nhiêu|mấy(?! giờ)) "
     r"(?:\S+ ){1,12}?(?:thì|là|sẽ|nấy|đều|xin|hãy|vui lòng|nhớ|ghé|liên hệ"
-    r"|, \S+ (?:lại|sẽ|thì|đều))(?= )")
+    rf"|, \S+ (?:lại|sẽ|thì|đều))(?= )|^{_KIND} nào (?:[^ ,]+ ){{1,8}}?thì ")
 _EVERY = _word(rf"{_ASKED}(?: \S+){{0,4}}? (?:cũng|đều|thì (?:thôi|tùy)|nấy|mặc|kệ)")
+_AS_ONE_LIKES = _word(rf"(\S+) {_ASKED} thì \1|hay (?:không|chưa) thì")
 _EACH = re.compile(r"(?:^| )(?:đâu|ai|nào|gì|bao nhiêu)(?: \S+){0,2} , (?:\S+ )+"
                    r"(?:đó|đấy|ấy|nấy|bấy nhiêu)$")
 _NONE = _word(
@@ -204,8 +206,9 @@ _NONE = _word(
 _WHY_NOT = re.compile(r"^(?:sao|tại sao|vì sao|ai|liệu|cớ sao|bộ|chẳng lẽ|lẽ nào|răng) ")
 
 def _any_one(s: _Sentence) -> bool:
-    "A question word that means any or every: ai đến trước thì …, đâu cũng …"
-    return bool(_WHOEVER.search(s.core) or _EVERY.search(s.joined) or _EACH.search(s.joined))
+    "A question word that means any or every: ai đến trước thì …, đâu cũng …, làm sao thì làm."
+    return bool(_WHOEVER.search(s.core) or _AS_ONE_LIKES.search(s.plain)
+                or _EVERY.search(s.joined) or _EACH.search(s.joined))
 
 def _no_one(s: _Sentence) -> bool:
     "A question word under a negation: không … gì. `sao không …` asks nevertheless."
@@ -252,6 +255,11 @@ _INSIDE = _word("gì|ai|đâu|bao nhiêu|mấy|bao giờ|khi nào|lúc nào|th�
                 rf"|bao lâu|chi|mô|nhiêu|sao|{_KIND} nào")
 _YOURS = _word("thế nào|ra sao|bao nhiêu|tại sao|vì sao|làm sao|gì (?:về|khi|cho)|bao lâu|bao giờ"
                rf"|mấy (?:giờ|tuổi|lần|điểm)|{_KIND} nào|(?:ở|đi) đâu|(?:với|của|cho|do) ai")
+_FOR_ME = re.compile(        # con ăn gì để mẹ nấu: what the speaker will then do
+    rf"^{_CALLED} (?:[^ ,]+ ){{1,4}}(?:gì|đâu|nào)(?: thì)? (?:để )?{_CALLED} "
+    r"(?!không|chẳng|chưa|chả|đều|và)\S"
+    rf"|(?:^| )(?:{_ASKED}|mấy giờ)(?: [^ ,]+){{0,3}} để (?:tôi|tui|tớ|tao|{_CALLED}) \S"
+    r"|(?:đâu|nào|gì|giờ) cho (?:tiện|kịp|dễ|phải)$")
 _WHOSE = _word("(?:do|của|bởi|nhờ) ai")
 
 def _asks_last(s: _Sentence) -> bool:
@@ -269,7 +277,8 @@ def _asks_within(s: _Sentence) -> bool:
     "A question word anywhere, if the sentence ends softly or speaks to the listener."
     if _KNOWING.search(s.core) or s.end == "!" and not s.tail: return False
     if s.tail and _INSIDE.search(s.core): return True
-    return bool(_TO_YOU.search(s.core) and _YOURS.search(s.core) or _WHOSE.search(s.core))
+    return bool(_TO_YOU.search(s.core) and _YOURS.search(s.core)
+                or _FOR_ME.search(s.core) or _WHOSE.search(s.core))
 
 # %% ../nbs/26_tone.ipynb #ce3ae5d4
 _EARLIER = re.compile(
@@ -367,20 +376,36 @@ _I = _any("""tôi, ta, em, anh, chị, mình, tao, tau, tớ, con, cháu, tui, c
     tụi con, tụi tui, công ty, cửa hàng, trường, nhà trường, ủy ban, nhà hàng, shop, bên em,
     bên anh, bên tôi, bên mình, hai bên, ban quản lý, ngân hàng""")
 _CLOSES = rf"(?= ,|$| (?:rồi|ạ|luôn|nha|nhé|đó|đấy|thôi|chứ|mà|vậy|á|thế|{_I} ,))"
+_UTTERED = r"(?! hữ| hử|(?: một| vài| mấy)? tiếng| khẽ| lí nhí)"    # what follows is told
+_AT_TIME = r"(?! (?:\S+ ){1,3}(?:giờ|phút|ngày|tháng|tuần|năm)(?= |$))"
 _BEFORE_YES = r"(?:(?:à|ồ|ôi|thì|thế thì|vậy thì|ờ|ừ|dạ|rất|hoàn toàn|quá|tôi|thế|vậy) (?:, )?)*"
+_IDIOMS = _any("""thôi được, thôi cũng được, thôi thì được, không vấn đề gì, không có vấn đề gì,
+    không vấn đề, hổng vấn đề gì, không có gì phải bàn, khỏi phải bàn, khỏi bàn, miễn bàn, biết rồi,
+    nhớ rồi, chứ còn gì nữa, còn gì nữa, chứ gì nữa, chứ sao, chứ sao nữa, chớ sao, chớ sao nữa,
+    chứ lị, có thật, thật đấy, thật đó, thật mà, thiệt mà, thiệt đó, quá đúng, quá chuẩn, quá được,
+    có lý, hợp lý, nghe có lý, nghe cũng có lý, nghe hợp lý, nghe cũng hợp lý, nghe được đó,
+    sao cũng được, vậy cũng được, thế cũng được, quyết vậy đi, cứ vậy đi, cứ thế đi, có liền,
+    còn gì bằng, công nhận, thật vậy, quả vậy, thực vậy, đúng thật, không còn nghi ngờ gì,
+    không còn nghi ngờ gì nữa, đã rõ, đã hiểu, rõ rồi, có ngay, làm liền, xong ngay, duyệt luôn,
+    triển luôn, đúng là vậy, đúng là thế""")
 _YES = re.compile(
-    rf"^{_BEFORE_YES}(?:vâng(?! lời| lệnh| mệnh| theo)"
-    r"|dạ(?! khúc| dày| hội| tiệc| quang| hương| cổ)|ừ|ừm|uh|ừa|ờ|ok|oke|okie|okê|okay|ô kê|đồng ý"
+    rf"^{_BEFORE_YES}(?:vâng(?! lời| lệnh| mệnh| theo){_UTTERED}"
+    rf"|dạ(?! khúc| dày| hội| tiệc| quang| hương| cổ){_UTTERED}|(?:ừ|ừm|ờ){_UTTERED}"
+    r"|uh|ừa|ok|oke|okie|okê|okay|ô kê|đồng ý"
     r"|nhất trí|tán thành|tất nhiên|dĩ nhiên|đương nhiên"
     r"|thống nhất(?! đất nước| ý kiến| non sông| hai)"
     r"|chắc chắn(?! không| chưa)|nhất định|chính xác(?! là| bao)|tuân lệnh|nghe rõ|hiểu rồi"
-    r"|không sai(?= ,|$)|hứa(?! hẹn)|thề(?! thốt| nguyền| bồi)|cam đoan"
-    r"|xin (?:hứa|thề|vâng|xác nhận)|rõ ràng|quả (?:thật|đúng|là)|chí phải"
+    r"|(?:không|chẳng|hổng|hông)(?: có)? sai(?= ,|$| đâu| chút| tí| tẹo| vào)"
+    r"|hứa(?! hẹn)|thề(?! thốt| nguyền| bồi)|cam đoan"
+    rf"|(?:y|hệt) như {_CALLED} (?:nói|đoán|nghĩ)"
+    r"|xin (?:hứa|thề|vâng|xác nhận|tiếp thu|ghi nhận)|rõ ràng|quả (?:thật|đúng|là)|chí phải"
     r"|chuẩn(?! bị| mực| đoán| hóa| nghèo| đầu)|sẵn sàng|sẵn lòng|không thành vấn đề|cứ đi đi"
     r"|cứ (?:tin|để|yên tâm|tự nhiên|làm (?:thế|vậy|như))"
-    r"|đúng(?! giờ| lúc| ngày| hẹn| lượt| đầu| vào| chỗ| số| \d| quy| cách| dịp| hạn| nửa| khi"
+    rf"|đúng{_AT_TIME}(?! giờ| lúc| ngày| hôm| buổi| đêm| hẹn| lượt"
+    r"| đầu| vào| chỗ| số| \d| quy| cách"
+    r"| dịp| hạn| nửa| khi"
     r"| là (?:đồ|xui|khổ|ngu|điên|thằng|con|chán|hết|buồn|tệ))"
-    rf"|(?:phải|được|cũng được|có|rõ|chốt|duyệt|để đó){_CLOSES}|chốt (?:kèo|đơn|lịch|giá)"
+    rf"|(?:phải|được|cũng được|có|rõ|chốt|duyệt|để đó|{_IDIOMS}){_CLOSES}|chốt (?:kèo|đơn|lịch|giá)"
     rf"|để {_I} (?:\S+ ){{0,2}}(?:lo|làm|giúp|chịu|xử|tính|trả|mang|đưa|dọn|rửa|nấu|đón|mua|gửi)"
     r")(?= |$)")
 _POLITE = re.compile(
@@ -391,18 +416,39 @@ _PROMISE = _clause(
     rf"{_I} (?:(?:xin|sẽ|đã|cũng|hoàn toàn|rất|thì|vừa|tuyệt đối|\S+ và|\S+ \S+ và) ){{0,2}}"
     r"(?:cam kết|cam đoan|đảm bảo|bảo đảm|hứa|thề|đồng ý|nhất trí|tán thành|chấp nhận|nhận lời"
     r"|chấp thuận|bằng lòng|ủng hộ|khẳng định|xác nhận|sẵn sàng|sẵn lòng|chắc chắn|nhất định"
-    r"|(?:biết|nhớ|hiểu) rồi(?= ,|$)|lo được"
-    r"|(?:nghĩ|thấy) (?:thế|vậy)(?= ,|$)|lấy (?:\S+ ){1,3}ra bảo đảm|tin (?:\S+ )?\S+)")
+    r"|(?:biết|nhớ|hiểu) rồi(?= ,|$)|lo (?:được|hết|liệu)"
+    r"|(?:làm|giao|nhận|đổi|sửa|hỗ trợ|chờ|đợi) được (?:ạ|mà|nha|nhé)(?= ,|$)|tiếp thu"
+    rf"|(?:nghĩ|thấy|tính|định) (?:(?:thế|vậy){_CLOSES}"
+    rf"|(?:y )?(?:như|giống|chang) {_CALLED}{_CLOSES})"
+    r"|lấy (?:\S+ ){1,3}ra bảo đảm|tin (?:\S+ )?\S+)")
+_CONSENT = _clause(
+    rf"(?:(?:[^ ,]+ )+thì )?(?:(?:tất cả|cả|vợ chồng) )?"
+    rf"(?:{_I}|hai bác|(?:ba|bố|cha) (?:mẹ|má)|cả nhà|tụi này) "
+    r"(?:(?:cũng|thì|đều|sẽ|đã|xin|hoàn toàn|thấy) ){0,2}"
+    r"(?:(?:không|hổng|hông|chẳng|chả)(?: hề| có)? (?:phản đối|ý kiến gì)(?! cũng)"
+    rf"|(?:cho phép|bằng lòng)(?:{_CLOSES}| (?:[^ ,]+ ){{0,5}}?(?:con|cháu|em|mày|bạn|cậu)(?= |$))"
+    rf"|(?:đồng tình|thuận tình)(?: với|{_CLOSES})|cùng (?:quan điểm|ý kiến)|tán thành|ủng hộ"
+    rf"|(?:nghe theo|theo ý) {_CALLED}|(?:chốt|quyết|tiến hành) (?:luôn|vậy|thế)"
+    rf"|ưng(?: bụng| thuận| ý)?{_CLOSES}|chịu (?:giá|vậy|luôn|liền))|(?:tui|tụi tui) chịu(?= ,|$)")
+_GRANTED = re.compile(
+    rf"^(?:[^ ,]+ )+của (?:{_CALLED}|mình) (?:đã |vừa )?được (?:chấp (?:nhận|thuận)|thông qua"
+    r"|phê duyệt|duyệt|đồng ý|xác nhận)")
 _AGREES = _word(
     r"hoàn toàn (?:đồng ý|nhất trí|chính xác)|đã được (?:xác nhận|duyệt|chấp thuận|phê duyệt)"
     r"|xin (?:hứa|thề|cam đoan|khẳng định|đồng ý|vâng|xác nhận)"
-    r"|nói (?:đúng|phải|chuẩn|chí phải|rất phải|chính xác)(?! sự thật| là| giọng| tiếng)"
+    r"|nói (?:(?:cũng|rất|thật|quá) )?(?:đúng|phải|chuẩn|chí phải|chính xác|có lý|chí lý|hợp lý"
+    r"|không sai)(?! sự thật| là| giọng| tiếng| hay| nhưng| thì)"
     r"|đúng (?:vậy|thế|đấy|đó)|(?:đúng|chắc chắn|tất nhiên|dĩ nhiên|nhất định) rồi"
+    rf"|(?:^|(?<=, )){_YOU} (?:nói|phân tích|nhận xét|đoán|tính|nghĩ|nhớ|hiểu|làm) "
+    r"(?:\S+ )?(?:đúng|chuẩn|trúng|chính xác) (?:rồi|đấy|đó|lắm)"
+    r"|(?:muốn|tính|thích|quyết) (?:sao|gì|thế nào) cũng được(?= ,|$)"
     r"|thủ tướng khẳng định")
 _DENIES = _word(
     r"(?:không|chưa|chẳng|chả|đừng|chớ|khó|liệu|nếu|phản|hổng|phải|bắt) (?:\S+ ){0,3}?"
     r"(?:đồng ý|nhất trí|tán thành|chấp nhận|cam kết|hứa|tin|đúng|chắc chắn|thề|chính xác)")
-_INSISTS = re.compile(r"^chính (?:\S+ )+(?:mà|đấy|đó)$|^chính (?:\S+ )+, tôi ")
+_INSISTS = re.compile(r"^chính (?:\S+ )+(?:mà|đấy|đó)$|^chính (?:\S+ )+, tôi "
+                      r"|(?:^|, )(?:chính|tận) (?:mắt|tai|tay) (?:tôi|tui|em|con|cháu|mình|tao) "
+                      r"(?:\S+ )?(?:thấy|nghe|chứng kiến)(?= |$)")
 _BEFORE_ASSENT = re.compile(
     r"^(?:(?:này|ơ|ủa|à|trời|trời ơi|thưa|bẩm|thì|mà|nhưng|nhưng mà|vậy|thế)"
     rf"(?: {_CALLED}| quan)?(?: ,)?|(?:{_CALLED} )?(?:\S+ )?ơi(?: ,)?|{_CALLED} ,) ")
@@ -413,7 +459,7 @@ def _affirms(s: _Sentence) -> bool:
     if _POLITE.search(text): return False
     if _YES.search(_peel(_after_statement(s), _BEFORE_ASSENT)): return True
     if _DENIES.search(text): return False
-    return bool(_PROMISE.search(text) or _AGREES.search(text) or _INSISTS.search(text))
+    return any(p.search(text) for p in (_PROMISE, _CONSENT, _GRANTED, _AGREES, _INSISTS))
 
 # %% ../nbs/26_tone.ipynb #b26750fc
 _HARMS = """cháy, nổ, bỏng, điện giật, độc, ngộ độc, đuối, lũ, lũ quét, lụt, bão, giông, dông, lốc,
@@ -421,7 +467,11 @@ _HARMS = """cháy, nổ, bỏng, điện giật, độc, ngộ độc, đuối, 
     súng, bắn, giết, giặc, địch, ngã, té, sập, trượt, trơn, cướp, trộm, lừa, giả danh, mạo danh,
     giả mạo, chết, tử vong, mất mạng, tính mạng, nguy hiểm, nguy cơ, tai nạn, virus, hỏa hoạn, khói,
     rò rỉ, gas, ga đang xì, nứt, vực, xoáy, kẻ gian, kẻ xấu, ăn mòn, nước dâng, nước lên, nắng nóng,
-    mùi nồng, nước sâu, hố sâu, dốc cao, sứa"""
+    mùi nồng, nước sâu, hố sâu, dốc cao, sứa, ổ gà, cắn người, chó cắn, rắn cắn, bị cắn,
+    chảy xiết, nước xiết, sóng to, sóng lớn, sóng đang lớn, sương mù, đang hở, bị hở, hở điện, hở mạch, xì, lính gác, lính canh, nước sôi,
+    đang sôi, còn nóng, mưa đá, lung lay, gãy, cầu yếu, mất lái, mất thắng, mất phanh, mất xác,
+    dữ lắm, kính vỡ, mảnh chai, mảnh kính, miểng chai, ong vò vẽ, bọ cạp, rết, có hại, hại gan,
+    chập điện, cua gấp, khúc cua, tràn vô, tràn vào"""
 _RISKS = """điện, ổ điện, dây điện, cao thế, biến áp, lửa, xăng, dầu, hóa chất, axit, tẩy, thuốc,
     nấm lạ, kháng sinh, sông, ao, suối, thác, biển, tắm, bơi, leo, trèo, dao, đường ray,
     tàu, ngược chiều, rượu, bia, lái xe, otp, mật khẩu, chuyển tiền, người lạ, link, chuyển khoản,
@@ -432,13 +482,15 @@ _RISK = _word(_any(_HARMS, _RISKS))     # the same and what may become one
 _WARNED = _any("""em, anh, chị, con, cháu, bạn, các bạn, các em, các con, các cháu, mọi người,
     bà con, ông, bà, cô, chú, bác, má, ba, mẹ, bố, mày, cậu, xin, hãy, cần, phải, nên, nhớ, hết sức,
     quý khách, hành khách, người dân, khách hàng, phụ huynh, học sinh, du khách, ngư dân,
-    tàu thuyền, tài xế, nhân viên, trẻ em, cả nhà, làm ơn, tuyệt đối, thôi, này, nè, ê, tất cả""")
+    tàu thuyền, tài xế, bác tài, anh em, nhân viên, phụ nữ có thai, phụ nữ mang thai, bà bầu,
+    trẻ em, cả nhà, làm ơn, tuyệt đối, thôi, này, nè, ê, tất cả""")
 _AT = rf"(?:{_WARNED} (?:, )?){{0,3}}"        # whom a warning speaks to may stand before it
 _NOW = rf"(?= ,|$| (?:đi|mau|ngay|nhanh|lẹ|thôi|lên|{_CALLED})(?: |$))"
 _OPENS = _clause(
     _AT + r"(?:(?:cẩn thận(?! (?:gói|xếp|gấp|lau|ghi|viết|đọc|từng|lắm))|cẩn trọng|thận trọng"
     r"|coi chừng|trông chừng|dè chừng|đề phòng|(?:đề cao )?cảnh giác|báo động|báo cháy|khẩn cấp"
     r"|(?:chú ý|lưu ý)(?! (?:đến|tới|của))|cảnh báo(?! của)|tránh xa|sơ tán khẩn cấp|né ra"
+    r"|(?:tránh|né|nép) (?:qua|sang|vô|vào) (?:một )?(?:bên|lề)|(?:ngưng|ngừng|dừng) ngay(?= ,|$)"
     r"|khẩn trương (?:sơ tán|di dời|rời khỏi|vào nơi|tránh)|giữ khoảng cách"
     r"|gọi (?:cấp cứu|cứu hỏa|cảnh sát|công an)|cứu (?:với|tôi|em|con|chúng tôi)"
     r"|chạy (?:mau|ngay|nhanh|đi(?= ,|$)|thôi))(?= |$)"
@@ -460,7 +512,8 @@ _DO_NOT = _clause(
 _BARE = re.compile("^(?:đừng|cấm vào|cấm lại gần)(?: mà)?(?: ,|$)")
 _TOUCHES = re.compile(_any("""chạm, đụng, lại gần, tới gần, đến gần, trèo, leo, mở, uống, chạy, bơi,
     tắm, vượt, bước, tin, bấm, nhấp, ấn, hút, đốt, lái, cắm, nhảy, quay lại, nhúc nhích, manh động,
-    lửa, đi một mình, đi đường, xuống, vào, ăn, lên, đọc mã, ra khỏi""") + "(?= |$)")
+    lửa, đi một mình, đi đường, xuống, vào, ăn, lên, đọc mã, ra khỏi,
+    đưa tay, thò, sờ, tựa, dựa, nghịch""") + "(?= |$)")
 _COMFORTS = re.compile(_any("""lo, buồn, khóc, ngại, sợ, giận, trách, quên, bận tâm, bỏ cuộc, nản,
     tự ti, tự trách, nghĩ, suy nghĩ, để ý, nói, hỏi, làm phiền, cười, trêu, làm ồn, đợi, chờ, mong,
     tưởng, hòng, thương, tiếc, hối hận, cãi, gọi, nhắn, mắng, vội, đùa với tình, vứt rác, xả rác,
@@ -480,16 +533,26 @@ def _forbids(s: _Sentence) -> bool:
 
 # %% ../nbs/26_tone.ipynb #06361cad
 _OR_ELSE = _word(
-    r"(?:kẻo|coi chừng|(?<= )(?:không thì|không là|nếu không|để tránh)) (?:\S+ ){0,5}?"
-    rf"(?:{_any(_HARMS)}|mất|hỏng|đau|ốm|muộn|trễ|lạc|lật|ướt|phạt|không kịp|tan xác)")
+    r"(?:kẻo|coi chừng|(?<= )(?<!hay )(?:không thì|không là|nếu không|để tránh)) (?:\S+ ){0,5}?"
+    rf"(?:{_any(_HARMS)}|mất|hỏng|đau|ốm|muộn|trễ|lạc|lật|ướt|phạt|không kịp|tan xác)"
+    r"|(?:mà|vậy|thế|thì|kiểu|này) (?:[^ ,]+ ){0,8}?có ngày (?:\S+ ){0,3}?"
+    rf"(?:{_any(_HARMS)}|toi|tiêu|tù|bệnh viện|nhập viện)"
+    rf"|{_YOU} mà (?:[^ ,]+ ){{1,8}}(?:là|thì) (?:\S+ ){{0,3}}(?:bắn|chết|toi|giết|cắn|té|ngã|nổ)"
+    r"(?: (?:liền|ngay|đó|đấy|chết))+$")
 _NOTICE = _word(
     r"xa tầm tay|trong tầm tay trẻ em|cấm lửa|điện cao thế|khu vực nguy hiểm|có độc"
+    r"|^không (?:sử dụng|dùng|uống|ăn) (?:(?:sản phẩm|thuốc) )?(?:khi|nếu|quá liều)"
+    rf"|(?:sau lưng|trên|dưới|cạnh|trước mặt) (?:\S+ )?{_YOU} có (?:con )?(?:rắn|ong|rết|nhện)"
+    r"|^chó dữ(?= ,|$)|thuốc (?:[^ ,]+ ){0,6}(?:, (?:[^ ,]+ ){0,6})?không được (?:dùng|uống)"
+    rf"|^(?:đoạn|khúc|quãng|khu vực|nơi)(?: đường| cua| này| đó)* (?:thường xuyên|thường|hay|dễ)"
+    rf"(?: xảy ra| có| bị)?(?: {_any(_HARMS)})+$"
     r"|dễ (?:trượt|ngã|cháy)|(?:hố|vực|đường cong|khúc cua) (?:\S+ )?(?:nguy hiểm|phía trước)"
     r"|có (?:biến|cháy|trộm|cướp|bom|rắn|bắn tỉa|cọp|súng)(?= ,|$| rồi)")
 _COMING = _word(
     r"(?:rất|quá|cực kỳ|hết sức|vô cùng|là) (?:\S+ )?nguy hiểm|nguy hiểm (?:lắm|đấy|đó|quá)"
     r"|(?:bão|lũ|giông|giặc|địch|tàu|xe) (?:\S+ ){0,2}(?:sắp|đang) (?:vào|về|đến|tới)"
-    r"|(?:chết|toi|ngã|té|bỏng|giết|bắn) (?:bây giờ|đấy|đó|giờ|liền|chết)"
+    r"|(?:chết|toi|ngã|té|bỏng|giết|bắn|cháy|nổ|giật|chập điện|rơi|gãy|cắn|đứt tay)"
+    r" (?:bây giờ|đấy|đó|giờ|liền|chết)"
     r"|(?:có thể|sẽ|có nguy cơ|nguy cơ|đang|sắp|dễ) (?:\S+ ){0,3}?(?:gây chết|chết người"
     r"|phát nổ|nổ|điện giật|ngộ độc|sốc phản vệ|sập|đổ(?: bộ)?|vỡ|tràn về|dâng|rơi xuống|lao xuống"
     r"|ập đến|tới|té|trượt|bỏng|tử vong|mất mạng|sạt lở|cháy|cháy lan|rò rỉ|bốc khói|đóng)")
@@ -503,13 +566,19 @@ def _danger_comes(s: _Sentence) -> bool:
 _ACTS = _any("""tránh, tắt, rút, khóa, đóng, nấp, nín thở, bịt, đeo, giảm tốc độ, về số thấp,
     di dời, sơ tán, rời, ngừng, dừng, ngưng, theo lối, quay xe, đi chậm, chạy, cúi, buông, bỏ,
     xuống, leo, trèo, ngắt, gọi, che, núp, nhảy, ra khỏi, ra ngoài, chui, lùi, phanh, né, bắt lấy,
-    hạ buồm, bò, đưa, dậy, trú, mặc áo phao, đội mũ, bắt buộc, đề nghị""")
-_ACT = _clause(rf"(?:(?:\S+ )+thì )?{_AT}(?:\S+ ơi ,? ?)?(?:(?:yêu cầu|đề nghị) )?"
+    hạ buồm, bò, đưa, dậy, trú, mặc áo phao, đội mũ, bắt buộc, đề nghị, khoan, đứng xa, đứng lùi,
+    đứng né, đứng yên, vô nhà, vào nhà, vô trong, vào trong, quay ghe, quay tàu, quay thuyền,
+    quay đầu, mở cửa, mở hết cửa, nói nhỏ, nói khẽ, bước nhẹ, đi nhẹ, đi khẽ, đi từ từ, đi vòng,
+    lái chậm, lái từ từ, vịn, bám, nắm chặt, cúp máy, dọn đồ, mang dép, mang giày, nhanh lên,
+    mau lên, bớt, nép, bóp còi""")
+_ACT = _clause(rf"(?:(?:\S+ )+thì |ai (?:[^ ,]+ ){{0,3}}?(?:nhớ|phải|nên|hãy) )?"
+               rf"{_AT}(?:\S+ ơi ,? ?)?(?:(?:yêu cầu|đề nghị) )?"
                rf"(?:{_WARNED} )?{_ACTS}")
 _AT_ONCE = _word(
-    "mau|lẹ|liền|gấp|khẩn cấp|lập tức|nhanh|kìa|ngay(?! (?:sau|bên|cạnh|trước|ngã))"
+    "mau|lẹ|liền|gấp|(?:lắm|quá|kìa|đấy)(?= ,)|nhớ|khoan|chậm|từ từ|xa ra|ra xa|khẩn cấp"
+    "|lập tức|nhanh|kìa|ngay(?! (?:sau|bên|cạnh|trước|ngã))"
     "|giảm tốc độ|về số thấp|bắt buộc|đề nghị|tránh ra"
-    "|(?:đi|thôi|lên|ra|lại|vào|xuống|rồi)(?= ,|$)")
+    rf"|(?:đi|thôi|lên|ra|lại|vào|xuống|rồi|đã)(?= ,|$| {_CALLED}$)")
 _FLEE = _word(r"(?:phanh|chạy|ra khỏi|xuống|gọi|tránh|dậy|trèo|leo|nhảy|lùi) (?:\S+ ){0,4}"
               "(?:mau|ngay|lập tức|lẹ)")
 _PAST = _word("đã (?:được|bị)|hôm qua|vừa được|tuần trước|năm ngoái|điều tra|khởi tố|bắt giữ|phim")
@@ -535,6 +604,29 @@ _TELLER = re.compile(
     r"|con bé) (?:\S+ ){0,2}?(?:không|chưa|chẳng|bị|đã|đang|cẩn thận|chú ý|đứng|từng|vừa|sợ|cấm"
     r"|được) (?!.*(?:đừng|kẻo|coi chừng))|^(?:phải chi|giá|giá mà|ước gì|không lẽ|lẽ ra) ")
 
+# %% ../nbs/26_tone.ipynb #12287265
+_TOLD_ON = _word(
+    r"(?:dặn|nhắc|bảo|khuyên|răn|dạy|cấm)(?: nhở| dò| bảo)? (?:anh em |chị em |cả )?"
+    r"(?:tôi|chúng tôi|tụi tôi|bọn tôi|tui|tụi tui|nó|hắn|họ|cả bọn|bọn trẻ|lũ trẻ)"
+    r"|(?:thường|hay|luôn|từng|cứ) (?:dặn|nhắc|bảo|khuyên|răn)"
+    r"|(?:treo|dán|cắm|dựng|gắn|đóng|ghi|viết|thấy) (?:\S+ ){0,2}(?:biển|bảng|giấy|chữ)")
+_PRESSED = re.compile(r", (?:\S+ )?(?:đừng|chớ|cấm|coi chừng|cẩn thận|không được) ")
+_TO_LISTENER = _word(
+    rf"(?:hay|dễ|nhiều|có|rất) (?:[^ ,]+ )?(?:{_any(_HARMS)})(?: [^ ,]+){{0,2}} (?:đó|đấy)"
+    rf"(?: {_CALLED})?$|(?:này|đây) (?:[^ ,]+ )*?(?:hay|dễ|nhiều) (?:{_any(_HARMS)})"
+    r"(?: [^ ,]+){0,2} lắm$")
+_LONG_AGO = _word("hồi|xưa|trước đây|từng|năm ấy|thuở|phim|truyện|đã")
+
+def _told_on(s: _Sentence) -> bool:
+    "True if the warning in a sentence is only told about."
+    told = _TELLER.search(s.plain) or _TOLD_ON.search(s.plain) and not _PRESSED.search(s.plain)
+    return bool(told)
+
+def _tells_listener(s: _Sentence) -> bool:
+    "A danger stated to the listener: khu này nhiều trộm lắm."
+    return bool(_TO_LISTENER.search(s.plain)) and not _LONG_AGO.search(s.plain)
+
+# %% ../nbs/26_tone.ipynb #c4f24c55
 def _advises(s: _Sentence) -> bool:
     "An office that asks people to protect themselves."
     if _WAS_ADVISED.search(s.plain): return False
@@ -548,12 +640,13 @@ _WARNING_RULES = (      # what it is and how it is found
     ("notice of danger", _find("plain", _NOTICE)),
     ("danger to come", _danger_comes),
     ("urgent call", _urges),
+    ("danger told to the listener", _tells_listener),
     ("advice against danger", _advises),
     ("shout", lambda s: s.end == "!" and bool(_SHOUT.search(s.plain))))
 
 def _warning(s: _Sentence) -> str:
     "Which rule makes a sentence a warning, an urgent call or a prohibition; '' if none does."
-    if _TELLER.search(s.plain): return ""
+    if _told_on(s): return ""
     return next((why for why, holds in _WARNING_RULES if holds(s)), "")
 
 # %% ../nbs/26_tone.ipynb #c1dd5d60

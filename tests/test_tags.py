@@ -40,15 +40,18 @@ def test_own_sentences():
 
 
 @pytest.mark.parametrize("name, rows, found", (
-    ("handed", 32, 32), ("dev", 200, 200), ("test", 200, 199), ("third", 157, 156)))
+    ("handed", 32, 32), ("dev", 200, 200), ("test", 200, 200), ("third", 157, 156),
+    ("fourth", 197, 197)))
 def test_outside_sentences(name, rows, found):
     """Sentences by people who had not seen the rules, from six registers.
 
     No set is unseen any more. "handed" came with a report of faults and "dev" was read while the
     rules were written. "test" (the writer of "dev") was first scored blind: 169 of 200, 84.5 %;
     "third" (another writer) was scored blind with the rules after that: 143 of 160, 89.4 %, and
-    then its mistakes were mended by kind; three of its sentences stood in earlier sets and were
-    dropped. On new sentences expect what the blind scores say, 85 to 90 %.
+    then its mistakes were mended by kind; "fourth" (a third writer) was scored blind after that:
+    164 of 200, 82 %, and its mistakes were mended by kind too. Three sentences of each of the last
+    two stood in earlier sets and were dropped. On new sentences expect what the blind scores say,
+    82 to 90 %.
     """
     own = [r for r in OUTSIDE if r["set"] == name]
     assert len(own) == rows and {r["label"] for r in own} == set(EMOTIONS)
@@ -142,6 +145,48 @@ def test_other_emotions_by_kind():
         "|Cháy nhà, chạy mau!|Cầu sắp sập, lùi lại.|Rắn kìa!|Trẻ em không được bơi ở ao này."
         "|Công an khuyến cáo không bấm vào link lạ.|BÃO SẮP ĐỔ BỘ, DI DỜI NGAY!")
     wrong = {t: ours(t) for e, texts in said.items() for t in texts.split("|") if ours(t) != e}
+    assert wrong == {}
+
+
+# kinds that a third writer's sentences showed, in words of our own
+KINDS = dict(
+    affirming="Tụi tui không phản đối đâu, cứ vậy mà làm.|Ba mẹ cho phép con đi trại hè rồi đó."
+    "|Thôi được rồi, anh chiều em một lần.|Thôi cũng được, mai mình tính tiếp."
+    "|Em cũng nghĩ giống chị."
+    "|Tui cũng tính vậy á.|Chị nói cũng có lý.|Cậu nói không sai.|Hổng sai chút nào."
+    "|Không có vấn đề gì, em làm được ạ.|Biết rồi mà, để con đi liền.|Chứ sao nữa."
+    "|Có thật đó, chính tai em nghe thấy.|Má ưng rồi, tụi con cứ cưới đi."
+    "|Mình cùng quan điểm với bạn."
+    "|Yêu cầu đổi mật khẩu của bạn được chấp nhận.|Con muốn học vẽ thì mẹ ủng hộ."
+    "|Không còn nghi ngờ gì nữa, chính là nó.|Anh phân tích chuẩn rồi đấy.|Tụi em nghe theo thầy.",
+    alerting="Đoạn này nhiều ổ gà, em đi từ từ thôi.|Nồi canh đang sôi, con đứng xa ra."
+    "|Bếp rò rỉ khí, khóa van lại đã.|Sương mù dày lắm, bác tài chạy chậm lại."
+    "|Con chó này dữ lắm, đừng thò tay vào chuồng.|Có lính gác đằng trước, nói nhỏ thôi."
+    "|Nước chảy xiết, khoan lội qua.|Trời sắp mưa đá, vô nhà đi con.|Chó dữ."
+    "|Mày mà còn uống nữa thì có ngày mất xác.|Chạy ẩu vậy có ngày vô bệnh viện đó."
+    "|Thuốc này trẻ dưới hai tuổi không được uống.|Không sử dụng khi bao bì đã rách."
+    "|Khu vực thường xuyên sạt lở.|Lan can bị gãy, không được tựa vào."
+    "|Cầu trơn lắm, con vịn tay mẹ."
+    "|Xe ben lùi kìa, tránh qua một bên.|Cô ơi, sau lưng cô có con ong vò vẽ.",
+    neutral="Bà dặn tôi đừng lội qua suối mùa lũ.|Mẹ thường nhắc anh em tôi không được chơi gần ao."
+    "|Trên cửa dán tờ giấy cấm vào.|Ừ một tiếng, cô quay đi.|Dạ một tiếng thật khẽ, con bé chạy đi."
+    "|Đúng mười hai giờ đêm, pháo hoa rực sáng.|Đúng hôm ấy trời đổ mưa."
+    "|Nước sôi rồi, con pha trà đi."
+    "|Hôm qua đoạn này có ổ gà, nay vá rồi.|Sương mù dày đặc bao phủ thành phố suốt buổi sáng."
+    "|Anh ấy không phản đối cũng không đồng ý.|Giám đốc không cho phép nghỉ hôm nay."
+    "|Tui không chịu giá đó đâu.|Mình ăn cơm trước hen.|Ở đây mát ghê á.|Đi sao thì đi, miễn kịp."
+    "|Anh nói có lý hay không thì cũng muộn rồi.|Luật cho phép doanh nghiệp nộp hồ sơ qua mạng."
+    "|Bố mẹ bằng lòng cho cưới, hai đứa mừng lắm.|Con mèo này hay cắn dép lắm."
+    "|Ở quê tôi có nhiều rắn."
+    "|Đứa nào phá tao thì phải trả giá",
+    questioning="Tối nay bạn đi được chứ|Nhà mình còn gạo chứ má"
+    "|Mẹ cần gì để con mua|Mai cậu ở nhà chứ"
+    "|Anh thích món gì để em nấu|Em ăn gì chị gọi luôn cho|Nay ai trực để tôi báo|Ý mày là kìa á")
+
+
+def test_assent_and_warning_without_an_opening_word():
+    "Consent, a danger with what to do about it, and the same words told about."
+    wrong = {t: ours(t) for e, texts in KINDS.items() for t in texts.split("|") if ours(t) != e}
     assert wrong == {}
 
 
