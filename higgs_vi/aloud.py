@@ -1069,9 +1069,8 @@ _CHAT = _table("""
     mọi người; ngta người ta; vk vợ; ck chồng; ny người yêu; oke ô kê; okie ô kê; ok ô kê; kbh
     không bao giờ; kp không phải; kcg không có gì; chx chưa; lun luôn; rùi rồi; nx nữa; nhìu
     nhiều; thik thích; thjk thích; nch nói chuyện; tgian thời gian; đt điện thoại; fb
-    Facebook; vd ví dụ; vv vân vân; tp thành phố; ns nói; nt nhắn tin; dt điện thoại; bn bao
-    nhiêu; h giờ; j gì; r rồi; k không; z vậy; đg đang; lm làm; bme bố mẹ; cty công ty; snvv
-    sinh nhật vui vẻ""")
+    Facebook; vd ví dụ; vv vân vân; tp thành phố; ns nói; nt nhắn tin; dt điện thoại; h giờ;
+    j gì; r rồi; k không; z vậy; đg đang; lm làm; bme bố mẹ; cty công ty; snvv sinh nhật vui vẻ""")
 _SLASHED = _table("""
     v/v về việc; V/v về việc; V/V về việc; đ/c đồng chí; Đ/c đồng chí; Đ/C địa chỉ; k/g kính
     gửi; K/g kính gửi; b/c báo cáo; T/M thay mặt; t/m thay mặt; c/m chứng minh; w/ với; P/S
@@ -1395,6 +1394,7 @@ _ALWAYS_UNITS = [
         "cc",
         "hs",
         "kb",
+        "Pa",
         "Km",
         "ft",
         "lb",
@@ -1408,6 +1408,31 @@ def _unit(m: re.Match) -> str | None:
     if m[0] in _ALWAYS_UNITS and not re.search(r"\w$", left): return _UNITS[m[0]]
     near = re.search(r"\d(?:[.,]\d+)?\s?$|[^\W\d_]/$", left)
     return _UNITS[m[0]] if near and len(m[0]) > 1 else None
+
+_CALLS = {"a": "anh", "e": "em", "v": "vậy"}
+_IN_CHAT = re.compile(r"(?<!\w)(?:k|ko|hok|dc|đc|đk|bn|ntn|mk|bt|bik|vs|trc|mn|ny|vk|ck|nx|r|z|h|j)"
+                      r"(?!\w)", re.IGNORECASE)
+
+def _chats(m: re.Match) -> bool:
+    "True if another chat spelling stands near `m`."
+    end = m.string.find(" ", m.end() + 60)
+    return bool(_IN_CHAT.search(m.string, max(0, m.start() - 60), m.start())
+                or _IN_CHAT.search(m.string, m.end(), end if end >= 0 else len(m.string)))
+
+@_rule("word", r"bn(?![\w’'])")
+def _friend_or_number(m: re.Match) -> str:
+    "bn: bạn as one who is spoken to, else bao nhiêu: dc ko bn, giá bn vậy."
+    called = (_ends(_before(m), "ko|k|không|chưa|hok|hem|ơn|chào|với|vs|của|các|mấy|ạ|nhé|nha|à|hả")
+              or re.match(r" (?:ơi|ạ|nhé|nha|à|nào|có|đã|đang|sẽ|ko|k|khỏe|đi)(?!\w)", _after(m)))
+    return "bạn" if called else "bao nhiêu"
+
+@_rule("word", r"[ae](?= ơi(?!\w))|(?<![\w.,'’-])[ae](?= (?:k|ko|hok|chưa|đi|có|đang|muốn) )"
+               r"|(?<=[^\W\d_] )v(?=(?: [ae])?(?: ạ)?(?:[?.!]|$))")
+def _chat_letter(m: re.Match) -> str | None:
+    "a and e who are spoken to or of in a chat, and v at the end of a question: vậy."
+    if not (_after(m).startswith(" ơi") or _chats(m)): return None
+    if _ends(_before(m), _CLASSES + "|chữ|biến|số|là|và|vitamin|cạnh|điểm|câu|vận tốc"): return None
+    return _CALLS[m[0]]
 
 @_rule("word", rf"{_LETTER}+(?:['’]{_LETTER}+)*")
 def _word(m: re.Match) -> str | None:
@@ -1593,7 +1618,8 @@ def _is_plain(text: str) -> bool:
     return (
         bool(_PLAIN.fullmatch(text))
         and not re.search(
-            r"_|\w\.\w|[:;=]\S?[()DPpv3]|(?:^|\s)-|-(?:\s|$)|\b(?:[Tt]r|[A-Z][a-zA-Z]?)\.|v\.v",
+            r"_|\b[ae] ơi\b"
+            r"|\w\.\w|[:;=]\S?[()DPpv3]|(?:^|\s)-|-(?:\s|$)|\b(?:[Tt]r|[A-Z][a-zA-Z]?)\.|v\.v",
             text,
         )
         and all(map(ordinary, re.findall(r"\w+", text)))

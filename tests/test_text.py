@@ -171,6 +171,14 @@ def test_the_comparison_with_outside_forms(said, expected, right):
         ("TTTM ở TT Huế", "Trung tâm thương mại ở Thừa Thiên Huế"),
         ("DT 50m2, LH 0912345678",
          "Diện tích năm mươi mét vuông, liên hệ không chín một hai ba bốn năm sáu bảy tám"),
+        ("TT. Sa Pa có sương", "Thị trấn Sa Pa có sương"),
+        ("đo ở TX. Sa Pa: 90 kPa, 5 Pa", "đo ở thị xã Sa Pa: chín mươi ki lô pát can, năm pát can"),
+        ("dc ko bn", "được không bạn"),
+        ("bn ơi, cái này bn tiền", "bạn ơi, cái này bao nhiêu tiền"),
+        ("e k đi dc, a ơi", "em không đi được, anh ơi"),
+        ("làm ntn v", "làm như thế nào vậy"),
+        ("vận tốc v, cạnh a đi qua e", "vận tốc vê, cạnh a đi qua e"),
+        ("vitamin e có trong dầu", "vitamin e có trong dầu"),
     ],
 )
 def test_neighbours_of_a_rule(written, said): assert agrees(spoken(written), said), spoken(written)
