@@ -189,8 +189,8 @@ _NEVER_ASKS = _word(
 _RHETORIC = _word(
     r"ai mà|ai (?:không|ngờ|lại|dè)|(?:thì có ai|có ai (?:\S+ ){1,3})đâu|nào lại|làm sao mà"
     r"|sao (?:\S+ ){0,4}(?!không |chưa |bị )\S+ (?:được|nổi|nỡ)|việc gì phải|cần gì(?! để)"
-    r"|tội tình gì|có tội gì|gì nữa|gì mà|lấy (?:gì|đâu)|ích gì|còn gì|thể nào|thế nào được|đâu mà"
-    r"|chứ_sao|chứ gì")
+    r"|tội tình gì|có tội gì|gì nữa|gì mà|lấy (?:gì|đâu)|ích gì|còn gì(?! (?:\S+ )?không)|thể nào"
+    r"|thế nào được|đâu mà|chứ_sao|chứ gì")
 _WHOEVER = re.compile(
     r"^(?:bao giờ|khi nào) (?:có dịp|có thời gian|rảnh)$"
     r"|^(?:ai|bao giờ|khi nào|lúc nào|hồi nào|chừng nào|bữa nào|đâu|nào|bao nhiêu|mấy(?! giờ)) "
@@ -378,13 +378,14 @@ _I = _any("""tôi, ta, em, anh, chị, mình, tao, tau, tớ, con, cháu, tui, c
 _CLOSES = rf"(?= ,|$| (?:rồi|ạ|luôn|nha|nhé|đó|đấy|thôi|chứ|mà|vậy|á|thế|{_I} ,))"
 _UTTERED = r"(?! hữ| hử|(?: một| vài| mấy)? tiếng| khẽ| lí nhí)"    # what follows is told
 _AT_TIME = r"(?! (?:\S+ ){1,3}(?:giờ|phút|ngày|tháng|tuần|năm)(?= |$))"
-_BEFORE_YES = r"(?:(?:à|ồ|ôi|thì|thế thì|vậy thì|ờ|ừ|dạ|rất|hoàn toàn|quá|tôi|thế|vậy) (?:, )?)*"
+_BEFORE_YES = (
+    r"(?:(?:rồi ,|à|ồ|ôi|thì|thế thì|vậy thì|ờ|ừ|dạ|rất|hoàn toàn|quá|tôi|thế|vậy) (?:, )?)*")
 _IDIOMS = _any("""thôi được, thôi cũng được, thôi thì được, không vấn đề gì, không có vấn đề gì,
     không vấn đề, hổng vấn đề gì, không có gì phải bàn, khỏi phải bàn, khỏi bàn, miễn bàn, biết rồi,
     nhớ rồi, chứ còn gì nữa, còn gì nữa, chứ gì nữa, chứ sao, chứ sao nữa, chớ sao, chớ sao nữa,
-    chứ lị, có thật, thật đấy, thật đó, thật mà, thiệt mà, thiệt đó, quá đúng, quá chuẩn, quá được,
-    có lý, hợp lý, nghe có lý, nghe cũng có lý, nghe hợp lý, nghe cũng hợp lý, nghe được đó,
-    sao cũng được, vậy cũng được, thế cũng được, quyết vậy đi, cứ vậy đi, cứ thế đi, có liền,
+    chứ lị, có thật, thật đấy, thật đó, thật mà, thiệt mà, thiệt đó, chắc rồi, quá đúng,
+    quá chuẩn, quá được, có lý, hợp lý, nghe có lý, nghe cũng có lý, nghe hợp lý, nghe cũng hợp lý,
+    nghe được đó, sao cũng được, vậy cũng được, thế cũng được, quyết vậy đi, cứ vậy đi, cứ thế đi, có liền,
     còn gì bằng, công nhận, thật vậy, quả vậy, thực vậy, đúng thật, không còn nghi ngờ gì,
     không còn nghi ngờ gì nữa, đã rõ, đã hiểu, rõ rồi, có ngay, làm liền, xong ngay, duyệt luôn,
     triển luôn, đúng là vậy, đúng là thế""")
@@ -415,9 +416,11 @@ _POLITE = re.compile(
 _PROMISE = _clause(
     rf"{_I} (?:(?:xin|sẽ|đã|cũng|hoàn toàn|rất|thì|vừa|tuyệt đối|\S+ và|\S+ \S+ và) ){{0,2}}"
     r"(?:cam kết|cam đoan|đảm bảo|bảo đảm|hứa|thề|đồng ý|nhất trí|tán thành|chấp nhận|nhận lời"
-    r"|chấp thuận|bằng lòng|ủng hộ|khẳng định|xác nhận|sẵn sàng|sẵn lòng|chắc chắn|nhất định"
+    r"|chấp thuận|bằng lòng|ủng hộ(?! quỹ| bà con| đồng bào)"
+    r"|khẳng định|xác nhận|sẵn sàng|sẵn lòng|chắc chắn|nhất định"
     r"|(?:biết|nhớ|hiểu) rồi(?= ,|$)|lo (?:được|hết|liệu)"
-    r"|(?:làm|giao|nhận|đổi|sửa|hỗ trợ|chờ|đợi) được (?:ạ|mà|nha|nhé)(?= ,|$)|tiếp thu"
+    r"|(?:làm|giao|nhận|đổi|sửa|hỗ trợ|chờ|đợi) được (?:ạ|mà|nha|nhé)(?= ,|$)"
+    r"|tiếp thu(?= ,|$| ý kiến| góp ý)"
     rf"|(?:nghĩ|thấy|tính|định) (?:(?:thế|vậy){_CLOSES}"
     rf"|(?:y )?(?:như|giống|chang) {_CALLED}{_CLOSES})"
     r"|lấy (?:\S+ ){1,3}ra bảo đảm|tin (?:\S+ )?\S+)")
@@ -427,7 +430,8 @@ _CONSENT = _clause(
     r"(?:(?:cũng|thì|đều|sẽ|đã|xin|hoàn toàn|thấy) ){0,2}"
     r"(?:(?:không|hổng|hông|chẳng|chả)(?: hề| có)? (?:phản đối|ý kiến gì)(?! cũng)"
     rf"|(?:cho phép|bằng lòng)(?:{_CLOSES}| (?:[^ ,]+ ){{0,5}}?(?:con|cháu|em|mày|bạn|cậu)(?= |$))"
-    rf"|(?:đồng tình|thuận tình)(?: với|{_CLOSES})|cùng (?:quan điểm|ý kiến)|tán thành|ủng hộ"
+    rf"|(?:đồng tình|thuận tình)(?: với|{_CLOSES})|cùng (?:quan điểm|ý kiến)"
+    r"|tán thành|ủng hộ(?= ,|$)"
     rf"|(?:nghe theo|theo ý) {_CALLED}|(?:chốt|quyết|tiến hành) (?:luôn|vậy|thế)"
     rf"|ưng(?: bụng| thuận| ý)?{_CLOSES}|chịu (?:giá|vậy|luôn|liền))|(?:tui|tụi tui) chịu(?= ,|$)")
 _GRANTED = re.compile(
@@ -436,11 +440,12 @@ _GRANTED = re.compile(
 _AGREES = _word(
     r"hoàn toàn (?:đồng ý|nhất trí|chính xác)|đã được (?:xác nhận|duyệt|chấp thuận|phê duyệt)"
     r"|xin (?:hứa|thề|cam đoan|khẳng định|đồng ý|vâng|xác nhận)"
-    r"|nói (?:(?:cũng|rất|thật|quá) )?(?:đúng|phải|chuẩn|chí phải|chính xác|có lý|chí lý|hợp lý"
+    r"|nói (?:(?:cũng|rất|thật|quá) )?(?:đúng|phải|chuẩn|chí phải|chính xác|trúng"
+    r"|có lý|chí lý|hợp lý"
     r"|không sai)(?! sự thật| là| giọng| tiếng| hay| nhưng| thì)"
     r"|đúng (?:vậy|thế|đấy|đó)|(?:đúng|chắc chắn|tất nhiên|dĩ nhiên|nhất định) rồi"
     rf"|(?:^|(?<=, )){_YOU} (?:nói|phân tích|nhận xét|đoán|tính|nghĩ|nhớ|hiểu|làm) "
-    r"(?:\S+ )?(?:đúng|chuẩn|trúng|chính xác) (?:rồi|đấy|đó|lắm)"
+    r"(?:\S+ )?(?:đúng|chuẩn|trúng|chính xác) (?:rồi|đấy|đó|lắm)(?! là)"
     r"|(?:muốn|tính|thích|quyết) (?:sao|gì|thế nào) cũng được(?= ,|$)"
     r"|thủ tướng khẳng định")
 _DENIES = _word(
@@ -468,7 +473,8 @@ _HARMS = """cháy, nổ, bỏng, điện giật, độc, ngộ độc, đuối, 
     giả mạo, chết, tử vong, mất mạng, tính mạng, nguy hiểm, nguy cơ, tai nạn, virus, hỏa hoạn, khói,
     rò rỉ, gas, ga đang xì, nứt, vực, xoáy, kẻ gian, kẻ xấu, ăn mòn, nước dâng, nước lên, nắng nóng,
     mùi nồng, nước sâu, hố sâu, dốc cao, sứa, ổ gà, cắn người, chó cắn, rắn cắn, bị cắn,
-    chảy xiết, nước xiết, sóng to, sóng lớn, sóng đang lớn, sương mù, đang hở, bị hở, hở điện, hở mạch, xì, lính gác, lính canh, nước sôi,
+    chảy xiết, nước xiết, sóng to, sóng lớn, sóng đang lớn, sương mù, đang hở, bị hở, hở điện,
+    hở mạch, xì, lính gác, lính canh, nước sôi,
     đang sôi, còn nóng, mưa đá, lung lay, gãy, cầu yếu, mất lái, mất thắng, mất phanh, mất xác,
     dữ lắm, kính vỡ, mảnh chai, mảnh kính, miểng chai, ong vò vẽ, bọ cạp, rết, có hại, hại gan,
     chập điện, cua gấp, khúc cua, tràn vô, tràn vào"""
@@ -543,6 +549,8 @@ _NOTICE = _word(
     r"xa tầm tay|trong tầm tay trẻ em|cấm lửa|điện cao thế|khu vực nguy hiểm|có độc"
     r"|^không (?:sử dụng|dùng|uống|ăn) (?:(?:sản phẩm|thuốc) )?(?:khi|nếu|quá liều)"
     rf"|(?:sau lưng|trên|dưới|cạnh|trước mặt) (?:\S+ )?{_YOU} có (?:con )?(?:rắn|ong|rết|nhện)"
+    r"|^(?:khi |nếu )?(?:phát hiện|thấy|ngửi thấy) (?:cháy|khói|mùi gas|rò rỉ)"
+    r" (?:\S+ ){0,3}(?:báo|gọi)"
     r"|^chó dữ(?= ,|$)|thuốc (?:[^ ,]+ ){0,6}(?:, (?:[^ ,]+ ){0,6})?không được (?:dùng|uống)"
     rf"|^(?:đoạn|khúc|quãng|khu vực|nơi)(?: đường| cua| này| đó)* (?:thường xuyên|thường|hay|dễ)"
     rf"(?: xảy ra| có| bị)?(?: {_any(_HARMS)})+$"
@@ -566,9 +574,9 @@ def _danger_comes(s: _Sentence) -> bool:
 _ACTS = _any("""tránh, tắt, rút, khóa, đóng, nấp, nín thở, bịt, đeo, giảm tốc độ, về số thấp,
     di dời, sơ tán, rời, ngừng, dừng, ngưng, theo lối, quay xe, đi chậm, chạy, cúi, buông, bỏ,
     xuống, leo, trèo, ngắt, gọi, che, núp, nhảy, ra khỏi, ra ngoài, chui, lùi, phanh, né, bắt lấy,
-    hạ buồm, bò, đưa, dậy, trú, mặc áo phao, đội mũ, bắt buộc, đề nghị, khoan, đứng xa, đứng lùi,
-    đứng né, đứng yên, vô nhà, vào nhà, vô trong, vào trong, quay ghe, quay tàu, quay thuyền,
-    quay đầu, mở cửa, mở hết cửa, nói nhỏ, nói khẽ, bước nhẹ, đi nhẹ, đi khẽ, đi từ từ, đi vòng,
+    hạ buồm, bò, đưa, dậy, trú, mặc áo phao, đội mũ, bắt buộc, đề nghị, khoan,
+    lên bờ, đứng xa, đứng lùi, đứng né, đứng yên, vô nhà, vào nhà, vô trong, vào trong, quay ghe,
+    quay tàu, quay thuyền, quay đầu, mở cửa, mở hết cửa, nói nhỏ, nói khẽ, bước nhẹ, đi nhẹ, đi khẽ, đi từ từ, đi vòng,
     lái chậm, lái từ từ, vịn, bám, nắm chặt, cúp máy, dọn đồ, mang dép, mang giày, nhanh lên,
     mau lên, bớt, nép, bóp còi""")
 _ACT = _clause(rf"(?:(?:\S+ )+thì |ai (?:[^ ,]+ ){{0,3}}?(?:nhớ|phải|nên|hãy) )?"
