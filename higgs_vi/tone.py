@@ -382,13 +382,13 @@ _BEFORE_YES = (
     r"(?:(?:rồi ,|à|ồ|ôi|thì|thế thì|vậy thì|ờ|ừ|dạ|rất|hoàn toàn|quá|tôi|thế|vậy) (?:, )?)*")
 _IDIOMS = _any("""thôi được, thôi cũng được, thôi thì được, không vấn đề gì, không có vấn đề gì,
     không vấn đề, hổng vấn đề gì, không có gì phải bàn, khỏi phải bàn, khỏi bàn, miễn bàn, biết rồi,
-    nhớ rồi, chứ còn gì nữa, còn gì nữa, chứ gì nữa, chứ sao, chứ sao nữa, chớ sao, chớ sao nữa,
-    chứ lị, có thật, thật đấy, thật đó, thật mà, thiệt mà, thiệt đó, chắc rồi, quá đúng,
-    quá chuẩn, quá được, có lý, hợp lý, nghe có lý, nghe cũng có lý, nghe hợp lý, nghe cũng hợp lý,
-    nghe được đó, sao cũng được, vậy cũng được, thế cũng được, quyết vậy đi, cứ vậy đi, cứ thế đi, có liền,
-    còn gì bằng, công nhận, thật vậy, quả vậy, thực vậy, đúng thật, không còn nghi ngờ gì,
-    không còn nghi ngờ gì nữa, đã rõ, đã hiểu, rõ rồi, có ngay, làm liền, xong ngay, duyệt luôn,
-    triển luôn, đúng là vậy, đúng là thế""")
+    nhớ rồi, chứ còn gì nữa, còn gì nữa, chứ gì nữa, chứ sao, chứ sao nữa, chớ sao, chớ sao nữa, chứ
+    lị, có thật, thật đấy, thật đó, thật mà, thiệt mà, thiệt đó, chắc rồi, quá đúng, quá chuẩn, quá
+    được, có lý, hợp lý, nghe có lý, nghe cũng có lý, nghe hợp lý, nghe cũng hợp lý, nghe được đó,
+    sao cũng được, vậy cũng được, thế cũng được, quyết vậy đi, cứ vậy đi, cứ thế đi, có liền, còn gì
+    bằng, công nhận, thật vậy, quả vậy, thực vậy, đúng thật, không còn nghi ngờ gì, không còn nghi
+    ngờ gì nữa, đã rõ, đã hiểu, rõ rồi, có ngay, làm liền, xong ngay, duyệt luôn, triển luôn, đúng
+    là vậy, đúng là thế""")
 _YES = re.compile(
     rf"^{_BEFORE_YES}(?:vâng(?! lời| lệnh| mệnh| theo){_UTTERED}"
     rf"|dạ(?! khúc| dày| hội| tiệc| quang| hương| cổ){_UTTERED}|(?:ừ|ừm|ờ){_UTTERED}"
@@ -571,14 +571,14 @@ def _danger_comes(s: _Sentence) -> bool:
     "A danger that is near, in a sentence that cries out or presses: cầu sắp sập rồi, lùi lại."
     return bool(_COMING.search(s.plain)) and (s.end == "!" or bool(_PRESSES.search(s.plain)))
 
-_ACTS = _any("""tránh, tắt, rút, khóa, đóng, nấp, nín thở, bịt, đeo, giảm tốc độ, về số thấp,
-    di dời, sơ tán, rời, ngừng, dừng, ngưng, theo lối, quay xe, đi chậm, chạy, cúi, buông, bỏ,
-    xuống, leo, trèo, ngắt, gọi, che, núp, nhảy, ra khỏi, ra ngoài, chui, lùi, phanh, né, bắt lấy,
-    hạ buồm, bò, đưa, dậy, trú, mặc áo phao, đội mũ, bắt buộc, đề nghị, khoan,
-    lên bờ, đứng xa, đứng lùi, đứng né, đứng yên, vô nhà, vào nhà, vô trong, vào trong, quay ghe,
-    quay tàu, quay thuyền, quay đầu, mở cửa, mở hết cửa, nói nhỏ, nói khẽ, bước nhẹ, đi nhẹ, đi khẽ, đi từ từ, đi vòng,
-    lái chậm, lái từ từ, vịn, bám, nắm chặt, cúp máy, dọn đồ, mang dép, mang giày, nhanh lên,
-    mau lên, bớt, nép, bóp còi""")
+_ACTS = _any("""tránh, tắt, rút, khóa, đóng, nấp, nín thở, bịt, đeo, giảm tốc độ, về số thấp, di
+    dời, sơ tán, rời, ngừng, dừng, ngưng, theo lối, quay xe, đi chậm, chạy, cúi, buông, bỏ, xuống,
+    leo, trèo, ngắt, gọi, che, núp, nhảy, ra khỏi, ra ngoài, chui, lùi, phanh, né, bắt lấy, hạ buồm,
+    bò, đưa, dậy, trú, mặc áo phao, đội mũ, bắt buộc, đề nghị, khoan, lên bờ, đứng xa, đứng lùi,
+    đứng né, đứng yên, vô nhà, vào nhà, vô trong, vào trong, quay ghe, quay tàu, quay thuyền, quay
+    đầu, mở cửa, mở hết cửa, nói nhỏ, nói khẽ, bước nhẹ, đi nhẹ, đi khẽ, đi từ từ, đi vòng, lái
+    chậm, lái từ từ, vịn, bám, nắm chặt, cúp máy, dọn đồ, mang dép, mang giày, nhanh lên, mau lên,
+    bớt, nép, bóp còi""")
 _ACT = _clause(rf"(?:(?:\S+ )+thì |ai (?:[^ ,]+ ){{0,3}}?(?:nhớ|phải|nên|hãy) )?"
                rf"{_AT}(?:\S+ ơi ,? ?)?(?:(?:yêu cầu|đề nghị) )?"
                rf"(?:{_WARNED} )?{_ACTS}")

@@ -167,7 +167,8 @@ KINDS = dict(
     "|Thuốc này trẻ dưới hai tuổi không được uống.|Không sử dụng khi bao bì đã rách."
     "|Khu vực thường xuyên sạt lở.|Lan can bị gãy, không được tựa vào."
     "|Cầu trơn lắm, con vịn tay mẹ."
-    "|Xe ben lùi kìa, tránh qua một bên.|Cô ơi, sau lưng cô có con ong vò vẽ.",
+    "|Phát hiện khói phải báo ngay cho nhân viên.|Xe ben lùi kìa, tránh qua một bên."
+    "|Cô ơi, sau lưng cô có con ong vò vẽ.",
     neutral="Bà dặn tôi đừng lội qua suối mùa lũ.|Mẹ thường nhắc anh em tôi không được chơi gần ao."
     "|Trên cửa dán tờ giấy cấm vào.|Ừ một tiếng, cô quay đi.|Dạ một tiếng thật khẽ, con bé chạy đi."
     "|Đúng mười hai giờ đêm, pháo hoa rực sáng.|Đúng hôm ấy trời đổ mưa."
@@ -178,7 +179,8 @@ KINDS = dict(
     "|Anh nói có lý hay không thì cũng muộn rồi.|Luật cho phép doanh nghiệp nộp hồ sơ qua mạng."
     "|Bố mẹ bằng lòng cho cưới, hai đứa mừng lắm.|Con mèo này hay cắn dép lắm."
     "|Ở quê tôi có nhiều rắn."
-    "|Đứa nào phá tao thì phải trả giá",
+    "|Đứa nào phá tao thì phải trả giá|Tôi tiếp thu bài chậm hơn các bạn."
+    "|Cửa hàng ủng hộ bà con vùng lũ hai tấn gạo.",
     questioning="Tối nay bạn đi được chứ|Nhà mình còn gạo chứ má"
     "|Mẹ cần gì để con mua|Mai cậu ở nhà chứ"
     "|Anh thích món gì để em nấu|Em ăn gì chị gọi luôn cho|Nay ai trực để tôi báo|Ý mày là kìa á")
