@@ -10,7 +10,7 @@ from pathlib import Path
 import jiwer, numpy as np, soundfile as sf, soxr, torch, torchaudio
 from higgs_vi.audio import SAMPLE_RATE
 from higgs_vi.show import load_librosa
-from higgs_vi.text import words
+from higgs_vi.text import split_tone, words
 
 
 @cache
@@ -54,6 +54,33 @@ def recognise(x) -> str:
 def wrong(texts: list[str], heard: list[str]) -> float:
     "CER: the share of the characters of `texts` that were heard otherwise, upper case and punctuation aside."
     return jiwer.cer([" ".join(words(t)) for t in texts], [h or "-" for h in heard])
+
+
+def aligned(text: str, heard: str) -> list[tuple[str, str]]:
+    "Syllables of `text` beside those that were heard, laid out so that the fewest bases and tones differ; \"\" beside none."
+    a, b = words(text), words(heard)
+    cost = np.add.outer(np.arange(len(a) + 1.0), np.arange(len(b) + 1.0))
+    differ = np.array([[sum(p != q for p, q in zip(split_tone(x), split_tone(y)))/2 for y in b] for x in a]).reshape(len(a), len(b))
+    for i in range(len(a)):
+        for j in range(len(b)): cost[i + 1, j + 1] = min(cost[i, j] + differ[i, j], cost[i, j + 1] + 1, cost[i + 1, j] + 1)
+    pairs, i, j = [], len(a), len(b)
+    while i or j:
+        if i and j and cost[i, j] == cost[i - 1, j - 1] + differ[i - 1, j - 1]:
+            i, j = i - 1, j - 1
+            pairs.append((a[i], b[j]))
+        elif i and cost[i, j] == cost[i - 1, j] + 1:
+            i -= 1
+            pairs.append((a[i], ""))
+        else:
+            j -= 1
+            pairs.append(("", b[j]))
+    return pairs[::-1]
+
+
+def right_tones(texts: list[str], heard: list[str]) -> float:
+    "The share of the syllables of `texts` that were heard with their tone."
+    pairs = [p for t, h in zip(texts, heard) for p in aligned(t, h) if p[0]]
+    return sum(bool(y) and split_tone(x)[1] == split_tone(y)[1] for x, y in pairs)/len(pairs)
 
 
 @torch.inference_mode()
