@@ -25,7 +25,7 @@ def wav(path, i, seconds=0.5, rate=16_000, **kind):
 
 
 def encoded(i, format="WAV"):
-    out = io.BytesIO(); sf.write(out, spoken(i), 16_000, format=format)
+    out = io.BytesIO(); sf.write(out, spoken(i, 0.5, 16_000), 16_000, format=format)
     return out.getvalue()
 
 
@@ -50,7 +50,7 @@ def test_csv_and_tsv_with_every_kind_of_sound(tmp_path):
     "8 to 48 kHz, stereo, MP3, Opus, FLAC, Vorbis; a mark at the start, a semicolon, quotation marks."
     wav(tmp_path/"0.wav", 0, rate=8_000); wav(tmp_path/"1.mp3", 1, rate=44_100)
     wav(tmp_path/"2.opus", 2, rate=48_000, format="OGG", subtype="OPUS")
-    sf.write(tmp_path/"3.flac", np.stack([spoken(3, rate=48_000)]*2, 1), 48_000)
+    sf.write(tmp_path/"3.flac", np.stack([spoken(3, 0.5, 48_000)]*2, 1), 48_000)
     files = ["0.wav", "1.mp3", "2.opus", "3.flac"]
     rows = [f'{f};"{t[:-1]}; rồi.";{s}' for f, t, s in zip(files, TEXTS, ["minh", "lan"]*2)]
     csv = lines(tmp_path/"a.csv", "audio_path;transcript;speaker_id", *rows, encoding="utf-8-sig")
@@ -75,7 +75,7 @@ def test_lines_that_one_quotation_mark_swallows_are_counted(tmp_path):
 
 def test_jsonl_of_nemo_and_of_swift(tmp_path):
     "NeMo: stretches of one recording, a broken line. ms-swift: the text is the message without the sound."
-    sf.write(tmp_path/"long.wav", np.concatenate([spoken(i, 1.0) for i in range(3)]), 16_000)
+    sf.write(tmp_path/"long.wav", np.concatenate([spoken(i, 1.0, 16_000) for i in range(3)]), 16_000)
     rows = [json.dumps(dict(audio_filepath="long.wav", offset=float(i), duration=1.0, text=TEXTS[i], speaker="lan")) for i in range(3)]
     late = json.dumps(dict(audio_filepath="long.wav", offset=7.0, duration=1.0, text="Muộn.", speaker="lan"))
     got = run(lines(tmp_path/"nemo.json", *rows, '{"torn": ', late), tmp_path/"out")
@@ -688,7 +688,7 @@ def test_what_must_be_unpacked_says_how(tmp_path):
 PARQUET = {
     "binary_view": lambda: pa.array([encoded(i) for i in range(3)], pa.binary_view()), "large": lambda: pa.array([encoded(i) for i in range(3)], pa.large_binary()),
     "fixed": lambda: pa.array([encoded(i) for i in range(3)], pa.binary(len(encoded(0)))),
-    "array": lambda: pa.array([dict(array=spoken(i).tolist(), sampling_rate=16_000, path=f"{i}.wav") for i in range(3)]),
+    "array": lambda: pa.array([dict(array=spoken(i, 0.5, 16_000).tolist(), sampling_rate=16_000, path=f"{i}.wav") for i in range(3)]),
     "list": lambda: pa.array([[dict(bytes=encoded(i), path=f"{i}.wav")] for i in range(3)]),
     "path alone": lambda: pa.array([dict(path=f"{i}.wav") for i in range(3)]), "no bytes": lambda: pa.array([dict(bytes=None, path=f"{i}.wav") for i in range(3)],
                                                                                                 pa.struct(dict(bytes=pa.binary(), path=pa.string()))),
@@ -705,7 +705,7 @@ def test_sounds_in_every_type_of_parquet(tmp_path, kind):
 
 
 def test_parquet_cells_that_are_no_sound_or_no_text(tmp_path):
-    good = dict(array=spoken(0).tolist(), sampling_rate=16_000)
+    good = dict(array=spoken(0, 0.5, 16_000).tolist(), sampling_rate=16_000)
     odd = [good, good | dict(sampling_rate=0), good | dict(array=[]), None, good | dict(sampling_rate=None)]
     pq.write_table(pa.table(dict(audio=odd, text=["Một."]*5)), tmp_path/"t.parquet")
     assert len(run(tmp_path/"t.parquet", tmp_path/"out").reasons) == 4

@@ -247,6 +247,8 @@ def signalled(monkeypatch, run, at, number):
 
 def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch):
     "SIGINT, then SIGHUP: each finishes its step and saves; `train` again, or `start` again without resume, goes on to the same end."
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):    # a shell's background job ignores some
+        signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     run = start(settings(place, place/"told", save=100, evaluate=4))
     said = signalled(monkeypatch, run, 2, signal.SIGINT)
