@@ -6,23 +6,28 @@
 __all__ = ['BROKEN', 'ODD', 'CheckSettings', 'measure', 'sound_faults', 'text_faults', 'look_at', 'folder_faults', 'check',
            'summary', 'refuse', 'main']
 
-# %% ../nbs/08_check.ipynb #17385a67
-import json, os, sys, tempfile
+# %% ../nbs/08_check.ipynb #58164c88
+import json
+import os
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-import pandas as pd, soundfile as sf
+
+import pandas as pd
+import soundfile as sf
 from tqdm import tqdm
-from .audio import (SAMPLE_RATE, as_written, atomic, check_file, clip_key, clipped, inside, loudest,
-                            read_audio)
+
+from .audio import SAMPLE_RATE, as_written, clip_key, clipped, loudest, read_audio
 from .cells import why_noted
-from .data import DataSettings, prepare, read_samples
+from .files import atomic, check_file, inside
 from .journal import Fingerprints
-from .prompt import as_list, map_turns, without_tags
-from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
+from .manifest import read_samples
+from .settings import Settings, from_cli, option, project_root
 from .sound import Recordings, no_speech
 from .text import why_foreign
+from .turns import as_list, map_turns, without_tags
 
 # %% ../nbs/08_check.ipynb #d24ab856
 @dataclass

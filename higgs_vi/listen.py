@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['ListenSettings', 'sample_rows', 'write_gallery', 'main']
 
-# %% ../nbs/06_listen.ipynb #66b145fb
+# %% ../nbs/06_listen.ipynb #7da59bc1
 from dataclasses import dataclass
 from pathlib import Path
-from .audio import Damaged, inside, level, read_audio, read_json
-from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
-from .show import Clip, gallery, show
+
+from .audio import read_audio
+from .files import Damaged, inside, read_json
+from .settings import Settings, from_cli, option, project_root
+from .show import Clip, gallery
 
 # %% ../nbs/06_listen.ipynb #a1a2fc5d
 @dataclass

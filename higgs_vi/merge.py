@@ -6,12 +6,14 @@
 __all__ = ['PROBES', 'PLAIN', 'MergeSettings', 'probe', 'difference', 'find_adapter', 'base_name', 'merge', 'report', 'hear',
            'main']
 
-# %% ../nbs/05_merge.ipynb #f7d659c3
+# %% ../nbs/05_merge.ipynb #54d8f2dc
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option
-from .settings import project_root, read_options_first
+
+from higgs_vi.settings import (
+    Settings, from_cli, local_or_id, option, project_root, read_options_first,
+)
 
 # %% ../nbs/05_merge.ipynb #83d87009
 @dataclass
@@ -25,18 +27,20 @@ class MergeSettings(Settings):
     text: str = ""                      # a sentence to hear before and after; empty: none
 
 # In a command, --help and wrong values end here, before torch is imported.
-read_options_first(MergeSettings)
+read_options_first(MergeSettings, __name__)
 
-# %% ../nbs/05_merge.ipynb #06eb3c20
-import numpy as np, torch
+# %% ../nbs/05_merge.ipynb #cc9fb3c3
+import numpy as np
+import torch
+
+from .adapters import load_adapter, read_base
 from .audio import write_wav
-from .codec import not_finite
 from .batch import build_example, collate
-from .generate import Sampling, Speech, generate_columns, make_prompt, say
-from .model import Checkpoint, load_checkpoint, load_model, save_checkpoint
-from .run import NANO, load_adapter, read_base
+from .generate import Sampling, Speech, generate_columns, say
+from .model import Checkpoint, NANO, load_checkpoint, load_model, save_checkpoint
 from .step import target_logits
-from .train import tiny_run
+from .voices import make_prompt
+from .weights import not_finite
 
 # %% ../nbs/05_merge.ipynb #05abaafb
 PROBES = ["Xin chào các bạn.", "Hôm nay trời đẹp quá!", "Bao giờ anh về quê?"]

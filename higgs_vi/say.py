@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['SaySettings', 'load_speaker', 'words_to_say', 'speak', 'main']
 
-# %% ../nbs/07_say.ipynb #499aafce
+# %% ../nbs/07_say.ipynb #71559224
 from dataclasses import dataclass
-from .settings import Settings, from_cli, from_notebook, in_test, local_or_id, option
-from .settings import project_root, read_options_first
+
+from higgs_vi.settings import (
+    Settings, from_cli, local_or_id, option, project_root, read_options_first,
+)
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
 @dataclass
@@ -35,18 +37,21 @@ class SaySettings(Settings):
     device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
 
 # In a command, --help and wrong values end here, before torch is imported.
-read_options_first(SaySettings)
+read_options_first(SaySettings, __name__)
 
-# %% ../nbs/07_say.ipynb #a846333d
+# %% ../nbs/07_say.ipynb #a23d2dc8
 import torch
+
+from .adapters import load_adapter
 from .aloud import spoken
 from .audio import write_wav
-from .generate import Sampling, Speech, load_voice, make_prompt, say
+from .generate import Sampling, Speech, say
 from .merge import base_name, find_adapter
-from .model import Checkpoint, load_checkpoint
-from .prompt import map_turns, scene_sentence, without_tags
-from .run import NANO, load_adapter
+from .model import Checkpoint, NANO, load_checkpoint
+from .prompt import scene_sentence
 from .text import why_foreign
+from .turns import map_turns, without_tags
+from .voices import load_voice, make_prompt
 
 # %% ../nbs/07_say.ipynb #f16b5143
 def load_speaker(cfg: SaySettings) -> Checkpoint:

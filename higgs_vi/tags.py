@@ -6,19 +6,25 @@
 __all__ = ['MEASURES', 'LADDERS', 'TAGS', 'TagSettings', 'measured', 'make_bins', 'word', 'read_bins', 'tags_of', 'with_tags',
            'tag', 'main']
 
-# %% ../nbs/01_tags.ipynb #8a2c0cab
-import json, sys
+# %% ../nbs/01_tags.ipynb #80139952
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from tqdm import tqdm
-from .audio import read_audio, write_text
-from .data import DataSettings, prepare, read_higgs
-from .prompt import as_list, without_tags
-from .settings import Settings, from_cli, from_notebook, in_test, option, project_root
+
+from .audio import read_audio
+from .data import DataSettings, prepare
+from .emotion import dialect_named, dialect_of, emotion_of, vote
+from .files import write_text
+from .manifest import read_higgs
+from .settings import Settings, from_cli, option, project_root
 from .sound import measure, scene_of
 from .text import words
-from .tone import DIALECTS, dialect_named, dialect_of, emotion_of, vote
+from .turns import as_list, without_tags
 
 # %% ../nbs/01_tags.ipynb #3b40c59d
 @dataclass

@@ -9,9 +9,11 @@ import higgs_vi  # before torch: it sets how torch's threads wait
 import pytest, torch
 from transformers.utils import logging
 
-from higgs_vi.audio import read_audio, write_text
+from higgs_vi.audio import read_audio
+from higgs_vi.files import write_text
 from higgs_vi.batch import build_example, collate
-from higgs_vi.codec import DEMO, encode
+from higgs_vi.audio import DEMO
+from higgs_vi.codec import encode
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.model import nano
 from higgs_vi.prompt import Prompt

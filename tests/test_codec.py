@@ -9,8 +9,10 @@ from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_vi import codec as module
 from higgs_vi.audio import read_audio
-from higgs_vi.codec import DEMO, encode, few_shapes, fill_codebooks, first_differences, load_codec, released_codec_config
-from higgs_vi.run import NANO
+from higgs_vi.audio import DEMO
+from higgs_vi.codec import encode, few_shapes, fill_codebooks, first_differences, load_codec
+from higgs_vi.boson import released_codec_config
+from higgs_vi.model import NANO
 
 SHARED = Path(__file__).parents[1]/"../shared/data/cv_vi"
 

@@ -10,11 +10,15 @@ import pytest
 import soundfile as sf
 import torch
 
-from higgs_vi.audio import atomic, read_audio, write_text, write_wav
+from higgs_vi.files import atomic, write_text
+from higgs_vi.audio import read_audio, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
-from higgs_vi.codec import DEMO, CodeCache, encode_files
-from higgs_vi.data import DataSettings, conform, main, prepare, read_higgs, said
-from higgs_vi.model import add_lora, lora_config, nano
+from higgs_vi.audio import DEMO
+from higgs_vi.cache import CodeCache, encode_files
+from higgs_vi.data import DataSettings, conform, main, prepare, said
+from higgs_vi.manifest import read_higgs
+from higgs_vi.adapters import add_lora, lora_config
+from higgs_vi.model import nano
 from higgs_vi.plan import split
 from higgs_vi.step import train_step
 from higgs_vi.tables import read_table

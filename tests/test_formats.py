@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from higgs_vi.batch import build_example, collate
-from higgs_vi.codec import codec_config_from_boson, codec_key, encode
+from higgs_vi.boson import codec_config_from_boson
+from higgs_vi.cache import codec_key
+from higgs_vi.codec import encode
 from higgs_vi.generate import GREEDY, say
-from higgs_vi.model import (Checkpoint, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, load_checkpoint, load_codec,
-                            load_model, model_config_from_boson, save_checkpoint)
+from higgs_vi.model import Checkpoint, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, load_checkpoint, load_model, save_checkpoint
+from higgs_vi.codec import load_codec
+from higgs_vi.boson import model_config_from_boson
 from higgs_vi.prompt import SPECIAL_TOKENS, Prompt, Reference, encode_prompt, render, token_id
 from higgs_vi.step import target_logits
 
@@ -79,7 +82,7 @@ def test_released_configuration_is_hf_s_big_model(llama_tokenizer):
 # --- 9: Boson's layout --------------------------------------------------------------------------------------------------------
 
 def to_boson(weights):
-    "Boson's names for HF's weights: the map of part 15 backwards, written again."
+    "Boson's names for HF's weights: the map of part 36 backwards, written again."
     new = {}
     for n, w in weights.items():
         n = n.replace("model.embed_audio_tokens.embed_audio_tokens", "audio_codebook_embeddings")

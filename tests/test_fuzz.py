@@ -126,7 +126,7 @@ def main(first, n, folder):
     "Cases `first` to `first + n` in this process; prints what went wrong, how the cases ended and the peak memory in GiB."
     import soundfile as sf
     from sounds import spoken               # beside this file, which runs as a script
-    from higgs_vi.watch import memory_gib
+    from higgs_vi.monitor import memory_gib
     import higgs_vi.data                                                    # its import is no case's time
     folder = Path(folder); out = folder.with_name(folder.name + "_out"); folder.mkdir(); out.mkdir()
     for i in range(6): sf.write(folder/f"{i}.wav", spoken(i, 0.5, 16_000), 16_000)

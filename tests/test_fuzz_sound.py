@@ -78,7 +78,7 @@ RUN = """
 import json, sys, time
 import higgs_vi.data as data
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.watch import memory_gib
+from higgs_vi.monitor import memory_gib
 took, real = {}, data.examine
 def timed(row, *rest):
     began = time.perf_counter()

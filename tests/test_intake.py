@@ -14,8 +14,8 @@ import higgs_vi.data as data
 from higgs_vi.audio import read_audio
 from higgs_vi.check import BROKEN, ODD, CheckSettings, check
 from higgs_vi.check import main as check_command
-from higgs_vi.codec import DEMO
-from higgs_vi.cut import by_pauses, levels_of, parse_cues, speech
+from higgs_vi.audio import DEMO
+from higgs_vi.subtitles import by_pauses, levels_of, parse_cues, speech
 from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
 from higgs_vi.show import load_librosa
 from tests.sounds import spoken

@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_vi import step
-from higgs_vi.memory import GIB, LENGTH, SHARE, SPARE, MemorySettings, configuration, forecast, kept, kept_compiled, skeleton
-from higgs_vi.model import add_lora, for_full_training, lora_config
+from higgs_vi.forecast import GIB, LENGTH, SHARE, SPARE, configuration, forecast, kept, kept_compiled, skeleton
+from higgs_vi.recipe import MemorySettings
+from higgs_vi.adapters import add_lora, for_full_training, lora_config
 
 WIDE = dict(rank=32, targets=["attention", "text_ffn", "audio_ffn"])
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from higgs_vi.audio import read_audio
-from higgs_vi.codec import DEMO
+from higgs_vi.audio import DEMO
 from higgs_vi.show import Clip, gallery
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)

@@ -4,13 +4,17 @@ import json
 import numpy as np
 import pytest
 
-from higgs_vi.audio import write_text, write_wav
+from higgs_vi.files import write_text
+from higgs_vi.audio import write_wav
 from higgs_vi.batch import prompt_from_row
 from higgs_vi.check import CheckSettings, text_faults
 from higgs_vi.data import DataSettings, prepare, said
-from higgs_vi.generate import make_prompt
-from higgs_vi.prompt import Prompt, Reference, is_dialogue, map_turns, speaker_turns, task_of, without_tags
-from higgs_vi.speakers import original, plain, texts_of
+from higgs_vi.voices import make_prompt
+from higgs_vi.prompt import Prompt, Reference
+from higgs_vi.turns import is_dialogue, map_turns, speaker_turns, task_of, without_tags
+from higgs_vi.speakers import original
+from higgs_vi.pairs import plain
+from higgs_vi.splits import texts_of
 from higgs_vi.tags import tags_of
 
 VARIANTS = ["[speaker0]", "[SPEAKER00]", "[SPEAKER٠]", "[SPEAKER०]", "[ SPEAKER0 ]", "[Speaker 0]", "[SPEAKER0]:", "［ＳＰＥＡＫＥＲ０］",

@@ -9,16 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import higgs_vi.train as module
+import higgs_vi.loop as module
 from higgs_vi.batch import build_example, collate
-from higgs_vi.generate import GREEDY, Sampling, generate_columns, make_prompt
+from higgs_vi.generate import GREEDY, Sampling, generate_columns
+from higgs_vi.voices import make_prompt
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import Checkpoint, base_of, load_model, save_checkpoint
 from higgs_vi.plan import rate_at
 from higgs_vi.prompt import Prompt, Reference, render
-from higgs_vi.run import Average, checkpoints, random_state, read_metrics, set_random_state
+from higgs_vi.checkpoint import Average, checkpoints, random_state, read_metrics, set_random_state
 from higgs_vi.step import audio_loss, target_logits, train_step
-from higgs_vi.train import TrainSettings, build_model, execute, finish, load_step, start, train, validate, with_preset
+from higgs_vi.recipe import TrainSettings
+from higgs_vi.loop import build_model, finish, load_step, train, validate
+from higgs_vi.train import execute, start
+from higgs_vi.forecast import with_preset
 from tests.mutations import MUTATIONS
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from higgs_vi.audio import Damaged, atomic, atomic_folder, read_json, sweep, write_text
-from higgs_vi.codec import delay, load_codec, undelay
-from higgs_vi.model import add_lora, build_processor, load_checkpoint, load_model, load_tokenizer, lora_config, save_checkpoint
-from higgs_vi.run import (checkpoints, load_adapter, load_state, load_trained, lock_run, read_adapter_config, read_metrics, save_adapter,
-                          save_state, unlock_run)
+from higgs_vi.files import Damaged, atomic, atomic_folder, read_json, sweep, write_text
+from higgs_vi.delay import delay, undelay
+from higgs_vi.codec import load_codec
+from higgs_vi.adapters import add_lora, lora_config
+from higgs_vi.model import build_processor, load_checkpoint, load_model, load_tokenizer, save_checkpoint
+from higgs_vi.checkpoint import checkpoints, load_state, load_trained, lock_run, read_metrics, save_state, unlock_run
+from higgs_vi.adapters import load_adapter, read_adapter_config, save_adapter
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +228,7 @@ def test_no_code_of_a_checkpoint_runs_even_after_a_yes(saved, tmp_path):
 
 KILLED = """
 import os, sys, signal
-from higgs_vi.audio import atomic, atomic_folder
+from higgs_vi.files import atomic, atomic_folder
 with atomic(sys.argv[1] + "/settings.json"), atomic_folder(sys.argv[1] + "/merged") as folder:
     (folder/"half").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -260,7 +262,7 @@ def test_a_folder_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 HOLD = """
 import sys
 from pathlib import Path
-from higgs_vi.run import lock_run
+from higgs_vi.checkpoint import lock_run
 lock = lock_run(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -281,7 +283,7 @@ def test_a_run_folder_is_held_by_one_process_that_is_named_and_falls_when_it_die
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"loss": 1}', '{"step": "x"}', "\0\0\0", '{"step": 2, "loss": NaN'])
 def test_a_torn_line_of_metrics_is_named(tmp_path, capsys, line):
-    from higgs_vi.run import Metrics
+    from higgs_vi.checkpoint import Metrics
     (tmp_path/"metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 3}\n{"step": 4')
     with pytest.raises(Damaged, match="metrics.jsonl, line 2, is damaged"): read_metrics(tmp_path)
     assert [r["step"] for r in Metrics(tmp_path, 3).rows] == [1, 3] == [r["step"] for r in read_metrics(tmp_path)]
@@ -337,7 +339,9 @@ def test_a_stray_marker_in_one_codebook_does_not_cut_the_sentence(parts, marker,
 def run(saved, tmp_path_factory):
     "A short run of an adapter, saved at steps 1, 2 and 3, and its settings."
     from higgs_vi.data import DataSettings, prepare
-    from higgs_vi.train import TrainSettings, execute, with_preset
+    from higgs_vi.recipe import TrainSettings
+    from higgs_vi.train import execute
+    from higgs_vi.forecast import with_preset
     place = tmp_path_factory.mktemp("run")
     prepare(DataSettings(out=str(place/"data")))
     cfg = with_preset(TrainSettings.of(dict(
@@ -356,7 +360,8 @@ def again(cfg, tmp_path, **more):
 
 def begin(cfg):
     "`start`, and let the folder go."
-    from higgs_vi.train import close_logs, start
+    from higgs_vi.loop import close_logs
+    from higgs_vi.train import start
     begun = start(cfg)
     close_logs(begun)
     return begun
@@ -374,7 +379,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(run, t
 
 
 def test_the_best_checkpoint_damaged_is_said_and_another_one_written_out(run, tmp_path, capsys):
-    from higgs_vi.train import close_logs, finish, start
+    from higgs_vi.loop import close_logs, finish
+    from higgs_vi.train import start
     begun = start(again(run, tmp_path))
     damage(tmp_path/f"run/checkpoints/step-{begun.best_step:06d}/adapter_model.safetensors", "nan")
     finish(begun)
@@ -403,7 +409,7 @@ def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_p
 
 def test_a_temporary_file_alone_blocks_nothing_and_torn_settings_are_named(run, tmp_path):
     from dataclasses import replace
-    from higgs_vi.train import open_folder
+    from higgs_vi.loop import open_folder
     new = replace(run, out=str(tmp_path/"new"))
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
     (tmp_path/"new").mkdir()

@@ -2,7 +2,7 @@
 import numpy as np, pytest
 from types import SimpleNamespace
 import higgs_vi.generate as generate
-from higgs_vi.codec import delay
+from higgs_vi.delay import delay
 from higgs_vi.generate import GREEDY, Sampling, odd_length, say, sounding_seconds, syllables_to_say
 from higgs_vi.prompt import Prompt
 

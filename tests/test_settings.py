@@ -1,4 +1,5 @@
 """Every step's parameters: their limits, and where their paths start."""
+import re
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.test_house import STEPS, module_of
 def settings_of(path):
     "The settings class of a step's notebook."
     step = import_module(f"higgs_vi.{module_of(path)}")
-    return next(v for v in vars(step).values() if isinstance(v, type) and issubclass(v, Settings) and v.__module__ == step.__name__)
+    return vars(step)[re.search(r"from_notebook\((\w+), globals", path.read_text(encoding="utf-8"))[1]]
 
 
 CLASSES = [settings_of(p) for p in STEPS]
@@ -101,7 +102,7 @@ def test_a_command_refuses_them_too(cls, capsys):
 
 @pytest.mark.parametrize("change", [dict(gpu="nan"), dict(gpu="inf"), dict(gpu="-3"), dict(gpu="much"), dict(targets=[])])
 def test_what_one_field_alone_cannot_say_is_checked_too(change):
-    from higgs_vi.train import TrainSettings
+    from higgs_vi.recipe import TrainSettings
     with pytest.raises(ValueError, match=f"parameter {next(iter(change))} is"): TrainSettings.of(change)
 
 
@@ -112,7 +113,7 @@ def test_a_seed_keeps_its_bits_and_a_number_written_as_text_its_value():
 
 
 def test_the_optimisers_that_settings_take_are_those_that_there_are():
-    "The settings list them once more, since 23_step imports torch."
+    "The settings list them once more, since 40_step imports torch."
     from higgs_vi.step import OPTIMIZERS
     for cls in CLASSES:
         for f in fields(cls):
@@ -155,7 +156,7 @@ def test_a_notebook_s_paths_start_at_our_project_and_at_no_other_one(tmp_path, m
 
 
 def test_one_folder_under_two_names_is_one(tmp_path, monkeypatch, start):
-    from higgs_vi.train import TrainSettings
+    from higgs_vi.recipe import TrainSettings
     monkeypatch.chdir(tmp_path)
     (tmp_path/"nano").mkdir()
     (tmp_path/"link").symlink_to(tmp_path/"nano")

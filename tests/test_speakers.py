@@ -12,11 +12,16 @@ import higgs_vi.speakers as speakers
 from higgs_vi.batch import draw_clips, epoch_batches
 from higgs_vi.check import CheckSettings
 from higgs_vi.check import check as look_through
-from higgs_vi.data import DataSettings, prepare, read_higgs
+from higgs_vi.data import DataSettings, prepare
+from higgs_vi.manifest import read_higgs
 from higgs_vi.plan import Dataset, plan_epoch, plan_from, split
-from higgs_vi.run import read_metrics
-from higgs_vi.speakers import (SIDES, SpeakersSettings, balance, effective, execute, kind_of, original, seconds_by, speakers_of, texts_of)
-from higgs_vi.train import TrainSettings, start, train, with_preset
+from higgs_vi.checkpoint import read_metrics
+from higgs_vi.splits import SIDES, effective, seconds_by, speakers_of, texts_of
+from higgs_vi.speakers import SpeakersSettings, balance, execute, kind_of, original
+from higgs_vi.recipe import TrainSettings
+from higgs_vi.train import start
+from higgs_vi.loop import train
+from higgs_vi.forecast import with_preset
 
 CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
 

@@ -11,8 +11,9 @@ import soundfile as sf
 
 from higgs_vi.cells import kind_of, why_noted, without_notes
 from higgs_vi.check import CheckSettings, check
-from higgs_vi.data import DataSettings, gender_of, main, prepare, read_higgs, read_source
-from higgs_vi.speakers import given_sides
+from higgs_vi.data import DataSettings, gender_of, main, prepare, read_source
+from higgs_vi.manifest import read_higgs
+from higgs_vi.splits import given_sides
 from higgs_vi.tables import Blobs, by_folder, read_parquet, read_table
 from tests.sounds import spoken
 

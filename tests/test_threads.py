@@ -65,9 +65,10 @@ def test_a_small_model_speaks_on_one_thread_and_gives_the_others_back(parts):
 SPEAK = """
 import sys, time
 import higgs_vi
-from higgs_vi.generate import Sampling, make_prompt, say
+from higgs_vi.generate import Sampling, say
+from higgs_vi.voices import make_prompt
 from higgs_vi.model import load_checkpoint
-from higgs_vi.run import NANO
+from higgs_vi.model import NANO
 import torch
 parts = load_checkpoint(NANO, None, torch.float32, "cpu")
 speak = lambda seconds: say(parts, make_prompt("Hôm nay trời đẹp quá, tôi muốn đi dạo."), Sampling(seconds=seconds))

@@ -10,20 +10,30 @@ import yaml
 from accelerate.hooks import attach_align_device_hook_on_blocks
 from safetensors.torch import load_file
 
-from higgs_vi.audio import read_audio, write_text, write_wav
+from higgs_vi.audio import read_audio, write_wav
+from higgs_vi.files import write_text
 from higgs_vi.batch import build_example, collate, without_words
-from higgs_vi.codec import DEMO, decode, encode
+from higgs_vi.audio import DEMO
+from higgs_vi.codec import decode, encode
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.generate import Sampling, Speech, generate_columns, make_prompt, say
-from higgs_vi.memory import MemorySettings, fitting, forecast
+from higgs_vi.generate import Sampling, Speech, generate_columns, say
+from higgs_vi.voices import make_prompt
+from higgs_vi.recipe import MemorySettings
+from higgs_vi.forecast import fitting, forecast
 from higgs_vi.merge import MergeSettings, merge
-from higgs_vi.model import add_lora, base_of, keep_text_on_host, load_checkpoint, load_model, lora_config, places, save_checkpoint, write_nano
+from higgs_vi.adapters import add_lora, lora_config
+from higgs_vi.model import base_of, keep_text_on_host, load_checkpoint, load_model, places, save_checkpoint, write_nano
 from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
-from higgs_vi.run import NANO, checkpoints, fingerprint, load_adapter, lock_run, read_metrics, unlock_run
+from higgs_vi.model import NANO
+from higgs_vi.checkpoint import checkpoints, lock_run, read_metrics, unlock_run
+from higgs_vi.adapters import fingerprint, load_adapter
 from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
 from higgs_vi.step import OutOfMemory, build_optimizer, train_step
-from higgs_vi.train import TrainSettings, execute, finish, Stopped, load_step, main as train_main, open_folder, start, train, validate, with_preset
-from higgs_vi.watch import outcome
+from higgs_vi.recipe import TrainSettings
+from higgs_vi.train import execute, main as train_main, start
+from higgs_vi.loop import finish, Stopped, load_step, open_folder, train, validate
+from higgs_vi.forecast import with_preset
+from higgs_vi.monitor import outcome
 from tests.conftest import FOUR
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +182,9 @@ def test_tags_stand_in_their_share_of_the_prompts(place):
 TWO = """
 import json, shutil, sys
 from pathlib import Path
-from higgs_vi.train import TrainSettings, execute, with_preset
+from higgs_vi.recipe import TrainSettings
+from higgs_vi.train import execute
+from higgs_vi.forecast import with_preset
 *plain, whole, cut = [with_preset(TrainSettings.of(c)) for c in json.loads(sys.argv[1])]
 for cfg in plain: execute(cfg)
 run = execute(whole)
@@ -233,7 +245,7 @@ def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tm
 
 def signalled(monkeypatch, run, at, number):
     "Train `run` and send this process a signal in its step `at`; what is raised."
-    import higgs_vi.train as module
+    import higgs_vi.loop as module
     real = module.one_step
 
     def telling(run, *args):
@@ -376,7 +388,7 @@ def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
     common = dict(mode="full", steps=4, rate=4e-5, precision="bf16", report=1, warmup=0.0, save=2, evaluate=4)
     runs = {o: execute(settings(place, place/f"full-{o}", optimizer=o, **common)) for o in ("adamw", "rounded8bit")}
     with monkeypatch.context() as m:
-        m.setattr("higgs_vi.train.build_optimizer", lambda p, _, rate, decay: torch.optim.AdamW(p, lr=rate, weight_decay=decay))
+        m.setattr("higgs_vi.loop.build_optimizer", lambda p, _, rate, decay: torch.optim.AdamW(p, lr=rate, weight_decay=decay))
         runs["plain"] = execute(settings(place, place/"full-plain", optimizer="rounded8bit", **common))
     assert all(w.dtype == torch.bfloat16 for o in ("rounded8bit", "plain") for w in runs[o].model.parameters())
     fp32, rounded, plain = (np.array([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"]) for r in runs.values())
@@ -640,7 +652,7 @@ def test_a_clip_that_is_its_own_reference_is_set_aside(place, tmp_path):
 
 def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monkeypatch):
     "fp16 skips a step whose gradients overflow: its norm is null in the metrics. A validation loss that is no number ends the run by name."
-    import higgs_vi.train as step
+    import higgs_vi.loop as step
     real = step.train_step
     monkeypatch.setattr(step, "train_step", lambda *a: real(*a) | dict(grad_norm=None))
     run = execute(settings(place, tmp_path/"run", steps=2, evaluate=2))
@@ -655,7 +667,7 @@ def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monk
 
 def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monkeypatch):
     import errno
-    import higgs_vi.run as runs
+    import higgs_vi.checkpoint as runs
     real, calls = torch.save, []
 
     def full(*args, **kwargs):
