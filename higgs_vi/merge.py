@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from higgs_vi.settings import (
-    Settings, from_cli, local_or_id, option, project_root, read_options_first,
+    Settings,
+    from_cli,
+    local_or_id,
+    option,
+    project_root,
+    read_options_first,
 )
 
 # %% ../nbs/05_merge.ipynb #83d87009
@@ -37,7 +42,7 @@ from .adapters import load_adapter, read_base
 from .audio import write_wav
 from .batch import build_example, collate
 from .generate import Sampling, Speech, generate_columns, say
-from .model import Checkpoint, NANO, load_checkpoint, load_model, save_checkpoint
+from .model import NANO, Checkpoint, load_checkpoint, load_model, save_checkpoint
 from .step import target_logits
 from .voices import make_prompt
 from .weights import not_finite

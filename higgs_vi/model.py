@@ -20,8 +20,14 @@ from accelerate.hooks import remove_hook_from_module
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import (
-    AutoTokenizer, BitsAndBytesConfig, DacFeatureExtractor, GenerationConfig, HiggsAudioV2Config,
-    HiggsAudioV2ForConditionalGeneration, HiggsAudioV2Processor, PreTrainedConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DacFeatureExtractor,
+    GenerationConfig,
+    HiggsAudioV2Config,
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2Processor,
+    PreTrainedConfig,
 )
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
 from transformers.utils import cached_file
@@ -31,8 +37,14 @@ from .boson import model_config_from_boson, model_weights_from_boson, stop_ids
 from .codec import load_codec, tiny_codec
 from .files import Damaged, atomic_folder, inside, read_json
 from higgs_vi.prompt import (
-    AUDIO_BOS, AUDIO_TOKEN, CHAT_TEMPLATE, DELAY_TOKEN, DIALOGUE_INSTRUCTION, INSTRUCTION,
-    tiny_tokenizer, token_id,
+    AUDIO_BOS,
+    AUDIO_TOKEN,
+    CHAT_TEMPLATE,
+    DELAY_TOKEN,
+    DIALOGUE_INSTRUCTION,
+    INSTRUCTION,
+    tiny_tokenizer,
+    token_id,
 )
 from .weights import no_bars, not_finite, read_tensors, reading
 

@@ -12,8 +12,12 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .show import picture_style
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../nbs/45_monitor.ipynb #dae1a698
 def memory_gib(device: "torch.device | None" = None) -> float:

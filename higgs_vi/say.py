@@ -9,7 +9,12 @@ __all__ = ['SaySettings', 'load_speaker', 'words_to_say', 'speak', 'main']
 from dataclasses import dataclass
 
 from higgs_vi.settings import (
-    Settings, from_cli, local_or_id, option, project_root, read_options_first,
+    Settings,
+    from_cli,
+    local_or_id,
+    option,
+    project_root,
+    read_options_first,
 )
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
@@ -47,7 +52,7 @@ from .aloud import spoken
 from .audio import write_wav
 from .generate import Sampling, Speech, say
 from .merge import base_name, find_adapter
-from .model import Checkpoint, NANO, load_checkpoint
+from .model import NANO, Checkpoint, load_checkpoint
 from .prompt import scene_sentence
 from .text import why_foreign
 from .turns import map_turns, without_tags

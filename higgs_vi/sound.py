@@ -100,7 +100,7 @@ def _spectra(x: np.ndarray, wide: int, hop: int, size: int) -> np.ndarray:
 
     scipy's FFT of many float32 rows takes a fifth of the time of numpy's.
     """
-    import scipy.fft         # 0.1 s, which --help does not need
+    import scipy.fft  # 0.1 s, which --help does not need
     frames = sliding_window_view(x, wide)[::hop]
     frames = (frames - frames.mean(1, keepdims=True))*np.hanning(wide).astype(np.float32)
     F = scipy.fft.rfft(frames, size, axis=1)

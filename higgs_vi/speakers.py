@@ -22,7 +22,14 @@ from .manifest import read_higgs
 from .pairs import cleanness, clone_pairs, joined, make_dialogues
 from .settings import Settings, from_cli, option, project_root
 from higgs_vi.splits import (
-    SIDES, add_weights, copies_of, divide, effective, over_cap, seconds_by, speakers_of,
+    SIDES,
+    add_weights,
+    copies_of,
+    divide,
+    effective,
+    over_cap,
+    seconds_by,
+    speakers_of,
 )
 from .turns import as_list, speaker_turns, without_tags
 

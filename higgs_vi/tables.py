@@ -28,9 +28,25 @@ import soundfile as sf
 
 from .audio import decode, read_channel
 from higgs_vi.cells import (
-    KINDS, SOUNDS, SPLITS, Typed, bare, cell_of, is_nobody, is_nothing, is_sound, is_yes,
-    kind_of, one_spelling, printable, seconds_of, split_of, visible, why_illegible,
-    why_no_speaker, why_type,
+    KINDS,
+    SOUNDS,
+    SPLITS,
+    Typed,
+    bare,
+    cell_of,
+    is_nobody,
+    is_nothing,
+    is_sound,
+    is_yes,
+    kind_of,
+    one_spelling,
+    printable,
+    seconds_of,
+    split_of,
+    visible,
+    why_illegible,
+    why_no_speaker,
+    why_type,
 )
 from .delimited import Records, form_of, lines_of, plain_name, read_text, vietnamese
 from .files import inside

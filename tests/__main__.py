@@ -1,5 +1,7 @@
-"""The test command, `python -m tests`: exported code in step, notebooks clean, notebooks run, pytest. Stops at the first failure."""
-import os, subprocess, sys
+"""The test command, `python -m tests`: ruff, exported code in step, notebooks clean, notebooks run, pytest. Stops at the first failure."""
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +21,8 @@ def unchanged(what, command, *patterns):
 
 def main():
     os.environ |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore")
+    subprocess.run(["ruff", "check", "-q", "nbs", "higgs_vi", "tests", "exps"], cwd=ROOT, check=True)
+    print("ruff: nothing to say", flush=True)
     unchanged("exported code", ["nbdev_export"], "higgs_vi/*.py")
     unchanged("notebooks", ["nbdev_clean"], "nbs/*.ipynb")
     subprocess.run(["nbdev_test", "--n_workers", "2"], cwd=ROOT, check=True)

@@ -4,17 +4,16 @@ from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import higgs_vi  # before torch: it sets how torch's threads wait
 
-import pytest, torch
+import pytest
+import torch
 from transformers.utils import logging
 
-from higgs_vi.audio import read_audio
-from higgs_vi.files import write_text
+from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.batch import build_example, collate
-from higgs_vi.audio import DEMO
 from higgs_vi.codec import encode
 from higgs_vi.data import DataSettings, prepare
+from higgs_vi.files import write_text
 from higgs_vi.model import nano
 from higgs_vi.prompt import Prompt
 from higgs_vi.step import train_step

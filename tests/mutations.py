@@ -4,7 +4,11 @@
 test in tests/test_reach.py does the same. A fault is named by the text that it replaces: if that text is gone (the code has moved), this fails
 and the entry has to follow. `REACH`, `OBJECTIVE` … are files of tests, the words behind them names of tests in it.
 """
-import os, re, shutil, sys, tempfile
+import os
+import re
+import shutil
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +185,8 @@ def run_tests(folder: Path, args: list[str]) -> str:
 
 def main(parts: list[str]) -> int:
     "Check the mutations whose name holds one of `parts`, all by default; the number that was not caught."
-    import peft, torch, transformers       # noqa: F401 - once, before the forks
+    import peft  # noqa: F401 - once, before the forks
+    import torch
     if any(name.split(".")[0] == "higgs_vi" for name in sys.modules): raise SystemExit("run it in a process of its own: python -m tests.mutations")
     torch.set_num_threads(1)
     chosen = [m for m in MUTATIONS if not parts or any(p in m.name for p in parts)]

@@ -1,5 +1,6 @@
 """Clips padded into few shapes keep the codes that each has alone."""
-import json, random
+import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,9 @@ import torch
 from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_vi import codec as module
-from higgs_vi.audio import read_audio
-from higgs_vi.audio import DEMO
-from higgs_vi.codec import encode, few_shapes, fill_codebooks, first_differences, load_codec
+from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.boson import released_codec_config
+from higgs_vi.codec import encode, few_shapes, fill_codebooks, first_differences, load_codec
 from higgs_vi.model import NANO
 
 SHARED = Path(__file__).parents[1]/"../shared/data/cv_vi"
@@ -84,7 +84,7 @@ def test_padding_keeps_the_codes_on_a_gpu(waves, size):
         fill_codebooks(codec, [read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))[:40]])
     sound = np.concatenate([read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))])
     rng = np.random.default_rng(0)
-    more = [sound[(at := rng.integers(0, len(sound) - n)):][:n] for n in (24_000*rng.lognormal(1.2, 0.55, 100).clip(0.8, 15)).astype(int)]
+    more = [sound[(_at := rng.integers(0, len(sound) - n)):][:n] for n in (24_000*rng.lognormal(1.2, 0.55, 100).clip(0.8, 15)).astype(int)]
     with module.full_precision(): check(codec, waves + more, encode(codec, waves + more))
 
 

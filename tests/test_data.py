@@ -1,5 +1,8 @@
 """Tables with faults, other people's folders, and real people where their clips are at hand."""
-import csv, json, subprocess, sys
+import csv
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +13,13 @@ import pytest
 import soundfile as sf
 import torch
 
-from higgs_vi.files import atomic, write_text
-from higgs_vi.audio import read_audio, write_wav
+from higgs_vi.adapters import add_lora, lora_config
+from higgs_vi.audio import DEMO, read_audio, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
-from higgs_vi.audio import DEMO
 from higgs_vi.cache import CodeCache, encode_files
 from higgs_vi.data import DataSettings, conform, main, prepare, said
+from higgs_vi.files import atomic, write_text
 from higgs_vi.manifest import read_higgs
-from higgs_vi.adapters import add_lora, lora_config
 from higgs_vi.model import nano
 from higgs_vi.plan import split
 from higgs_vi.step import train_step
@@ -177,6 +179,7 @@ def test_a_mistyped_parameter_stops_papermill(tmp_path):
 def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
     "The third clip finds no room: the error says so, two clips are whole, and no half file is left."
     import errno
+
     import higgs_vi.audio as audio
     written = []
 

@@ -1,5 +1,7 @@
 """Prompts, tokenizer and checkpoints agree with what Boson and HF released (facts in released.json)."""
-import json, re, shutil
+import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +13,18 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from higgs_vi.batch import build_example, collate
-from higgs_vi.boson import codec_config_from_boson
+from higgs_vi.boson import codec_config_from_boson, model_config_from_boson
 from higgs_vi.cache import codec_key
-from higgs_vi.codec import encode
+from higgs_vi.codec import encode, load_codec
 from higgs_vi.generate import GREEDY, say
-from higgs_vi.model import Checkpoint, HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, load_checkpoint, load_model, save_checkpoint
-from higgs_vi.codec import load_codec
-from higgs_vi.boson import model_config_from_boson
+from higgs_vi.model import (
+    Checkpoint,
+    HiggsAudioV2Config,
+    HiggsAudioV2ForConditionalGeneration,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
 from higgs_vi.prompt import SPECIAL_TOKENS, Prompt, Reference, encode_prompt, render, token_id
 from higgs_vi.step import target_logits
 

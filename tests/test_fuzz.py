@@ -1,8 +1,14 @@
 """Tables broken at random, seeded: a clear error that names the file, or every row accounted for, in little time and memory."""
-import contextlib, io, json, os, random, subprocess, sys, time
+import contextlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +70,8 @@ def jsonl(rng, path):
 
 
 def parquet(rng, path):
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     rows = odd_rows(rng, True)
     keys, columns = list(dict.fromkeys(k for r in rows for k in r)), []
     for k in keys:
@@ -125,9 +132,9 @@ def one(seed, folder, out):
 def main(first, n, folder):
     "Cases `first` to `first + n` in this process; prints what went wrong, how the cases ended and the peak memory in GiB."
     import soundfile as sf
-    from sounds import spoken               # beside this file, which runs as a script
+    from sounds import spoken  # beside this file, which runs as a script
+
     from higgs_vi.monitor import memory_gib
-    import higgs_vi.data                                                    # its import is no case's time
     folder = Path(folder); out = folder.with_name(folder.name + "_out"); folder.mkdir(); out.mkdir()
     for i in range(6): sf.write(folder/f"{i}.wav", spoken(i, 0.5, 16_000), 16_000)
     (folder/"loop.wav").symlink_to(folder/"loop.wav"); (folder/"folder").mkdir()

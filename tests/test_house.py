@@ -1,5 +1,12 @@
 """The rules of the house that can be checked."""
-import ast, configparser, json, re, shutil, subprocess, sys, tomllib
+import ast
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path

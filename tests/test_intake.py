@@ -1,5 +1,11 @@
 """Preparing many rows: the cap, the threads, runs that are broken off, settings that cannot be, a finished folder that is checked."""
-import csv, json, random, shutil, subprocess, sys, time
+import csv
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -11,13 +17,12 @@ import soundfile as sf
 import soxr
 
 import higgs_vi.data as data
-from higgs_vi.audio import read_audio
+from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.check import BROKEN, ODD, CheckSettings, check
 from higgs_vi.check import main as check_command
-from higgs_vi.audio import DEMO
-from higgs_vi.subtitles import by_pauses, levels_of, parse_cues, speech
 from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
 from higgs_vi.show import load_librosa
+from higgs_vi.subtitles import by_pauses, levels_of, parse_cues, speech
 from tests.sounds import spoken
 
 CLEAN = Path(__file__).parent/"voices"

@@ -1,5 +1,8 @@
 """The forecast of 03_memory against what the training code really keeps: counted on tensors without memory, and by the compiler."""
-import os, subprocess, sys, weakref
+import os
+import subprocess
+import sys
+import weakref
 from unittest import mock
 
 import pytest
@@ -10,9 +13,19 @@ from torch.utils._pytree import tree_leaves
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_vi import step
-from higgs_vi.forecast import GIB, LENGTH, SHARE, SPARE, configuration, forecast, kept, kept_compiled, skeleton
-from higgs_vi.recipe import MemorySettings
 from higgs_vi.adapters import add_lora, for_full_training, lora_config
+from higgs_vi.forecast import (
+    GIB,
+    LENGTH,
+    SHARE,
+    SPARE,
+    configuration,
+    forecast,
+    kept,
+    kept_compiled,
+    skeleton,
+)
+from higgs_vi.recipe import MemorySettings
 
 WIDE = dict(rank=32, targets=["attention", "text_ffn", "audio_ffn"])
 

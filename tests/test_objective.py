@@ -1,5 +1,6 @@
 """The training loss is the objective of generation. Each of these fails when the thing it names is broken."""
-import copy, math
+import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +12,15 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudioV2DecoderLayer
 
 from higgs_vi import generate as generation
-from higgs_vi.delay import IGNORE
-from higgs_vi.batch import Example, build_example, collate, for_hf
-from higgs_vi.delay import delay, undelay
-from higgs_vi.generate import GREEDY, Guidance, generate_columns, guided
-from higgs_vi.model import Checkpoint, RoutedLayer, base_of, nano_config, routes
 from higgs_vi.adapters import add_lora, lora_config
-from higgs_vi.prompt import TASKS, Prompt, Reference, column_ids, encode_prompt, tiny_tokenizer
-from higgs_vi.step import audio_loss, hidden_states, target_counts, target_logits, train_step
-from higgs_vi.recipe import TrainSettings
+from higgs_vi.batch import Example, build_example, collate, for_hf
+from higgs_vi.delay import IGNORE, delay, undelay
+from higgs_vi.generate import GREEDY, Guidance, generate_columns, guided
 from higgs_vi.loop import build_model
+from higgs_vi.model import Checkpoint, RoutedLayer, base_of, nano_config, routes
+from higgs_vi.prompt import TASKS, Prompt, Reference, column_ids, encode_prompt, tiny_tokenizer
+from higgs_vi.recipe import TrainSettings
+from higgs_vi.step import audio_loss, hidden_states, target_counts, target_logits, train_step
 
 
 def stock(model):

@@ -1,13 +1,21 @@
 """Pages in a real browser: the gallery plays, and JupyterLab opens an executed notebook. Skipped where there is no Chromium."""
-import io, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from higgs_vi.audio import read_audio
-from higgs_vi.audio import DEMO
+from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.show import Clip, gallery
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)

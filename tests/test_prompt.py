@@ -1,21 +1,20 @@
 """Speaker tags: one reading in every step, tidied or refused."""
-import json
 
 import numpy as np
 import pytest
 
-from higgs_vi.files import write_text
 from higgs_vi.audio import write_wav
 from higgs_vi.batch import prompt_from_row
 from higgs_vi.check import CheckSettings, text_faults
 from higgs_vi.data import DataSettings, prepare, said
-from higgs_vi.voices import make_prompt
-from higgs_vi.prompt import Prompt, Reference
-from higgs_vi.turns import is_dialogue, map_turns, speaker_turns, task_of, without_tags
-from higgs_vi.speakers import original
+from higgs_vi.files import write_text
 from higgs_vi.pairs import plain
+from higgs_vi.prompt import Prompt, Reference
+from higgs_vi.speakers import original
 from higgs_vi.splits import texts_of
 from higgs_vi.tags import tags_of
+from higgs_vi.turns import is_dialogue, map_turns, speaker_turns, task_of, without_tags
+from higgs_vi.voices import make_prompt
 
 VARIANTS = ["[speaker0]", "[SPEAKER00]", "[SPEAKER٠]", "[SPEAKER०]", "[ SPEAKER0 ]", "[Speaker 0]", "[SPEAKER0]:", "［ＳＰＥＡＫＥＲ０］",
             "[SPEAKER\u200b0]", "\t[SPEAKER0]\n"]

@@ -1,5 +1,9 @@
 """Each setting of training and of speaking has the effect that its name says. tests/mutations.py breaks them one by one."""
-import copy, math, shutil, subprocess, sys
+import copy
+import math
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +15,18 @@ from safetensors.torch import load_file
 
 import higgs_vi.loop as module
 from higgs_vi.batch import build_example, collate
+from higgs_vi.checkpoint import Average, checkpoints, random_state, read_metrics, set_random_state
+from higgs_vi.forecast import with_preset
 from higgs_vi.generate import GREEDY, Sampling, generate_columns
-from higgs_vi.voices import make_prompt
+from higgs_vi.loop import build_model, finish, load_step, train, validate
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import Checkpoint, base_of, load_model, save_checkpoint
 from higgs_vi.plan import rate_at
 from higgs_vi.prompt import Prompt, Reference, render
-from higgs_vi.checkpoint import Average, checkpoints, random_state, read_metrics, set_random_state
-from higgs_vi.step import audio_loss, target_logits, train_step
 from higgs_vi.recipe import TrainSettings
-from higgs_vi.loop import build_model, finish, load_step, train, validate
+from higgs_vi.step import audio_loss, target_logits, train_step
 from higgs_vi.train import execute, start
-from higgs_vi.forecast import with_preset
+from higgs_vi.voices import make_prompt
 from tests.mutations import MUTATIONS
 
 

@@ -1,5 +1,10 @@
 """Damaged and hostile files are refused in one kind of error, and leave nothing half done behind."""
-import copy, json, os, shutil, subprocess, sys
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +12,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from higgs_vi.files import Damaged, atomic, atomic_folder, read_json, sweep, write_text
-from higgs_vi.delay import delay, undelay
+from higgs_vi.adapters import add_lora, load_adapter, lora_config, read_adapter_config, save_adapter
+from higgs_vi.checkpoint import (
+    checkpoints,
+    load_state,
+    load_trained,
+    lock_run,
+    read_metrics,
+    save_state,
+    unlock_run,
+)
 from higgs_vi.codec import load_codec
-from higgs_vi.adapters import add_lora, lora_config
-from higgs_vi.model import build_processor, load_checkpoint, load_model, load_tokenizer, save_checkpoint
-from higgs_vi.checkpoint import checkpoints, load_state, load_trained, lock_run, read_metrics, save_state, unlock_run
-from higgs_vi.adapters import load_adapter, read_adapter_config, save_adapter
+from higgs_vi.delay import delay, undelay
+from higgs_vi.files import Damaged, atomic, atomic_folder, read_json, sweep, write_text
+from higgs_vi.model import (
+    build_processor,
+    load_model,
+    load_tokenizer,
+    save_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +134,7 @@ def fuzzed(path, names=None):
     good = json.loads(path.read_text(encoding="utf-8"))
     for name in names or good:
         for value in ODD: yield json.dumps(good | {name: value})
-    for text in ("", "[]", "null", "3", '"x"', "{", "{}", '{"a": NaN}', "[" * 100_000, "\0", '{"a": ' + "9"*5000 + "}"): yield text
+    yield from ("", "[]", "null", "3", '"x"', "{", "{}", '{"a": NaN}', "[" * 100_000, "\0", '{"a": ' + "9"*5000 + "}")
 
 
 def told(function, *args):
@@ -339,9 +356,9 @@ def test_a_stray_marker_in_one_codebook_does_not_cut_the_sentence(parts, marker,
 def run(saved, tmp_path_factory):
     "A short run of an adapter, saved at steps 1, 2 and 3, and its settings."
     from higgs_vi.data import DataSettings, prepare
+    from higgs_vi.forecast import with_preset
     from higgs_vi.recipe import TrainSettings
     from higgs_vi.train import execute
-    from higgs_vi.forecast import with_preset
     place = tmp_path_factory.mktemp("run")
     prepare(DataSettings(out=str(place/"data")))
     cfg = with_preset(TrainSettings.of(dict(
@@ -399,6 +416,7 @@ def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_p
     with pytest.raises(ValueError, match="begun with other weights of its base"): begin(cfg)
     shutil.copytree(run.data, tmp_path/"data")
     from dataclasses import replace
+
     from higgs_vi.audio import read_audio, write_wav
     cfg = replace(cfg, model=run.model, data=str(tmp_path/"data"))
     begin(cfg)                                                  # the same clips elsewhere
@@ -409,6 +427,7 @@ def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_p
 
 def test_a_temporary_file_alone_blocks_nothing_and_torn_settings_are_named(run, tmp_path):
     from dataclasses import replace
+
     from higgs_vi.loop import open_folder
     new = replace(run, out=str(tmp_path/"new"))
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])

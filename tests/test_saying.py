@@ -1,6 +1,9 @@
 "The length guard: what `say` draws again, what it returns, what it says."
-import numpy as np, pytest
 from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
 import higgs_vi.generate as generate
 from higgs_vi.delay import delay
 from higgs_vi.generate import GREEDY, Sampling, odd_length, say, sounding_seconds, syllables_to_say

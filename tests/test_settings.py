@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from higgs_vi import settings as module
-from higgs_vi.settings import Settings, find_root, from_cli, from_notebook, option, project_root, resolve_path
+from higgs_vi.settings import (
+    find_root,
+    from_cli,
+    from_notebook,
+    project_root,
+    resolve_path,
+)
 from tests.test_house import STEPS, module_of
 
 

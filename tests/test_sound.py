@@ -12,13 +12,20 @@ import soundfile as sf
 import soxr
 
 from higgs_vi import journal
-from higgs_vi.audio import SAMPLE_RATE, _mp3_frame, as_written, decode, read_audio, read_channel
+from higgs_vi.audio import (
+    DEMO,
+    SAMPLE_RATE,
+    _mp3_frame,
+    as_written,
+    decode,
+    read_audio,
+    read_channel,
+)
 from higgs_vi.check import CheckSettings, check
-from higgs_vi.audio import DEMO
 from higgs_vi.data import DataSettings, prepare
+from higgs_vi.sound import Recordings, fingerprint, no_speech
 from higgs_vi.speakers import SpeakersSettings, original
 from higgs_vi.splits import copies_of, divide
-from higgs_vi.sound import Recordings, fingerprint, no_speech
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent/"shared/data/cv_vi"

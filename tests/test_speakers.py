@@ -1,5 +1,6 @@
 """Speakers in balance, sides without leaks, pairs, and weights that reach the sampler: on random manifests, on folders, in training."""
-import json, shutil
+import json
+import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,16 @@ import higgs_vi.speakers as speakers
 from higgs_vi.batch import draw_clips, epoch_batches
 from higgs_vi.check import CheckSettings
 from higgs_vi.check import check as look_through
+from higgs_vi.checkpoint import read_metrics
 from higgs_vi.data import DataSettings, prepare
+from higgs_vi.forecast import with_preset
+from higgs_vi.loop import train
 from higgs_vi.manifest import read_higgs
 from higgs_vi.plan import Dataset, plan_epoch, plan_from, split
-from higgs_vi.checkpoint import read_metrics
-from higgs_vi.splits import SIDES, effective, seconds_by, speakers_of, texts_of
-from higgs_vi.speakers import SpeakersSettings, balance, execute, kind_of, original
 from higgs_vi.recipe import TrainSettings
+from higgs_vi.speakers import SpeakersSettings, balance, execute, kind_of, original
+from higgs_vi.splits import SIDES, effective, seconds_by, speakers_of, texts_of
 from higgs_vi.train import start
-from higgs_vi.loop import train
-from higgs_vi.forecast import with_preset
 
 CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
 

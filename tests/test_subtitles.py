@@ -7,8 +7,8 @@ import pytest
 import soundfile as sf
 
 from higgs_vi.audio import SAMPLE_RATE, read_audio
-from higgs_vi.subtitles import Cue, is_labels, levels_of, misfit, parse_cues, speech, subtitles
 from higgs_vi.data import DataSettings, prepare, read_source
+from higgs_vi.subtitles import Cue, is_labels, levels_of, misfit, parse_cues, speech, subtitles
 
 SRT = "{n}\n00:00:{a:06.3f} --> 00:00:{b:06.3f}\n{text}\n\n"
 

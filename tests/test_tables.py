@@ -1,5 +1,14 @@
 """Every layout that people have: rows in = kept + rejected, whose text and whose voice; and tables that must not pass."""
-import csv, io, json, os, pickle, re, tarfile, time, unicodedata, zipfile
+import csv
+import io
+import json
+import os
+import pickle
+import re
+import tarfile
+import time
+import unicodedata
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -330,6 +339,7 @@ def test_the_first_line_may_be_the_bad_one_and_a_list_may_be_broken(tmp_path):
 
 def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_path, monkeypatch):
     import errno
+
     import higgs_vi.data as data
     table, real = jsonl(some(tmp_path)/"t.jsonl", *map(row, range(3))), data.examine
     for number, error in enumerate((KeyError("x"), RuntimeError("Symlink loop"), RecursionError(), MemoryError(), OSError(errno.EACCES, "denied"))):

@@ -1,5 +1,8 @@
 """Tags: sentences labelled by hand, what is planted in sounds, and a folder tagged again and again."""
-import csv, json, time, unicodedata
+import csv
+import json
+import time
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -9,13 +12,12 @@ import pytest
 from higgs_vi.audio import read_audio, write_wav
 from higgs_vi.batch import prompt_from_row
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.manifest import read_higgs
+from higgs_vi.emotion import EMOTIONS, emotion_of, keyword_emotion, vote
 from higgs_vi.prompt import render
 from higgs_vi.show import load_librosa
 from higgs_vi.sound import add_noise, add_room, f0, measure, scene_of, telephone
 from higgs_vi.tags import TAGS, TagSettings, main, tag
 from higgs_vi.text import words
-from higgs_vi.emotion import EMOTIONS, emotion_of, keyword_emotion, vote
 
 HERE = Path(__file__).parent
 OWN = list(csv.DictReader((HERE/"emotions.csv").open(encoding="utf-8")))

@@ -1,5 +1,10 @@
 """Several processes on one machine: OpenMP's threads must not spin, and a small model speaks on one thread."""
-import json, os, re, statistics, subprocess, sys
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,13 @@
 """Training through the exported step: resume to the last bit, the best checkpoint, early stopping, merge, saying it again."""
-import copy, json, os, random, re, shutil, signal, subprocess, sys
+import copy
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,30 +18,36 @@ import yaml
 from accelerate.hooks import attach_align_device_hook_on_blocks
 from safetensors.torch import load_file
 
-from higgs_vi.audio import read_audio, write_wav
-from higgs_vi.files import write_text
+from higgs_vi.adapters import add_lora, fingerprint, load_adapter, lora_config
+from higgs_vi.audio import DEMO, read_audio, write_wav
 from higgs_vi.batch import build_example, collate, without_words
-from higgs_vi.audio import DEMO
+from higgs_vi.checkpoint import checkpoints, lock_run, read_metrics, unlock_run
 from higgs_vi.codec import decode, encode
 from higgs_vi.data import DataSettings, prepare
+from higgs_vi.files import write_text
+from higgs_vi.forecast import fitting, forecast, with_preset
 from higgs_vi.generate import Sampling, Speech, generate_columns, say
-from higgs_vi.voices import make_prompt
-from higgs_vi.recipe import MemorySettings
-from higgs_vi.forecast import fitting, forecast
+from higgs_vi.loop import Stopped, finish, load_step, open_folder, train, validate
 from higgs_vi.merge import MergeSettings, merge
-from higgs_vi.adapters import add_lora, lora_config
-from higgs_vi.model import base_of, keep_text_on_host, load_checkpoint, load_model, places, save_checkpoint, write_nano
-from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
-from higgs_vi.model import NANO
-from higgs_vi.checkpoint import checkpoints, lock_run, read_metrics, unlock_run
-from higgs_vi.adapters import fingerprint, load_adapter
-from higgs_vi.say import SaySettings, load_speaker, main as say_main, speak
-from higgs_vi.step import OutOfMemory, build_optimizer, train_step
-from higgs_vi.recipe import TrainSettings
-from higgs_vi.train import execute, main as train_main, start
-from higgs_vi.loop import finish, Stopped, load_step, open_folder, train, validate
-from higgs_vi.forecast import with_preset
+from higgs_vi.model import (
+    NANO,
+    base_of,
+    keep_text_on_host,
+    load_checkpoint,
+    load_model,
+    places,
+    save_checkpoint,
+    write_nano,
+)
 from higgs_vi.monitor import outcome
+from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
+from higgs_vi.recipe import MemorySettings, TrainSettings
+from higgs_vi.say import SaySettings, load_speaker, speak
+from higgs_vi.say import main as say_main
+from higgs_vi.step import OutOfMemory, build_optimizer, train_step
+from higgs_vi.train import execute, start
+from higgs_vi.train import main as train_main
+from higgs_vi.voices import make_prompt
 from tests.conftest import FOUR
 
 ROOT = Path(__file__).parents[1]
@@ -304,6 +318,7 @@ def test_a_notebook_shows_one_line_of_a_stop(place, capsys):
 def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_path, monkeypatch):
     "Through the command: real, before and after are heard, validation begins at step 0; a run that fails keeps its curves."
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     import higgs_vi.train as module
     wave = np.zeros(2400, np.float32)
     monkeypatch.setattr(module, "say", lambda *_: Speech(wave, np.zeros((8, 2), int), True))
@@ -667,6 +682,7 @@ def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monk
 
 def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monkeypatch):
     import errno
+
     import higgs_vi.checkpoint as runs
     real, calls = torch.save, []
 
