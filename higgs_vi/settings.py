@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['coerce', 'option', 'rule_of', 'check_limits', 'Settings', 'find_root', 'project_root', 'resolve_path', 'local_or_id',
-           'in_test', 'from_notebook', 'end_in_silence', 'let_first_tell', 'from_cli', 'read_options_first']
+           'in_test', 'from_notebook', 'end_in_silence', 'let_first_tell', 'comments', 'from_cli', 'read_options_first']
 
 # %% ../nbs/10_settings.ipynb #95eca3d1
 import argparse
@@ -188,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
         let_first_tell()
         super().error(message)
 
-def _comments(cls: type[Settings]) -> dict[str, str]:
+def comments(cls: type[Settings]) -> dict[str, str]:
     "The comment on the line where each field begins; none where a class has no source."
     try: lines = inspect.getsource(cls).splitlines()
     except (OSError, TypeError): return {}
@@ -203,7 +203,7 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     """
     _START["folder"] = Path.cwd()
     parser = _Parser(description=cls.__doc__)
-    notes = _comments(cls)
+    notes = comments(cls)
     for f in fields(cls):
         default, rule = ",".join(f.default) if f.type is list else f.default, rule_of(f.metadata)
         limits = "; " + rule if rule else ""

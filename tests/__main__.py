@@ -1,4 +1,4 @@
-"""The test command, `python -m tests`: ruff, exported code in step, notebooks clean, notebooks run, pytest. Stops at the first failure."""
+"""The test command, `python -m tests`: ruff, exported code and parameters in step, notebooks clean, notebooks run, pytest. Stops at the first failure."""
 import os
 import subprocess
 import sys
@@ -24,6 +24,7 @@ def main():
     subprocess.run(["ruff", "check", "-q", "nbs", "higgs_vi", "tests", "exps"], cwd=ROOT, check=True)
     print("ruff: nothing to say", flush=True)
     unchanged("exported code", ["nbdev_export"], "higgs_vi/*.py")
+    unchanged("parameters cells", [sys.executable, "-m", "tests.parameters"], "nbs/0*.ipynb")
     unchanged("notebooks", ["nbdev_clean"], "nbs/*.ipynb")
     subprocess.run(["nbdev_test", "--n_workers", "2"], cwd=ROOT, check=True)
     print("notebooks: they run", flush=True)

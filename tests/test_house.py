@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.parameters import settings_of
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 STEPS = [p for p in NOTEBOOKS if p.name.startswith("0")]
@@ -30,9 +32,7 @@ def module_of(path): return next(m[1] for c in cells(path) if (m := re.search(r"
 
 def settings_class(name):
     "The settings of the step whose module is `name`."
-    module = import_module(f"higgs_vi.{name}")
-    notebook = next(p for p in STEPS if module_of(p) == name)
-    return vars(module)[re.search(r"from_notebook\((\w+), globals", "".join(map(source, cells(notebook))))[1]]
+    return settings_of(nbformat.read(next(p for p in STEPS if module_of(p) == name), 4))
 
 
 def test_settings_ini_and_pyproject_say_the_same():
@@ -68,17 +68,6 @@ def test_notebooks_are_light_and_carry_no_widgets_players_or_paths(path):
     assert first.startswith("# ") and "\n> " in first
     printing = [c for c in cells(path) if re.search(r"^\s*(print|display|show)\(", source(c), re.M) and not source(c).startswith("#| export")]
     assert all(c["outputs"] for c in printing), "run the notebook and keep its outputs"
-
-
-@pytest.mark.parametrize("path", STEPS, ids=lambda p: p.stem)
-def test_parameters_are_the_settings(path):
-    "The cell that papermill fills, and the dataclass that checks it, name the same parameters with the same defaults."
-    own = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
-    assert len(own) == 1
-    given = {n.target.id: (n.annotation.id, ast.literal_eval(n.value)) for n in ast.parse(source(own[0])).body}
-    cls = settings_class(module_of(path))
-    assert {f.name: (f.type.__name__, getattr(cls(), f.name)) for f in fields(cls)} == given
-    assert all("#" in line for line in source(own[0]).splitlines())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT/"higgs_vi").glob("[a-z]*.py")), ids=lambda p: p.stem)

@@ -1,5 +1,4 @@
 """Every step's parameters: their limits, and where their paths start."""
-import re
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -14,13 +13,12 @@ from higgs_vi.settings import (
     project_root,
     resolve_path,
 )
-from tests.test_house import STEPS, module_of
+from tests.test_house import STEPS, module_of, settings_class
 
 
 def settings_of(path):
     "The settings class of a step's notebook."
-    step = import_module(f"higgs_vi.{module_of(path)}")
-    return vars(step)[re.search(r"from_notebook\((\w+), globals", path.read_text(encoding="utf-8"))[1]]
+    return settings_class(module_of(path))
 
 
 CLASSES = [settings_of(p) for p in STEPS]

@@ -1,0 +1,50 @@
+"""Write each step's parameters cell from its settings class: `python -m tests.parameters`.
+
+The class is the one place of names, types, defaults and comments; papermill needs them in a cell.
+"""
+import ast
+import inspect
+import re
+import textwrap
+from importlib import import_module
+from pathlib import Path
+
+import nbformat
+
+from higgs_vi.settings import Settings, comments
+
+STEPS = sorted((Path(__file__).parents[1]/"nbs").glob("0*.ipynb"))
+
+
+def settings_of(notebook: nbformat.NotebookNode) -> type[Settings]:
+    "The class that the notebook hands to `from_notebook`, from the module that it exports."
+    text = "\n".join(c.source for c in notebook.cells)
+    module = import_module("higgs_vi." + re.search(r"default_exp (\w+)", text)[1])
+    return getattr(module, re.search(r"from_notebook\((\w+), globals", text)[1])
+
+
+def parameters(cls: type[Settings]) -> str:
+    "The text of the parameters cell of `cls`: `name: type = default  # comment`, a line each."
+    source, notes = textwrap.dedent(inspect.getsource(cls)), comments(cls)
+    lines = []
+    for node in ast.parse(source).body[0].body:
+        if not isinstance(node, ast.AnnAssign): continue
+        value = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
+        default = ast.get_source_segment(source, value)
+        if isinstance(value, ast.Tuple):
+            default = "[" + ", ".join(ast.get_source_segment(source, e) for e in value.elts) + "]"
+        lines.append((f"{node.target.id}: {node.annotation.id} = {default}", notes[node.target.id]))
+    width = max(len(code) for code, _ in lines)
+    return "\n".join(f"{code:<{width}}  # {note}" for code, note in lines)
+
+
+def main():
+    for path in STEPS:
+        notebook = nbformat.read(path, 4)
+        cell, = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+        if cell.source != (text := parameters(settings_of(notebook))):
+            cell.source = text
+            nbformat.write(notebook, path)
+
+
+if __name__ == "__main__": main()
