@@ -380,7 +380,9 @@ def write_wav(path: str | Path, x: np.ndarray, sample_rate: int = SAMPLE_RATE, w
     pcm = x*np.float32(2**15)        # soundfile's writer takes five times as long
     pcm = np.clip(np.rint(pcm, out=pcm), -2**15, 2**15 - 1, out=pcm).astype("<i2")
     with atomic(path) if whole else straight(path) as tmp, wave.open(str(tmp), "wb") as f:
-        f.setnchannels(1); f.setsampwidth(2); f.setframerate(sample_rate)
+        f.setnchannels(1)
+        f.setsampwidth(2)
+        f.setframerate(sample_rate)
         f.writeframes(pcm)
 
 # %% ../nbs/12_audio.ipynb #67900b5a

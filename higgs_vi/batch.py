@@ -90,7 +90,9 @@ def epoch_batches(lengths: list[int], budget: int, seed: int = 0, epoch: int = 0
     for part in (order[i:i + span] for i in range(0, len(order), span)):
         part, batch = part[np.argsort(lengths[part], kind="stable")], []
         for i in part:
-            if batch and (len(batch) + 1)*lengths[i] > budget: batches.append(batch); batch = []
+            if batch and (len(batch) + 1)*lengths[i] > budget:
+                batches.append(batch)
+                batch = []
             batch.append(int(i))
         batches.append(batch)
     return [batches[i] for i in rng.permutation(len(batches))]
@@ -138,8 +140,11 @@ def collate(examples: list[Example], tokenizer, text_weight: float = 0.0) -> dic
     for b, e in enumerate(examples):
         at, asked = columns_at(e, tokenizer)
         rest = np.delete(np.arange(len(e)), at)
-        words.append(e.input_ids[rest]); said.append(b*S + rest); audio.append(b*S + at)
-        predict.append(b*S + at[asked - 1]); targets.append(e.labels[asked])
+        words.append(e.input_ids[rest])
+        said.append(b*S + rest)
+        audio.append(b*S + at)
+        predict.append(b*S + at[asked - 1])
+        targets.append(e.labels[asked])
     place, order = np.concatenate(said + audio), np.zeros(B*S, np.int64)
     order[place] = np.arange(len(place))
     arrays = dict(text_ids=np.concatenate(words), columns=np.concatenate([e.columns for e in examples]), place=place, order=order,

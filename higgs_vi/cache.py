@@ -28,7 +28,8 @@ def codec_key(codec) -> str:
     "A hash of the weights of `codec`: 16 hex digits."
     h = hashlib.sha256()
     for name, t in sorted(codec.state_dict().items()):
-        h.update(name.encode()); h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        h.update(name.encode())
+        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
 
 # %% ../nbs/35_cache.ipynb #d2524566
@@ -78,7 +79,9 @@ def encode_files(paths: list[str | Path], cache: CodeCache, seconds: float = 120
         for end in range(32, len(paths) + 32, 32):
             part = list(map(str, paths[end - 32:end]))
             for path, (x, key) in zip(part, pool.map(partial(_read, rate=rate), part)):
-                if x is None: bad[path] = key; continue
+                if x is None:
+                    bad[path] = key
+                    continue
                 keys[path] = key
                 if key not in cache.shard_of: fresh[key] = x
             if end < len(paths) and sum(map(len, fresh.values())) < seconds*rate: continue

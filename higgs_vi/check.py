@@ -132,7 +132,8 @@ def _copies(clips: pd.DataFrame) -> list[tuple[str, str, str]]:
         if c["key"] in keys: continue
         if twin := seen.find(c["mark"]):
             out.append((c["id"], "same sound", f"it is the same recording as {twin}, in another encoding or cut otherwise"))
-        keys.add(c["key"]); seen.add(c["mark"], c["id"])
+        keys.add(c["key"])
+        seen.add(c["mark"], c["id"])
     return out
 
 def folder_faults(folder: Path, samples: list[dict], clips: pd.DataFrame) -> list[tuple[str, str, str]]:

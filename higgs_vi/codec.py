@@ -42,9 +42,12 @@ def tiny_codec_config() -> HiggsAudioV2TokenizerConfig:
 def full_precision():
     "Within, products of fp32 keep its 24 bits: TF32's 11, PyTorch's default for convolutions on a GPU, turn codes that are nearly tied."
     matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest"); torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try: yield
-    finally: torch.set_float32_matmul_precision(matmul); torch.backends.cudnn.allow_tf32 = conv
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = conv
 
 # %% ../nbs/34_codec.ipynb #540f4897
 def pad_to_frames(x: np.ndarray, hop: int) -> np.ndarray:
@@ -70,12 +73,14 @@ def fill_codebooks(codec, waves: list[np.ndarray], seed: int = 0):
     if len(x) < codec.config.codebook_size:
         raise ValueError(f"{len(x)} frames cannot fill {codec.config.codebook_size} codes: give at least 41 s of sound")
     scale = 1/x.std(0).clamp_min(1e-6)
-    codec.fc.weight.copy_(torch.diag(scale)); codec.fc.bias.copy_(-x.mean(0)*scale)
+    codec.fc.weight.copy_(torch.diag(scale))
+    codec.fc.bias.copy_(-x.mean(0)*scale)
     residual = codec.fc(x)
     for q in codec.quantizer.quantizers:
         q.project_in.weight.copy_(torch.nn.init.orthogonal_(torch.empty(q.project_in.weight.shape), generator=rng))
         q.project_out.weight.copy_(q.project_in.weight.T)
-        q.project_in.bias.zero_(); q.project_out.bias.zero_()
+        q.project_in.bias.zero_()
+        q.project_out.bias.zero_()
         z = q.project_in(residual)
         q.codebook.embed.copy_(z[torch.randperm(len(z), generator=rng)[:len(q.codebook.embed)].to(z.device)])
         q.codebook.embed_avg.copy_(q.codebook.embed)

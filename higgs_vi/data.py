@@ -97,7 +97,8 @@ def slugs(names: list[str]) -> dict[str, str]:
         base, n = slug(name), 2
         candidate = base
         while candidate in taken: candidate, n = f"{base}-{n}", n + 1
-        out[name] = candidate; taken.add(candidate)
+        out[name] = candidate
+        taken.add(candidate)
     return out
 
 # %% ../nbs/00_data.ipynb #cdf4e8ed
@@ -274,8 +275,10 @@ class Outcome:
         if "reason" in entry:
             self.rejected.append(dict(row=row["row"], reason=entry["reason"], file=printable(row["file"]), text=printable(row["text"])))
             return
-        self.samples.append(entry["sample"]); self.seen[entry["key"]] = row["row"]
-        self.recordings.add(entry.get("mark", ""), row["row"]); self.counts[entry["sample"]["speaker_id"]] += 1
+        self.samples.append(entry["sample"])
+        self.seen[entry["key"]] = row["row"]
+        self.recordings.add(entry.get("mark", ""), row["row"])
+        self.counts[entry["sample"]["speaker_id"]] += 1
 
 # %% ../nbs/00_data.ipynb #6f7d4316
 def _passing(out: Path, row: dict, end: str) -> Path: return out/f".row{row['row']}{end}"

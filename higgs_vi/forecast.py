@@ -244,7 +244,9 @@ def cards(cfg: MemorySettings) -> pd.DataFrame:
     rows = {}
     for card in CARDS:
         try: plan = fitting(cfg, card.size)
-        except ValueError: rows[f"{card.size} GB ({card.name})"] = dict(mode="nothing fits"); continue
+        except ValueError:
+            rows[f"{card.size} GB ({card.name})"] = dict(mode="nothing fits")
+            continue
         rows[f"{card.size} GB ({card.name})"] = {k: getattr(plan, k) for k in ("mode", "checkpointing", "budget", "optimizer")} | {
             "GiB, forecast": round(forecast(plan)["total"], 1), "positions/s, forecast": round(speed(plan, card), -2)}
     return pd.DataFrame(rows).T

@@ -67,7 +67,8 @@ class Journal:
         "Note `entry` for the next row, then give `files` (name -> where it lies, in the same folder) their names; the entry as noted."
         entry = dict(stamp=self.stamps[len(self.entries)]) | entry | dict(files={name: mark(path) for name, path in files.items()})
         self.entries.append(entry)
-        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n"); self.file.flush()
+        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.file.flush()
         for name, path in files.items(): os.replace(path, self.path.parent/name)
         return entry
 

@@ -364,7 +364,9 @@ def train(run: Run) -> Run:
             agree(run)
             seen.update(steps=1, samples=report["samples"], tokens=report["tokens"], seconds=time.perf_counter() - t0)
             last = run.step == run.total
-            if run.step % cfg.report == 0 or last: log_step(run, epoch, report, seen); seen = Counter()
+            if run.step % cfg.report == 0 or last:
+                log_step(run, epoch, report, seen)
+                seen = Counter()
             if run.data.valid and (run.step % cfg.evaluate == 0 or last): judge(run, epoch)
             if run.speak and cfg.sample and run.step % cfg.sample == 0: run.speak(run, "during")
             if run.step % cfg.save == 0 or run.step == run.best_step or last or run.stop: save_run(run)

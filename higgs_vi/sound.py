@@ -216,7 +216,8 @@ class Recordings:
     def add(self, mark: str, name: Hashable):
         "Remember `mark` under `name`."
         if not mark: return
-        self.names.append(name); self.prints.append(self._words(mark))
+        self.names.append(name)
+        self.prints.append(self._words(mark))
         for at, word in enumerate(self.prints[-1]):
             if word: self.index[int(word)].append((len(self.names) - 1, at))
 

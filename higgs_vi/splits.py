@@ -79,7 +79,9 @@ def _fill(units: list[str], size: dict[str, float], want: float) -> list[str]:
     taken, total = [], 0.0
     for u in units:
         if total >= 0.95*want: break
-        if total + size[u] <= 1.05*want: taken.append(u); total += size[u]
+        if total + size[u] <= 1.05*want:
+            taken.append(u)
+            total += size[u]
     if taken or not want: return taken
     return [next(u for u in units if size[u] <= np.median([size[u] for u in units]))]
 

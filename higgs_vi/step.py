@@ -238,7 +238,9 @@ def train_step(model, optimizer, batches: list[dict], weights: list[float] | Non
     try:
         for batch in batches: tally += _backward(model, to_device(batch, device), counts, weights, autocast, scaler).tally
         if not batches: scaler.scale(torch.zeros((), device=device))        # a process without a share has a scale nevertheless
-        if everyone: _share(trained, everyone); tally = everyone(tally)
+        if everyone:
+            _share(trained, everyone)
+            tally = everyone(tally)
         norm = _clip(optimizer, trained, max_norm, scaler)
         scaler.step(optimizer)
         scaler.update()

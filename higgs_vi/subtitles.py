@@ -75,7 +75,8 @@ def _blocks(lines: list[str], vtt: bool) -> list[tuple[str, str, list[str]]]:
         for k, line in enumerate(body):
             if vtt and line.strip() and (k == 0 or not body[k - 1].strip()): skip = k > 0 and bool(_NOTE.match(line.strip()))
             if line.strip() and not skip: kept.append(line)
-        out.append((number, lines[i].strip(), kept)); number = before
+        out.append((number, lines[i].strip(), kept))
+        number = before
     return out
 
 def _ass(lines: list[str]) -> list[tuple[str, str, list[str]]]:
@@ -123,7 +124,9 @@ def _voices(lines: list[str]) -> tuple[list[str], list[str]]:
         turns += len([t for t in _TURN.split(line)[:-1] if t.strip()]) + (bool(said) and bool(_TURN.match(line)))
         line = _TURN.sub(" ", line).strip()
         m = _NAME.match(line)
-        if m and m[1].upper() == m[1] and len(m[1]) > 1: names.append(m[1].strip().title()); line = line[m.end():]
+        if m and m[1].upper() == m[1] and len(m[1]) > 1:
+            names.append(m[1].strip().title())
+            line = line[m.end():]
         said.append(line)
     dashes = [i for i, line in enumerate(said) if re.match(r"[-–—]\s*\w", line)]
     if (turns or len(dashes) > 1) and len(set(names)) < 2: names = ["one", "another"]
@@ -251,7 +254,9 @@ def fit(cues: list[Cue], spans: list[tuple[float, float]], total: float, reach: 
     def _near(t, borders): return min((b for b in borders if abs(b - t) <= reach), key=lambda b: abs(b - t), default=None)
     starts, ends, out = [a for a, _ in spans], [b for _, b in spans], []
     for c in cues:
-        if c.problem: out.append(c); continue
+        if c.problem:
+            out.append(c)
+            continue
         a, b = _near(c.start, starts), _near(c.end, ends)
         a, b = c.start if a is None else max(a - air, 0.0), c.end if b is None else b + air
         if out and not out[-1].problem and a < out[-1].end and c.start >= out[-1].end - 2*reach: a = out[-1].end = (a + out[-1].end)/2

@@ -618,12 +618,17 @@ def read_parquet(path: Path, chosen: dict[str, str] | None = None) -> Raw:
     shards = [path] if path.is_file() else sorted(p for p in path.rglob("*.parquet") if not p.name.startswith(".") and p.is_file())
     parts, problem, blob, notes = [], [], [], []
     for shard in shards:
-        try: cells, where = read_shard(shard, chosen or {}); why = ""
+        try:
+            cells, where = read_shard(shard, chosen or {})
+            why = ""
         except DAMAGED as e:
             why, where = f"the shard {shard.name} cannot be read ({_brief(e)}): fetch it again; ", [None]*(_count(shard) or 1)
             why += f"{len(where)} rows are lost" if _count(shard) is not None else "how many rows are lost is not known"
-            notes.append(why); cells = pd.DataFrame(index=range(len(where)))
-        parts.append(cells); blob += where; problem += [why]*len(where)
+            notes.append(why)
+            cells = pd.DataFrame(index=range(len(where)))
+        parts.append(cells)
+        blob += where
+        problem += [why]*len(where)
     if len(notes) == len(shards): raise ValueError(f"the table {path} cannot be read: {notes[0]} ({len(shards)} shard(s), all damaged)")
     sides = [SPLITS.get(re.split(r"[-_.]", shard.stem.lower())[0], "") for shard in shards]
     told = any(plain_name(c) in COLUMNS["split"] for part in parts for c in part)
@@ -678,7 +683,8 @@ class Blobs:
                 self.first, self.now = self.first + len(self.now), next(self.batches).column(0)
             cell = self.now[i - self.first].as_py()
         except (*DAMAGED, StopIteration) as e:
-            self.damaged.setdefault((shard, column), []).append((i, self.end)); self.key = None
+            self.damaged.setdefault((shard, column), []).append((i, self.end))
+            self.key = None
             raise ValueError(f"the sound of row {i + 1} of {shard} cannot be read ({_brief(e)}): fetch the shard again") from e
         return _bytes_of(cell)
 

@@ -41,7 +41,9 @@ def tone(path, seconds=1.0, rate=24_000, hz=220):
 
 def write_table(path, rows):
     with open(path, "w", newline="", encoding="utf-8") as f:
-        w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
+        w = csv.DictWriter(f, list(rows[0]))
+        w.writeheader()
+        w.writerows(rows)
     return path
 
 
@@ -118,7 +120,8 @@ def test_a_folder_of_pairs_and_a_higgs_folder_with_references(tmp_path):
 def test_sources_are_never_overwritten(tmp_path):
     "A folder prepared into itself is refused; a second run whose clips are gone keeps the first one's."
     for i in range(3):
-        tone(tmp_path/f"lan/lan_{i:06d}.wav", hz=200 + 50*i); (tmp_path/f"lan/lan_{i:06d}.txt").write_text(f"Câu số {i}.")
+        tone(tmp_path/f"lan/lan_{i:06d}.wav", hz=200 + 50*i)
+        (tmp_path/f"lan/lan_{i:06d}.txt").write_text(f"Câu số {i}.")
     before = {p: p.read_bytes() for p in (tmp_path/"lan").iterdir()}
     with pytest.raises(ValueError, match="where clips of the table lie"): run(tmp_path/"lan", tmp_path/"lan")
     assert before == {p: p.read_bytes() for p in (tmp_path/"lan").iterdir()}
@@ -130,10 +133,13 @@ def test_sources_are_never_overwritten(tmp_path):
 
 def test_ragged_samples_of_others(tmp_path):
     "Some samples lack a scene, a speaker's name, a transcript; one names its own clip as reference, one a very long file name."
-    for i in range(5): tone(tmp_path/f"in/{i}.wav", hz=200 + 50*i); (tmp_path/f"in/{i}.txt").write_text(f"Câu số {i}.")
+    for i in range(5):
+        tone(tmp_path/f"in/{i}.wav", hz=200 + 50*i)
+        (tmp_path/f"in/{i}.txt").write_text(f"Câu số {i}.")
     (tmp_path/"in/3.txt").unlink()
     samples = [dict(id=str(i), audio_file=f"{i}.wav", transcript_file=f"{i}.txt", speaker_id="lan") for i in range(5)]
-    samples[0] |= dict(scene="studio", speaker_name="Lan"); samples[1] |= dict(ref_audio_file="1.wav", ref_transcript="Câu số 1.")
+    samples[0] |= dict(scene="studio", speaker_name="Lan")
+    samples[1] |= dict(ref_audio_file="1.wav", ref_transcript="Câu số 1.")
     samples.append(dict(id="5", audio_file="x"*300 + ".wav", transcript_file="0.txt", speaker_id="lan"))
     (tmp_path/"in/metadata.json").write_text(json.dumps(dict(dataset_info={}, samples=samples)))
     kept, rejected = run(tmp_path/"in", tmp_path/"out")
@@ -144,7 +150,9 @@ def test_ragged_samples_of_others(tmp_path):
 
 
 def test_a_higgs_folder_may_not_name_files_outside(tmp_path):
-    tone(tmp_path/"secret.wav"); tone(tmp_path/"d/a.wav"); (tmp_path/"d/a.txt").write_text("Một.")
+    tone(tmp_path/"secret.wav")
+    tone(tmp_path/"d/a.wav")
+    (tmp_path/"d/a.txt").write_text("Một.")
     sample = dict(id="a", audio_file="a.wav", transcript_file="a.txt", speaker_id="a")
     for bad in (dict(audio_file="../secret.wav"), dict(transcript_file="../../etc/passwd"), dict(ref_audio_file="/etc/passwd")):
         (tmp_path/"d/metadata.json").write_text(json.dumps(dict(dataset_info={}, samples=[sample | bad])))
@@ -185,7 +193,8 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
 
     def full(*args, **kwargs):
         if len(written) == 2: raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(args[0]); return real(*args, **kwargs)
+        written.append(args[0])
+        return real(*args, **kwargs)
     real = audio.wave.open
     monkeypatch.setattr(audio.wave, "open", full)
     with pytest.raises(OSError, match="no space left .* finished files stay"): run(DEMO/"demo.csv", tmp_path/"out", workers=1)
@@ -196,7 +205,9 @@ def test_atomic_leaves_the_old_file(tmp_path):
     write_wav(tmp_path/"a.wav", np.zeros(100, np.float32))
     before = (tmp_path/"a.wav").read_bytes()
     with pytest.raises(RuntimeError):
-        with atomic(tmp_path/"a.wav") as t: t.write_bytes(b"half"); raise RuntimeError
+        with atomic(tmp_path/"a.wav") as t:
+            t.write_bytes(b"half")
+            raise RuntimeError
     assert (tmp_path/"a.wav").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 

@@ -81,7 +81,9 @@ def parquet(rng, path):
             as_text = [str(v).encode("utf-8", "surrogatepass") for v in values]
             columns.append(pa.array(as_text, pa.binary()) if rng.random() < 0.5 else pa.array(as_text, pa.binary()).view(pa.string()))
     if rng.random() < 0.2:
-        i = rng.randrange(len(keys)); keys.append(keys[i]); columns.append(columns[rng.randrange(len(columns))])
+        i = rng.randrange(len(keys))
+        keys.append(keys[i])
+        columns.append(columns[rng.randrange(len(columns))])
     sound = rng.random()
     if 0.4 < sound < 0.5: keys, columns = [*keys[1:], "audio"], [*columns[1:], pa.array([rng.choice([b"0.wav", b"1.wav", b"x\0.wav"]).ljust(8, b"\0") for _ in rows], pa.binary(8))]
     if sound < 0.3: keys, columns = [*keys[1:], "audio"], [*columns[1:], pa.array([rng.choice([None, b"", b"RIFF", rng.randbytes(99)]) for _ in rows], pa.binary())]
@@ -93,7 +95,8 @@ def damage(rng, raw):
     kind, n = rng.randrange(6), len(raw)
     if kind == 0: return raw[:rng.randrange(n + 1)]
     if kind == 1: return rng.randbytes(rng.randint(0, 3000))
-    a = rng.randrange(n + 1); b = min(n, a + rng.randint(1, 60))
+    a = rng.randrange(n + 1)
+    b = min(n, a + rng.randint(1, 60))
     if kind == 2: return raw[:a] + rng.randbytes(b - a) + raw[b:]
     if kind == 3: return raw[:a] + rng.choice([b"\0"*20, b"\xff\xfe", b'"', b"\n", b"\r", b"\xe1"]) + raw[a:]
     if kind == 4: return raw[:a] + raw[b:]
@@ -135,9 +138,13 @@ def main(first, n, folder):
     from sounds import spoken  # beside this file, which runs as a script
 
     from higgs_vi.monitor import memory_gib
-    folder = Path(folder); out = folder.with_name(folder.name + "_out"); folder.mkdir(); out.mkdir()
+    folder = Path(folder)
+    out = folder.with_name(folder.name + "_out")
+    folder.mkdir()
+    out.mkdir()
     for i in range(6): sf.write(folder/f"{i}.wav", spoken(i, 0.5, 16_000), 16_000)
-    (folder/"loop.wav").symlink_to(folder/"loop.wav"); (folder/"folder").mkdir()
+    (folder/"loop.wav").symlink_to(folder/"loop.wav")
+    (folder/"folder").mkdir()
     os.sync = lambda: None                                                  # it waits for other programs' files
     found, ends = {}, {}
     for seed in range(first, first + n):

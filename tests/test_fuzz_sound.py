@@ -101,8 +101,11 @@ def test_no_broken_sound_ends_a_run(tmp_path, n):
         how = rng.choice(BREAKS)
         if how in (lying, odd_samples, many_channels): end = "wav"
         name = f"{i}_{how.__name__}.{rng.choice([end]*6 + ['wav', 'mp3', 'm4a', 'raw'])}"
-        (tmp_path/name).write_bytes(how(rng, whole[end])); rows.append(f"{name}|Câu số {i}.|lan")
-    os.symlink("loop_b.wav", tmp_path/"loop_a.wav"); os.symlink("loop_a.wav", tmp_path/"loop_b.wav"); os.symlink("self.wav", tmp_path/"self.wav")
+        (tmp_path/name).write_bytes(how(rng, whole[end]))
+        rows.append(f"{name}|Câu số {i}.|lan")
+    os.symlink("loop_b.wav", tmp_path/"loop_a.wav")
+    os.symlink("loop_a.wav", tmp_path/"loop_b.wav")
+    os.symlink("self.wav", tmp_path/"self.wav")
     (tmp_path/"folder.wav").mkdir()
     sf.write(tmp_path/"good.wav", read_audio(DEMO/"clips/ngan_001.ogg"), SAMPLE_RATE)
     rows += [f"{name}|Câu {name}.|lan" for name in ("loop_a.wav", "self.wav", "folder.wav", "good.wav")]

@@ -36,7 +36,8 @@ def settings_class(name):
 
 
 def test_settings_ini_and_pyproject_say_the_same():
-    ini = configparser.ConfigParser(); ini.read(ROOT/"settings.ini")
+    ini = configparser.ConfigParser()
+    ini.read(ROOT/"settings.ini")
     toml = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]
     as_ini = {k: str(v) if not isinstance(v, list) else " ".join(v) for k, v in toml.items()}
     assert as_ini == {k: v for k, v in ini["DEFAULT"].items() if k in as_ini}

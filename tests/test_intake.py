@@ -51,7 +51,9 @@ def test_what_the_cap_keeps_is_the_first_good_clips_of_each(tmp_path):
 
 def write_table(path, rows):
     with open(path, "w", newline="", encoding="utf-8") as f:
-        w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
+        w = csv.DictWriter(f, list(rows[0]))
+        w.writeheader()
+        w.writerows(rows)
     return path
 
 
@@ -101,7 +103,8 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "examine", lambda row, *rest: (read.append(row["row"]), real(row, *rest))[1])
     run(DEMO/"demo.csv", out)
     assert sorted(read) == list(range(30, 89)) and content(out) == content(tmp_path/"whole")
-    read.clear(); run(DEMO/"demo.csv", out)
+    read.clear()
+    run(DEMO/"demo.csv", out)
     assert read == [] and content(out) == content(tmp_path/"whole")
     run(DEMO/"demo.csv", out, longest=1.9)      # other settings: all again, nothing stays
     run(DEMO/"demo.csv", tmp_path/"short", longest=1.9)
@@ -110,10 +113,15 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
 
 def test_a_changed_file_or_text_is_done_again(tmp_path):
     (tmp_path/"in").mkdir()
-    for i in range(3): noise(tmp_path/f"in/{i}.wav", i); (tmp_path/f"in/{i}.txt").write_text(f"Câu {i}.")
+    for i in range(3):
+        noise(tmp_path/f"in/{i}.wav", i)
+        (tmp_path/f"in/{i}.txt").write_text(f"Câu {i}.")
     run(tmp_path/"in", tmp_path/"out", shortest=0.01)
-    noise(tmp_path/"in/1.wav", 7); (tmp_path/"in/2.txt").write_text("Khác."); (tmp_path/"out/in_000000.txt").write_text("Hỏng.")
-    run(tmp_path/"in", tmp_path/"out", shortest=0.01); run(tmp_path/"in", tmp_path/"new", shortest=0.01)
+    noise(tmp_path/"in/1.wav", 7)
+    (tmp_path/"in/2.txt").write_text("Khác.")
+    (tmp_path/"out/in_000000.txt").write_text("Hỏng.")
+    run(tmp_path/"in", tmp_path/"out", shortest=0.01)
+    run(tmp_path/"in", tmp_path/"new", shortest=0.01)
     assert content(tmp_path/"out") == content(tmp_path/"new") and (tmp_path/"out/in_000002.txt").read_text() == "Khác.\n"
 
 
@@ -136,7 +144,8 @@ def test_killed_at_random_moments(tmp_path, kills):
         while p.is_alive() and (not journal.is_file() or journal.read_bytes().count(b"\n") < aim): time.sleep(0.003)
         time.sleep(rng.random()*0.05)
         assert p.is_alive(), "it ended before it was killed"
-        p.kill(); p.join()
+        p.kill()
+        p.join()
         held.append(journal.read_bytes().count(b"\n"))
     assert held == sorted(held) and len(set(held)) == kills and held[-1] < 88 and not (out/"metadata.json").exists()
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.wav")}
@@ -186,8 +195,10 @@ def test_as_fast_as_a_plain_pool(tmp_path):
     source = read_source(cfg)[0]
     for _ in range(3):
         for name, way in (("plain", plain), ("ours", lambda: conform(source.rows, source.root, out, cfg))):
-            shutil.rmtree(out, ignore_errors=True); out.mkdir()
-            began, used = time.perf_counter(), time.process_time(); way()
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            began, used = time.perf_counter(), time.process_time()
+            way()
             times[name].append((time.process_time() - used, time.perf_counter() - began))
     best = {name: [round(min(t), 2) for t in zip(*ts)] for name, ts in times.items()}
     print(f"400 clips, {cfg.threads} thread(s), least of three, seconds of processor and of wall: {best}")
@@ -255,7 +266,8 @@ def test_each_fault_is_found_and_named(sound_folder, tmp_path, capsys, fault):
     hit = faults[faults["fault"] == kind]
     assert len(hit) == 1 and (hit["clip"].iloc[0] in (name, "minh_000000") or kind in ("metadata", "unlisted")) and hit["what"].iloc[0]
     if (kind in ODD) and not faults["broken"].any():
-        check_command([str(out)]); assert "nothing broken" in capsys.readouterr().out
+        check_command([str(out)])
+        assert "nothing broken" in capsys.readouterr().out
     if kind in BROKEN: assert hit["broken"].all()
     with pytest.raises(SystemExit, match="is broken in .*" + kind): check_command([str(out), "--strict", "true"])
 
@@ -284,7 +296,9 @@ def recording(folder, n=14, snr=30, seed=0, gap_from=0.4):
     for r in rows:
         x = load_librosa().effects.trim(read_audio(CLEAN/r["wav_filename"]), top_db=35, frame_length=480, hop_length=120)[0]
         gap = np.zeros(int(rng.uniform(gap_from, 1.5)*24_000), np.float32)
-        parts += [gap, x]; limits.append(((at + len(gap))/24_000, (at + len(gap) + len(x))/24_000)); at += len(gap) + len(x)
+        parts += [gap, x]
+        limits.append(((at + len(gap))/24_000, (at + len(gap) + len(x))/24_000))
+        at += len(gap) + len(x)
     x = np.concatenate([*parts, np.zeros(12_000, np.float32)])
     loud = np.sqrt(np.mean(np.concatenate(parts[1::2])**2))
     sf.write(folder/"talk.wav", x + rng.normal(0, loud*10**(-snr/20), len(x)), 24_000)
@@ -322,8 +336,10 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
         halves = [(a, (a + b)/2, " ".join(words[:1])), ((a + b)/2, b, " ".join(words[1:]))] if i % 3 == 0 else [(a, b, text)]
         cues += [f"{len(cues) + 1}\n{stamped(p, ',')} --> {stamped(q, ',')}\n{t}\n" for p, q, t in halves if t]
     (tmp_path/"in/talk.srt").write_text("\n".join(cues), encoding="utf-8-sig")
-    sf.write(tmp_path/"in/short.wav", voice(0.5), 24_000); (tmp_path/"in/short.txt").write_text("Ngắn thôi.")
-    noise(tmp_path/"in/bad.wav", 2, 0.5); (tmp_path/"in/bad.vtt").write_text("WEBVTT\n")
+    sf.write(tmp_path/"in/short.wav", voice(0.5), 24_000)
+    (tmp_path/"in/short.txt").write_text("Ngắn thôi.")
+    noise(tmp_path/"in/bad.wav", 2, 0.5)
+    (tmp_path/"in/bad.vtt").write_text("WEBVTT\n")
     source = read_source(DataSettings(table=str(tmp_path/"in"), out=str(tmp_path/"out")))
     samples, rejected = prepare(DataSettings(table=str(tmp_path/"in"), out=str(tmp_path/"out")), source)
     rows = source[0].rows[source[0].rows["start"] != ""]
@@ -352,7 +368,8 @@ def test_a_long_recording_is_cut_at_its_longest_pauses_if_they_fit_its_sentences
 
 def test_a_long_recording_without_times_is_refused_with_a_way_out(tmp_path):
     (tmp_path/"in").mkdir()
-    recording(tmp_path/"in"); (tmp_path/"in/talk.txt").write_text("Một. Hai. Ba.")
+    recording(tmp_path/"in")
+    (tmp_path/"in/talk.txt").write_text("Một. Hai. Ba.")
     with pytest.raises(ValueError, match="with subtitles beside it .*cut into its sentences"): run(tmp_path/"in", tmp_path/"out", longest=10)
 
 

@@ -72,13 +72,17 @@ def test_a_page_is_readable_on_a_phone_and_in_the_dark(tmp_path, width, scheme):
 def test_jupyterlab_opens_the_executed_notebook(tmp_path):
     "The lab's own page, served on loopback, shows the notebook's cells and the browser logs no error of it."
     playwright = pytest.importorskip("playwright.sync_api")
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     env = os.environ | {f"JUPYTER_{k}_DIR": str(tmp_path/k) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(JUPYTERLAB_SETTINGS_DIR=str(tmp_path/"lab"))
     lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=",
                             f"--ServerApp.root_dir={ROOT}", "--LabApp.collaborative=False"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(60):
-            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/lab", timeout=1); break
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/lab", timeout=1)
+                break
             except OSError: time.sleep(1)
         with playwright.sync_playwright() as p:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
@@ -89,4 +93,6 @@ def test_jupyterlab_opens_the_executed_notebook(tmp_path):
             assert "Training" in page.inner_text(".jp-Notebook .jp-MarkdownCell h1") and page.locator(".jp-Notebook .jp-Cell").count() > 5
             assert not errors and not page.locator(".jp-Dialog").count()
             browser.close()
-    finally: lab.terminate(); lab.wait(20)
+    finally:
+        lab.terminate()
+        lab.wait(20)

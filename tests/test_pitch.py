@@ -60,9 +60,11 @@ def test_real_people_are_heard_as_praat_hears_them():
         praat = parselmouth.Sound(x.astype(np.float64), SAMPLE_RATE).to_pitch_ac(time_step=0.01, pitch_floor=75, pitch_ceiling=400)
         hz, found = praat.selected_array["frequency"], pitch(x)
         at = np.clip(np.rint(praat.xs()*100).astype(int), 0, len(found) - 1)[hz > 0]
-        near += np.sum(np.abs(found[at]/hz[hz > 0] - 1) <= 0.05); theirs += np.sum(hz > 0)
+        near += np.sum(np.abs(found[at]/hz[hz > 0] - 1) <= 0.05)
+        theirs += np.sum(hz > 0)
         levels = frame_levels(x, SAMPLE_RATE, 0.01)
         line = np.isfinite(found[:len(levels)])
-        ours += line.sum(); quiet += (line & (levels[:len(line)] < np.percentile(levels, 99) - 35)).sum()
+        ours += line.sum()
+        quiet += (line & (levels[:len(line)] < np.percentile(levels, 99) - 35)).sum()
     print(f"{len(lines)} clips: {near/theirs:.1%} of Praat's voiced frames within 5 %, {quiet/ours:.1%} of the line in silence")
     assert near/theirs >= 0.9 and ours/theirs < 1.25 and quiet/ours < 0.05

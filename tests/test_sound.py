@@ -343,7 +343,8 @@ def test_no_real_clip_is_taken_for_another():
 def test_00_keeps_one_of_several_copies_and_02_keeps_them_on_one_side(tmp_path):
     (tmp_path/"in").mkdir()
     sf.write(tmp_path/"in/a.wav", VOICE, SAMPLE_RATE)
-    (tmp_path/"in/b.mp3").write_bytes(packed(VOICE, format="MP3")); sf.write(tmp_path/"in/c.wav", 0.5*VOICE[240:], SAMPLE_RATE)
+    (tmp_path/"in/b.mp3").write_bytes(packed(VOICE, format="MP3"))
+    sf.write(tmp_path/"in/c.wav", 0.5*VOICE[240:], SAMPLE_RATE)
     sf.write(tmp_path/"in/d.wav", read_audio(DEMO/"clips/ngan_001.ogg"), SAMPLE_RATE)
     samples, rejected = prepared(tmp_path/"in", tmp_path/"out")
     assert len(samples) == 2 and rejected["reason"].str.contains("same recording as row 1").tolist() == [True, True]
@@ -372,7 +373,8 @@ def test_fingerprints_that_00_noted_are_not_computed_again(tmp_path, monkeypatch
 
     def looked(folder):
         "How many sounds were read, and fingerprints computed, by 02's search for copies; and the latter by 08."
-        computed.clear(); reads.clear()
+        computed.clear()
+        reads.clear()
         assert not copies_of(folder, original(folder)[1])
         found = len(reads), len(computed)
         computed.clear()

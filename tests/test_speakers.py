@@ -99,7 +99,9 @@ def test_random_manifests_are_divided_without_leaks_whatever_their_order():
         rows, cfg = manifest(rng), options(rng)
         try: samples, dropped = balance(rows, cfg, lambda r: not dirty(r))
         except ValueError as e:
-            assert any(c.isdigit() for c in str(e)) and ("set " in str(e) or "parameter" in str(e)); why[str(e).split()[-1]] += 1; continue
+            assert any(c.isdigit() for c in str(e)) and ("set " in str(e) or "parameter" in str(e))
+            why[str(e).split()[-1]] += 1
+            continue
         done[cfg.disjoint] += 1
         done.update(kind_of(s) for s in samples)
         check(rows, samples, dropped, cfg)

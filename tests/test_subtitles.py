@@ -94,7 +94,8 @@ def test_ass_and_labels_are_read():
 @pytest.mark.parametrize("name, known", [("a.srt", True), ("a.SRT", True), ("a.vi-VN.srt", True), ("a.VI.vtt", True), ("a.ass", True), ("a.ssa", True),
                                          ("a.vi_vn.ass", True), ("a.vi.sdh.srt", True), ("a.en.srt", False), ("ab.srt", False)])
 def test_subtitles_are_found_by_the_names_people_give(tmp_path, name, known):
-    (tmp_path/"a.wav").write_bytes(b""); (tmp_path/name).write_text("x")
+    (tmp_path/"a.wav").write_bytes(b"")
+    (tmp_path/name).write_text("x")
     assert (tmp_path/"a" in subtitles(tmp_path)) is known
 
 
@@ -103,7 +104,9 @@ def talk(folder, late=0.0):
     parts, cues, at = [np.zeros(SAMPLE_RATE, np.float32)], [], 1.0
     for i, path in enumerate(sorted((Path(__file__).parent/"voices/clips").glob("*.ogg"))[:5]):
         x, gap = read_audio(path), np.zeros(int((0.5 + 0.23*i)*SAMPLE_RATE), np.float32)
-        cues.append((at + late, at + len(x)/SAMPLE_RATE + late, f"Câu số {i}.")); parts += [x, gap]; at += (len(x) + len(gap))/SAMPLE_RATE
+        cues.append((at + late, at + len(x)/SAMPLE_RATE + late, f"Câu số {i}."))
+        parts += [x, gap]
+        at += (len(x) + len(gap))/SAMPLE_RATE
     sf.write(folder/"a.wav", np.concatenate([*parts, np.zeros(4*SAMPLE_RATE, np.float32)]), SAMPLE_RATE)
     return cues
 
@@ -161,7 +164,8 @@ def long_talk():
     "The limits of 40 sentences in 140 s, as if they were found as speech."
     rng, at, out = np.random.default_rng(3), 2.0, []
     for _ in range(40):
-        out.append((at, at + rng.uniform(1, 4))); at = out[-1][1] + rng.uniform(0.3, 1.5)
+        out.append((at, at + rng.uniform(1, 4)))
+        at = out[-1][1] + rng.uniform(0.3, 1.5)
     return out
 
 

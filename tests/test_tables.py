@@ -35,7 +35,8 @@ def wav(path, i, seconds=0.5, rate=16_000, **kind):
 
 
 def encoded(i, format="WAV"):
-    out = io.BytesIO(); sf.write(out, spoken(i, 0.5, 16_000), 16_000, format=format)
+    out = io.BytesIO()
+    sf.write(out, spoken(i, 0.5, 16_000), 16_000, format=format)
     return out.getvalue()
 
 
@@ -58,7 +59,8 @@ def lines(path, *rows, encoding="utf-8"):
 
 def test_csv_and_tsv_with_every_kind_of_sound(tmp_path):
     "8 to 48 kHz, stereo, MP3, Opus, FLAC, Vorbis; a mark at the start, a semicolon, quotation marks."
-    wav(tmp_path/"0.wav", 0, rate=8_000); wav(tmp_path/"1.mp3", 1, rate=44_100)
+    wav(tmp_path/"0.wav", 0, rate=8_000)
+    wav(tmp_path/"1.mp3", 1, rate=44_100)
     wav(tmp_path/"2.opus", 2, rate=48_000, format="OGG", subtype="OPUS")
     sf.write(tmp_path/"3.flac", np.stack([spoken(3, 0.5, 48_000)]*2, 1), 48_000)
     files = ["0.wav", "1.mp3", "2.opus", "3.flac"]
@@ -131,8 +133,10 @@ def test_kaldi(tmp_path, segments):
 
 def test_folders_of_sounds_and_texts_keep_people_apart(tmp_path):
     for i, name in enumerate(["vivos/lan/a", "vlsp/lan/a", "vlsp/minh/a"]):
-        wav(tmp_path/f"in/{name}.flac", i); lines(tmp_path/f"in/{name}.txt", TEXTS[i])
-    wav(tmp_path/"in/vlsp/minh/b.wav", 7); lines(tmp_path/"in/vlsp/minh/c.txt", "Lạc.")
+        wav(tmp_path/f"in/{name}.flac", i)
+        lines(tmp_path/f"in/{name}.txt", TEXTS[i])
+    wav(tmp_path/"in/vlsp/minh/b.wav", 7)
+    lines(tmp_path/"in/vlsp/minh/c.txt", "Lạc.")
     got = run(tmp_path/"in", tmp_path/"out")
     assert got.texts == TEXTS[:3] and got.speakers == ["vivos/lan", "vlsp/lan", "minh"]
     assert "there is no b.txt beside it" in got.reasons[0] and "no sound beside this text" in got.reasons[1]
@@ -182,7 +186,8 @@ def test_parquet_whose_sounds_are_damaged_or_beside_it(tmp_path):
     got = run(tmp_path/"a", tmp_path/"out", columns="text=transcription")
     assert got.texts == [f"Câu số {i}." for i in (0, 1, 4, 5)]
     assert len(got.reasons) == 2 and all("fetch the shard again" in r for r in got.reasons)
-    wav(tmp_path/"b/clips/0.wav", 0); wav(tmp_path/"b/clips/1.wav", 1)
+    wav(tmp_path/"b/clips/0.wav", 0)
+    wav(tmp_path/"b/clips/1.wav", 1)
     sounds = [dict(bytes=None, path="0.wav"), dict(bytes=None, path="1")]
     pq.write_table(pa.table(dict(audio=sounds, text=TEXTS[:2], speaker=[3, 4])), tmp_path/"b/t.parquet")
     assert run(tmp_path/"b/t.parquet", tmp_path/"out2").speakers == ["3", "4"]
@@ -316,7 +321,8 @@ BAD_ROWS = {
 def test_one_bad_row_is_set_aside_and_its_neighbours_stay(tmp_path, kind):
     bad, reason = BAD_ROWS[kind]
     some(tmp_path)
-    (tmp_path/"loop.wav").symlink_to(tmp_path/"loop.wav"); (tmp_path/"folder").mkdir()
+    (tmp_path/"loop.wav").symlink_to(tmp_path/"loop.wav")
+    (tmp_path/"folder").mkdir()
     good = [row(0, split="train", valid="yes", duration=0.5, scene="nhà"), row(2)]
     got = run(jsonl(tmp_path/"t.jsonl", good[0], bad, good[1]), tmp_path/"out")
     assert got.texts == ["Câu số 0.", "Câu số 2."] and len(got.reasons) == 1
@@ -573,13 +579,16 @@ def test_a_path_is_found_as_people_write_it(tmp_path, kind):
 def test_file_names_in_either_unicode_form_and_endings_in_capitals(tmp_path):
     for i, form in enumerate(("NFD", "NFC")):
         name, cell = (unicodedata.normalize(f, "Hòa/sớm") for f in (form, dict(NFD="NFC", NFC="NFD")[form]))
-        wav(tmp_path/form/f"{name}.wav", i); wav(tmp_path/form/"b.WAV", 2)
+        wav(tmp_path/form/f"{name}.wav", i)
+        wav(tmp_path/form/"b.WAV", 2)
         table = jsonl(tmp_path/form/"t.jsonl", *(dict(audio=a, text=f"Câu {a}.", speaker="a") for a in (f"{cell}.wav", "b")))
         assert len(run(table, tmp_path/f"out{form}").texts) == 2
 
 
 def test_tails_that_several_paths_share_and_paths_that_leave(tmp_path):
-    wav(tmp_path/"in/0.wav", 0); wav(tmp_path/"secret.wav", 1); wav(tmp_path/"in/1.wav", 2)
+    wav(tmp_path/"in/0.wav", 0)
+    wav(tmp_path/"secret.wav", 1)
+    wav(tmp_path/"in/1.wav", 2)
     rows = ["/x/lan/0.wav", "/x/minh/0.wav", str(tmp_path/"secret.wav"), "../secret.wav", r"..\secret.wav", "/x/lan/1.wav"]
     got = run(jsonl(tmp_path/"in/t.jsonl", *(dict(audio=a, text=f"Câu {i}.", speaker="a") for i, a in enumerate(rows))), tmp_path/"out")
     assert got.texts == ["Câu 5."] and any("found by their tails" in n for n in got.notes)
@@ -598,7 +607,8 @@ def test_vivos(tmp_path):
     names = [f"{side}/waves/VIVOS{who}/VIVOS{who}_R00{i}.wav" for i, (side, who) in enumerate([("train", "SPK01"), ("train", "SPK02"), ("test", "DEV01")])]
     sounds_at(tmp_path/"vivos", *names)
     lines(tmp_path/"vivos/train/prompts.txt", "VIVOSSPK01_R000 KHÁCH SẠN", "VIVOSSPK02_R001 CHỈ BẰNG")
-    lines(tmp_path/"vivos/test/prompts.txt", "VIVOSDEV01_R002 TIẾNG CẠP"); lines(tmp_path/"vivos/train/genders.txt", "VIVOSSPK01 m")
+    lines(tmp_path/"vivos/test/prompts.txt", "VIVOSDEV01_R002 TIẾNG CẠP")
+    lines(tmp_path/"vivos/train/genders.txt", "VIVOSSPK01 m")
     got = run(tmp_path/"vivos", tmp_path/"out")
     assert dict(zip(got.texts, got.speakers)) == {"KHÁCH SẠN": "VIVOSSPK01", "CHỈ BẰNG": "VIVOSSPK02", "TIẾNG CẠP": "VIVOSDEV01"}
     assert got.reasons == [] and sorted(s["split"] for s in got.samples) == ["test", "train", "train"]
@@ -608,7 +618,8 @@ def test_vivos(tmp_path):
 def test_vctk(tmp_path):
     sounds_at(tmp_path/"vctk", *(f"wav48_silence_trimmed/p22{i}/p22{i}_001_mic{m}.flac" for i in (5, 6) for m in (1, 2)))
     for i in (5, 6): lines(tmp_path/f"vctk/txt/p22{i}/p22{i}_001.txt", f"Câu của {i}.")
-    lines(tmp_path/"vctk/txt/p227/p227_001.txt", "Không có tiếng."); lines(tmp_path/"vctk/speaker-info.txt", "ID AGE", "p225 23")
+    lines(tmp_path/"vctk/txt/p227/p227_001.txt", "Không có tiếng.")
+    lines(tmp_path/"vctk/speaker-info.txt", "ID AGE", "p225 23")
     got = run(tmp_path/"vctk", tmp_path/"out")
     assert got.texts == ["Câu của 5.", "Câu của 6."] and got.speakers == ["p225", "p226"]
     assert len(got.reasons) == 3 and sum("another microphone" in r for r in got.reasons) == 2
@@ -624,8 +635,12 @@ def test_librispeech(tmp_path):
 
 def test_texts_beside_a_sound_in_other_files(tmp_path):
     sounds_at(tmp_path/"in", "a.wav", "b.wav", "c.WAV", "d.wav", "e.mp3")
-    lines(tmp_path/"in/a.lab", "Một."); lines(tmp_path/"in/b.normalized.txt", "Hai."); lines(tmp_path/"in/b.original.txt", "2.")
-    lines(tmp_path/"in/c.TXT", "Ba."); lines(tmp_path/"in/d.txt", "Bốn."); lines(tmp_path/"in/d.lab", "b oo n")
+    lines(tmp_path/"in/a.lab", "Một.")
+    lines(tmp_path/"in/b.normalized.txt", "Hai.")
+    lines(tmp_path/"in/b.original.txt", "2.")
+    lines(tmp_path/"in/c.TXT", "Ba.")
+    lines(tmp_path/"in/d.txt", "Bốn.")
+    lines(tmp_path/"in/d.lab", "b oo n")
     lines(tmp_path/"in/e.json", json.dumps(dict(id="e", wav="x/e.mp3", text="Năm.", speaker="S7", duration=0.5)))
     got = run(tmp_path/"in", tmp_path/"out")
     assert got.texts == ["Một.", "Hai.", "Ba.", "Bốn.", "Năm."] and got.reasons == [] and got.speakers == ["in"]*4 + ["S7"]
@@ -633,7 +648,8 @@ def test_texts_beside_a_sound_in_other_files(tmp_path):
 
 def test_audiofolder_emilia_and_swift(tmp_path):
     sounds_at(tmp_path/"af", "train/0.wav", "train/1.wav", "test/0.wav")
-    lines(tmp_path/"af/train/metadata.csv", "file_name,transcription", "0.wav,Một.", "1.wav,Hai."); lines(tmp_path/"af/test/metadata.csv", "file_name,transcription", "0.wav,Ba.")
+    lines(tmp_path/"af/train/metadata.csv", "file_name,transcription", "0.wav,Một.", "1.wav,Hai.")
+    lines(tmp_path/"af/test/metadata.csv", "file_name,transcription", "0.wav,Ba.")
     got = run(tmp_path/"af", tmp_path/"out")
     assert {t: s["split"] for t, s in zip(got.texts, got.samples)} == {"Một.": "train", "Hai.": "train", "Ba.": "test"} and len(set(got.speakers)) == 2*0 + 1
     got = run(tmp_path/"af/train", tmp_path/"out2")
@@ -683,13 +699,18 @@ def test_what_a_page_wrote_around_the_words(tmp_path):
 
 
 def test_what_must_be_unpacked_says_how(tmp_path):
-    (tmp_path/"arrow").mkdir(); (tmp_path/"arrow/state.json").write_text("{}"); (tmp_path/"arrow/data-00000-of-00001.arrow").write_bytes(b"ARROW1")
-    (tmp_path/"dict").mkdir(); (tmp_path/"dict/dataset_dict.json").write_text("{}")
-    (tmp_path/"tars").mkdir(); (tmp_path/"tars/0.tar").write_bytes(b"x")
+    (tmp_path/"arrow").mkdir()
+    (tmp_path/"arrow/state.json").write_text("{}")
+    (tmp_path/"arrow/data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    (tmp_path/"dict").mkdir()
+    (tmp_path/"dict/dataset_dict.json").write_text("{}")
+    (tmp_path/"tars").mkdir()
+    (tmp_path/"tars/0.tar").write_bytes(b"x")
     with tarfile.open(tmp_path/"w.tar", "w") as t: t.addfile(tarfile.TarInfo("a"))
     with zipfile.ZipFile(tmp_path/"z.zip", "w") as z: z.writestr("a", "b")
     for name, source in (("no.csv", "z.zip"), ("no.txt", "w.tar")): (tmp_path/name).write_bytes((tmp_path/source).read_bytes())
-    (tmp_path/"t.xlsx").write_bytes(b"PK"); (tmp_path/"t.csv.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path/"t.xlsx").write_bytes(b"PK")
+    (tmp_path/"t.csv.gz").write_bytes(b"\x1f\x8b")
     for name, words in dict(arrow="load_from_disk", dict="load_from_disk", tars="tar -xf", **{"w.tar": "tar -xf", "z.zip": "unzip", "no.csv": "unzip", "no.txt": "tar -xf",
                             "t.xlsx": "save the sheet as CSV", "t.csv.gz": "gunzip"}).items():
         with pytest.raises(ValueError, match=words) as e: read_source(DataSettings(table=str(tmp_path/name), out=str(tmp_path/"out")))
@@ -940,7 +961,8 @@ def test_files_beside_a_sound_that_are_not_read_are_named(tmp_path):
     got = run(tmp_path/"in", tmp_path/"out")
     assert "subtitles a.en.srt beside it are not read: if they are Vietnamese, name them a.srt or a.vi.srt" in got.reasons[0]
     assert "b.TextGrid beside it is not read" in got.reasons[1] and got.reasons[2].endswith("add the text") and "d.wav.srt" in got.reasons[3]
-    (tmp_path/"in/e.txt").unlink(); lines(tmp_path/"in/validated.tsv", "path\tsentence\tclient_id", *(f"{n}.wav\tCâu {n}.\tp1" for n in "ab"))
+    (tmp_path/"in/e.txt").unlink()
+    lines(tmp_path/"in/validated.tsv", "path\tsentence\tclient_id", *(f"{n}.wav\tCâu {n}.\tp1" for n in "ab"))
     with pytest.raises(ValueError, match="holds 5 sounds without texts beside them; it holds validated.tsv: name one"): read_table(tmp_path/"in")
 
 
@@ -1005,7 +1027,8 @@ def test_a_higgs_folder_with_notes_is_odd_and_its_references_are_read_alike(tmp_
 def test_notes_take_linear_time():
     for part in ("(", "[", "<", "{", "*", "<a ", "(a", "xxx", "[a]", "a ", '{"'):
         text, began = part*(100_000//len(part)), time.process_time()
-        without_notes(text); why_noted(text)
+        without_notes(text)
+        why_noted(text)
         assert time.process_time() - began < 1, part
 
 
@@ -1015,9 +1038,12 @@ def test_tables_as_programs_export_them(tmp_path):
     some(tmp_path)
     rows = [dict(audio=f"{i}.wav", text=TEXTS[i], speaker="lan") for i in range(3)]
     frame = pd.DataFrame(rows)
-    frame.to_json(tmp_path/"columns.json"); frame.to_json(tmp_path/"split.json", orient="index")
-    lines(tmp_path/"data.json", json.dumps(dict(data=rows))); lines(tmp_path/"lists.json", json.dumps(frame.to_dict("list")))
-    lines(tmp_path/"map.json", json.dumps({r["audio"]: r["text"] for r in rows}, indent=1)); lines(tmp_path/"pretty.json", *(json.dumps(r, indent=1) for r in rows))
+    frame.to_json(tmp_path/"columns.json")
+    frame.to_json(tmp_path/"split.json", orient="index")
+    lines(tmp_path/"data.json", json.dumps(dict(data=rows)))
+    lines(tmp_path/"lists.json", json.dumps(frame.to_dict("list")))
+    lines(tmp_path/"map.json", json.dumps({r["audio"]: r["text"] for r in rows}, indent=1))
+    lines(tmp_path/"pretty.json", *(json.dumps(r, indent=1) for r in rows))
     frame.assign(audio=[str(dict(bytes=None, path=f"{i}.wav")) for i in range(3)]).to_csv(tmp_path/"hf.csv")
     head = ["STT", "Tên file", "Người đọc", "Nội dung", "Giới tính"]
     cells = [[str(i), f"{i}", "lan", TEXTS[i], "nữ"] for i in range(3)]

@@ -103,7 +103,9 @@ def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
     out, at = place/"killed", random.Random(os.getpid()).randint(4, 10)
     own = subprocess.Popen(command(settings(place, out)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in own.stdout:
-        if line.startswith(f"step {at}/"): own.send_signal(signal.SIGKILL); break
+        if line.startswith(f"step {at}/"):
+            own.send_signal(signal.SIGKILL)
+            break
     own.wait()
     assert own.returncode == -signal.SIGKILL and checkpoints(out) and not (out/"adapter").exists()
     before = read_metrics(out)[-1]["step"]
@@ -131,7 +133,9 @@ def test_sigterm_saves_and_stops(place, unbroken):
     out = place/"term"
     own = subprocess.Popen(command(settings(place, out, save=100)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in own.stdout:
-        if line.startswith("step 5/"): own.send_signal(signal.SIGTERM); break
+        if line.startswith("step 5/"):
+            own.send_signal(signal.SIGTERM)
+            break
     rest = own.stdout.read()
     said = re.search(r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with --resume true\n$", rest)
     assert own.wait() == 143 and said and "Traceback" not in rest
@@ -377,7 +381,8 @@ def test_bf16_base_trains_and_merges(place):
 
 def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbroken, tmp_path):
     "In fp16 the scaler has a scale without any batch; a settings.json that lacks a newer parameter means its default."
-    w = torch.nn.Parameter(torch.ones(2)); w.grad = torch.ones(2)
+    w = torch.nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
     scaler = torch.amp.GradScaler("cpu")
     assert train_step(torch.nn.ParameterList([w]), torch.optim.SGD([w], lr=0.1), [], counts=torch.ones(8), scaler=scaler)["targets"] == 8
     old = json.loads((unbroken.folder/"settings.json").read_text())
@@ -574,7 +579,8 @@ def test_every_kind_of_voice_speaks(place, by_heart):
     "Described, cloned in both places, a dialogue: a wave file each, from the unmerged adapter."
     (place/"voices").mkdir()
     for name in ("minh_000", "ngan_001"):
-        write_wav(place/f"voices/{name}.wav", read_audio(DEMO/f"clips/{name}.ogg")); write_text(place/f"voices/{name}.txt", FOUR[name])
+        write_wav(place/f"voices/{name}.wav", read_audio(DEMO/f"clips/{name}.ogg"))
+        write_text(place/f"voices/{name}.txt", FOUR[name])
     base = SaySettings(adapter=str(by_heart.folder), voices=str(place/"voices"), out=str(place/"v.wav"), seconds=1.0, device="cpu")
     parts = load_speaker(base)
     for change in (dict(profile=["feminine"]), dict(scene="outdoor"), dict(scene="none"), dict(voice=["ngan_001"]), dict(voice=["ngan_001"], place="scene"),
