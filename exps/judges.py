@@ -65,12 +65,17 @@ def wrong(texts: list[str], heard: list[str]) -> float:
 
 
 def aligned(text: str, heard: str) -> list[tuple[str, str]]:
-    "Syllables of `text` beside those that were heard, laid out so that the fewest bases and tones differ; \"\" beside none."
+    'Syllables of `text` beside those that were heard, laid out so that the fewest bases and tones differ; "" beside none.'
     a, b = words(text), words(heard)
     cost = np.add.outer(np.arange(len(a) + 1.0), np.arange(len(b) + 1.0))
-    differ = np.array([[sum(p != q for p, q in zip(split_tone(x), split_tone(y)))/2 for y in b] for x in a]).reshape(len(a), len(b))
+    differ = np.array(
+        [[sum(p != q for p, q in zip(split_tone(x), split_tone(y))) / 2 for y in b] for x in a]
+    ).reshape(len(a), len(b))
     for i in range(len(a)):
-        for j in range(len(b)): cost[i + 1, j + 1] = min(cost[i, j] + differ[i, j], cost[i, j + 1] + 1, cost[i + 1, j] + 1)
+        for j in range(len(b)):
+            cost[i + 1, j + 1] = min(
+                cost[i, j] + differ[i, j], cost[i, j + 1] + 1, cost[i + 1, j] + 1
+            )
     pairs, i, j = [], len(a), len(b)
     while i or j:
         if i and j and cost[i, j] == cost[i - 1, j - 1] + differ[i - 1, j - 1]:
@@ -100,13 +105,24 @@ def natural(x) -> float:
 @torch.inference_mode()
 def voice(x) -> np.ndarray:
     "Whose voice it is: a unit vector `(192,)`; the cosine of two tells how like they are."
-    bank = torchaudio.compliance.kaldi.fbank(torch.from_numpy(at16(x))[None], num_mel_bins=80, sample_frequency=16_000, dither=0.0)
-    return torch.nn.functional.normalize(voiceprint()((bank - bank.mean(0))[None])[0], dim=0).numpy()
+    bank = torchaudio.compliance.kaldi.fbank(
+        torch.from_numpy(at16(x))[None], num_mel_bins=80, sample_frequency=16_000, dither=0.0
+    )
+    return torch.nn.functional.normalize(
+        voiceprint()((bank - bank.mean(0))[None])[0], dim=0
+    ).numpy()
 
 
 def pitch(x) -> tuple[np.ndarray, np.ndarray]:
     "pYIN's pitch in Hz every 10 ms, and which frames are voiced."
-    f, voiced, _ = load_librosa().pyin(np.asarray(x, np.float32), fmin=65, fmax=500, sr=SAMPLE_RATE, frame_length=1440, hop_length=240)
+    f, voiced, _ = load_librosa().pyin(
+        np.asarray(x, np.float32),
+        fmin=65,
+        fmax=500,
+        sr=SAMPLE_RATE,
+        frame_length=1440,
+        hop_length=240,
+    )
     return f, voiced
 
 

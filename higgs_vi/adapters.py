@@ -24,25 +24,49 @@ from .weights import read_tensors, reading
 
 # %% ../nbs/37_adapters.ipynb #281b0226
 _FFN = "(gate_proj|up_proj|down_proj)"
-LORA_TARGETS = dict(attention=r"self_attn\.(q_proj|k_proj|v_proj|o_proj)", text_ffn=rf"mlp\.{_FFN}", audio_ffn=rf"audio_mlp\.{_FFN}")
+LORA_TARGETS = dict(
+    attention=r"self_attn\.(q_proj|k_proj|v_proj|o_proj)",
+    text_ffn=rf"mlp\.{_FFN}",
+    audio_ffn=rf"audio_mlp\.{_FFN}",
+)
 SAVED_WHOLE = ["embed_audio_tokens.embed_audio_tokens", "audio_lm_head"]
 
-def lora_config(rank: int = 16, alpha: float = 32, dropout: float = 0.1, targets: list[str] = ("attention",),
-                audio_embeddings: bool = False, kind: str = "lora") -> LoraConfig:
+def lora_config(
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.1,
+    targets: list[str] = ("attention",),
+    audio_embeddings: bool = False,
+    kind: str = "lora",
+) -> LoraConfig:
     """PEFT's configuration for `targets` out of attention, text_ffn, audio_ffn; `kind` is lora, rslora or dora.
 
     `audio_embeddings` trains audio embedding and head whole.
     """
     if unknown := set(targets) - set(LORA_TARGETS):
-        raise ValueError(f"unknown LoRA targets {sorted(unknown)}: choose from {', '.join(LORA_TARGETS)}")
-    if not targets: raise ValueError(f"LoRA needs targets: choose from {', '.join(LORA_TARGETS)}")
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=rf".*\.({'|'.join(LORA_TARGETS[t] for t in targets)})",
-                      modules_to_save=SAVED_WHOLE if audio_embeddings else None, use_rslora=kind == "rslora", use_dora=kind == "dora")
+        raise ValueError(
+            f"unknown LoRA targets {sorted(unknown)}: choose from {', '.join(LORA_TARGETS)}"
+        )
+    if not targets:
+        raise ValueError(f"LoRA needs targets: choose from {', '.join(LORA_TARGETS)}")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=rf".*\.({'|'.join(LORA_TARGETS[t] for t in targets)})",
+        modules_to_save=SAVED_WHOLE if audio_embeddings else None,
+        use_rslora=kind == "rslora",
+        use_dora=kind == "dora",
+    )
 
 # %% ../nbs/37_adapters.ipynb #6551fbc2
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     "What an adapter is given, in its own precision; under autocast as it is, for its products are then in the base's."
-    return x if x is None or x.dtype == dtype or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+    return (
+        x
+        if x is None or x.dtype == dtype or torch.is_autocast_enabled(x.device.type)
+        else x.to(dtype)
+    )
 
 def add_lora(model, config: LoraConfig):
     """`model` with fp32 adapters, all else frozen; a PEFT model. What is trained whole computes in fp32 and hands on the base's type.
@@ -50,15 +74,23 @@ def add_lora(model, config: LoraConfig):
     Adapters compute in fp32 as well, or under autocast in its precision.
     """
     base = model.dtype
-    with warnings.catch_warnings():     # PEFT asks transformers for an attribute under its old name
+    with warnings.catch_warnings():  # PEFT asks transformers for an attribute under its old name
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         peft = get_peft_model(model, config)
     for m in peft.modules():
-        if isinstance(m, BaseTunerLayer): m._cast_input_dtype = _cast
+        if isinstance(m, BaseTunerLayer):
+            m._cast_input_dtype = _cast
     if config.modules_to_save:
-        embed, head = peft.get_base_model().model.embed_audio_tokens.embed_audio_tokens, peft.get_base_model().audio_lm_head
-        embed.modules_to_save["default"].float().register_forward_hook(lambda _, __, out: out.to(base))
-        head.modules_to_save["default"].float().register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
+        embed, head = (
+            peft.get_base_model().model.embed_audio_tokens.embed_audio_tokens,
+            peft.get_base_model().audio_lm_head,
+        )
+        embed.modules_to_save["default"].float().register_forward_hook(
+            lambda _, __, out: out.to(base)
+        )
+        head.modules_to_save["default"].float().register_forward_pre_hook(
+            lambda m, args: (args[0].to(m.weight.dtype),)
+        )
     return peft
 
 def for_full_training(model, dtype: torch.dtype = torch.float32):
@@ -66,20 +98,28 @@ def for_full_training(model, dtype: torch.dtype = torch.float32):
     return model.to(dtype).requires_grad_(True)
 
 # %% ../nbs/37_adapters.ipynb #994c2f4b
-_SAMPLED = re.compile(r"(embed_tokens|embed_audio_tokens|audio_lm_head|layers\.\d+\..*|norm)\.weight$")
+_SAMPLED = re.compile(
+    r"(embed_tokens|embed_audio_tokens|audio_lm_head|layers\.\d+\..*|norm)\.weight$"
+)
 
 def fingerprint(model) -> dict[str, list[int]]:
     """64 values of each of the base's weights, as the bits of their bf16 roundings. Of a matrix in 4 bits 64 bytes as they are packed,
     under another name: they compare with those of the same matrix in 4 bits alone.
     """
     seen = {}
-    for name, w in chain(base_of(model).named_parameters(), base_of(model).named_buffers()):    # a text embedding on the host is one
-        if "lora_" in name or "modules_to_save" in name: continue
+    for name, w in chain(
+        base_of(model).named_parameters(), base_of(model).named_buffers()
+    ):  # a text embedding on the host is one
+        if "lora_" in name or "modules_to_save" in name:
+            continue
         name = name.replace(".base_layer", "").replace(".original_module", "")
-        if not _SAMPLED.search(name): continue
-        some = (w := w.detach().flatten())[::max(1, len(w)//64)][:64].cpu()
-        if w.is_floating_point(): seen[name] = some.bfloat16().view(torch.int16).tolist()
-        elif w.dtype == torch.uint8: seen[f"{name}:4bit"] = some.tolist()
+        if not _SAMPLED.search(name):
+            continue
+        some = (w := w.detach().flatten())[:: max(1, len(w) // 64)][:64].cpu()
+        if w.is_floating_point():
+            seen[name] = some.bfloat16().view(torch.int16).tolist()
+        elif w.dtype == torch.uint8:
+            seen[f"{name}:4bit"] = some.tolist()
     return seen
 
 def same_base(a: dict, b: dict) -> bool:
@@ -97,8 +137,10 @@ def write_base(folder: str | Path, base: str, sampled: dict[str, list[int]]):
 def save_adapter(model, folder: str | Path, base: str):
     "Write a PEFT model's adapter into `folder`; `base` is the hub id or folder of what it was trained on, empty for the embedded nano."
     model.peft_config["default"].base_model_name_or_path = str(base) or None
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)     # modules_to_save says it
-    (Path(folder)/"README.md").unlink(missing_ok=True)      # PEFT's empty model card
+    model.save_pretrained(
+        folder, safe_serialization=True, save_embedding_layers=False
+    )  # modules_to_save says it
+    (Path(folder) / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     write_base(folder, base, fingerprint(model))
 
 # %% ../nbs/37_adapters.ipynb #69131d03
@@ -125,8 +167,11 @@ def read_base(path: Path) -> tuple[str, dict]:
     "Name and fingerprint of the base in a base.json; `Damaged` if it does not hold them."
     made = read_json(path)
     name, sampled = made.get("base"), made.get("fingerprint")
-    whole = isinstance(sampled, dict) and all(isinstance(v, list) and all(type(x) is int for x in v) for v in sampled.values())
-    if not isinstance(name, str) or not whole: raise Damaged(path, "it must hold base, a text, and fingerprint, lists of whole numbers")
+    whole = isinstance(sampled, dict) and all(
+        isinstance(v, list) and all(type(x) is int for x in v) for v in sampled.values()
+    )
+    if not isinstance(name, str) or not whole:
+        raise Damaged(path, "it must hold base, a text, and fingerprint, lists of whole numbers")
     return name, sampled
 
 def load_adapter(model, folder: str | Path):
@@ -135,29 +180,59 @@ def load_adapter(model, folder: str | Path):
     Raises `ValueError` for a folder without adapter, a damaged one, or one that was trained on another base.
     """
     folder = Path(folder)
-    if not (folder/"adapter_config.json").is_file():
-        raise ValueError(f"{folder} holds no adapter: give the folder with adapter_config.json, such as <run>/adapter")
-    if (folder/"base.json").is_file():
-        base, sampled = read_base(folder/"base.json")
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no adapter: give the folder with adapter_config.json, such as <run>/adapter"
+        )
+    if (folder / "base.json").is_file():
+        base, sampled = read_base(folder / "base.json")
         if not same_base(sampled, fingerprint(model)):
-            raise ValueError(f"the adapter {folder} was trained on another base, {base or 'the embedded nano'}: load it on that "
-                             "one (a merged model already holds its adapter)")
-    with reading("adapter", folder): peft = add_lora(model, read_adapter_config(folder/"adapter_config.json"))
+            raise ValueError(
+                f"the adapter {folder} was trained on another base, {base or 'the embedded nano'}: load it on that "
+                "one (a merged model already holds its adapter)"
+            )
+    with reading("adapter", folder):
+        peft = add_lora(model, read_adapter_config(folder / "adapter_config.json"))
     load_weights(peft, folder)
     return peft.eval()
 
 # %% ../nbs/37_adapters.ipynb #74c38a77
-_IGNORED = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
-_OPTIONS = dict(r=(int, 1, 8192), lora_alpha=((int, float), 0, 1e6), lora_dropout=((int, float), 0, 0.999), use_rslora=(bool, 0, 1),
-                use_dora=(bool, 0, 1))
+_IGNORED = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
+}
+_OPTIONS = dict(
+    r=(int, 1, 8192),
+    lora_alpha=((int, float), 0, 1e6),
+    lora_dropout=((int, float), 0, 0.999),
+    use_rslora=(bool, 0, 1),
+    use_dora=(bool, 0, 1),
+)
 
 def _targets(path: Path, wanted: object) -> str | list[str]:
     "What an adapter's config says of its modules: a pattern of ours, or plain names. `Damaged` for anything else."
     names = list(LORA_TARGETS)
-    ours = {lora_config(targets=[t for i, t in enumerate(names) if n >> i & 1]).target_modules for n in range(1, 2**len(names))}
-    if isinstance(wanted, str) and wanted in ours: return wanted
-    if isinstance(wanted, list) and wanted and all(isinstance(n, str) and re.fullmatch(r"[\w.]{1,200}", n) for n in wanted): return wanted
-    raise Damaged(path, f"target_modules is {wanted!r:.80}", "it takes a list of modules' names, or a pattern that 04_train writes")
+    ours = {
+        lora_config(targets=[t for i, t in enumerate(names) if n >> i & 1]).target_modules
+        for n in range(1, 2 ** len(names))
+    }
+    if isinstance(wanted, str) and wanted in ours:
+        return wanted
+    if (
+        isinstance(wanted, list)
+        and wanted
+        and all(isinstance(n, str) and re.fullmatch(r"[\w.]{1,200}", n) for n in wanted)
+    ):
+        return wanted
+    raise Damaged(
+        path,
+        f"target_modules is {wanted!r:.80}",
+        "it takes a list of modules' names, or a pattern that 04_train writes",
+    )
 
 def read_adapter_config(path: Path) -> LoraConfig:
     "The LoRA configuration in an adapter_config.json; `Damaged` for values without sense and for options that are not supported."

@@ -34,13 +34,23 @@ DEMO = Path(str(files("higgs_vi")))/"assets"/"demo"  # the clips that travel wit
 # %% ../nbs/12_audio.ipynb #f49a0714
 _KINDS = ("aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,webm,mov,mp4,m4a,3gp,3g2,mp3,"
           "mpc,mpc8,mpeg,mpegts,nistsphere,oga,ogg,qcp,rm,tak,truehd,tta,voc,w64,wav,wv")
-_DAMAGE = ("File ended prematurely", "Error while decoding", "Error submitting", "Invalid data found", "Input buffer exhausted",
-           "partial file")
+_DAMAGE = (
+    "File ended prematurely",
+    "Error while decoding",
+    "Error submitting",
+    "Invalid data found",
+    "Input buffer exhausted",
+    "partial file",
+)
 
 def _ffmpeg(command: list[str], refused: str, why: Exception) -> subprocess.CompletedProcess:
     "Run `command`; `ValueError` if it takes over two minutes."
-    try: return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
-    except subprocess.TimeoutExpired: raise ValueError(f"{refused}; ffmpeg took over 120 s): drop it") from why
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{refused}; ffmpeg took over 120 s): drop it") from why
 
 def _stated_seconds(source: str) -> float | None:
     "The length that a container states of its first sound, None where it states none or only an estimate."
@@ -59,28 +69,50 @@ def _stated_seconds(source: str) -> float | None:
         return float(whole["duration"]) if whole.get("nb_streams") == 1 and whole.get("duration") else None
     except ValueError: return None
 
-_OTHER = ((b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture"), (b"GIF8", "a GIF picture"), (b"%PDF", "a PDF document"),
-          (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b", "a gzip archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a RAR archive"),
-          (b"PAR1", "a Parquet table"), (b"\x93NUMPY", "a NumPy array"))
+_OTHER = (
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"PAR1", "a Parquet table"),
+    (b"\x93NUMPY", "a NumPy array"),
+)
 
 _SERVED = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<svg")
 
 def _what_else(head: bytes) -> str:
     "What a file with the first bytes `head` is instead of a sound, and the way out; '' if that is not known."
-    if not head: return "it is empty (0 bytes): fetch or copy it again"
+    if not head:
+        return "it is empty (0 bytes): fetch or copy it again"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for start, kind, command in ((b"version https://git-lfs", "Git LFS", "git lfs pull"),
-                                 (b"/annex/", "git-annex", "git annex get")):
+    for start, kind, command in (
+        (b"version https://git-lfs", "Git LFS", "git lfs pull"),
+        (b"/annex/", "git-annex", "git annex get"),
+    ):
         if text.startswith(start):
-            return f"it is a {kind} pointer, not the sound itself: run '{command}' in its repository"
+            return (
+                f"it is a {kind} pointer, not the sound itself: run '{command}' in its repository"
+            )
     if text.startswith(_SERVED) or text.startswith((b"{", b"[")) and text.isascii():
-        page = "a web page (HTML)" if b"html" in text else "XML" if text.startswith(b"<") else "JSON"
-        return (f"it is {page}, as servers answer where there is no file or no right to it: "
-                "fetch it again from where it can be read")
+        page = (
+            "a web page (HTML)" if b"html" in text else "XML" if text.startswith(b"<") else "JSON"
+        )
+        return (
+            f"it is {page}, as servers answer where there is no file or no right to it: "
+            "fetch it again from where it can be read"
+        )
     other = next((what for magic, what in _OTHER if head.startswith(magic)), "")
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP": other = "a WebP picture"
-    if not other: return ""
-    way = "unpack it first" if "archive" in other else "name the sound in its place, or drop the row"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        other = "a WebP picture"
+    if not other:
+        return ""
+    way = (
+        "unpack it first" if "archive" in other else "name the sound in its place, or drop the row"
+    )
     return f"it is {other}, no sound: {way}"
 
 @contextmanager
@@ -117,10 +149,14 @@ def by_ffmpeg(source: object, name: str, why: Exception, start: float = 0.0, end
 
 def _whole(name: str, errors: str, stated: float | None, seconds: float, most: float | None):
     "`ValueError` if ffmpeg met damage, or decoded less than the container states."
-    if stated is not None and min(stated, most or stated) - seconds > 0.1 + 0.01*seconds:
-        raise ValueError(f"{name} breaks off: its header states {stated:.2f} s, it holds {seconds:.2f} s: fetch it again")
+    if stated is not None and min(stated, most or stated) - seconds > 0.1 + 0.01 * seconds:
+        raise ValueError(
+            f"{name} breaks off: its header states {stated:.2f} s, it holds {seconds:.2f} s: fetch it again"
+        )
     if bad := next((d for d in _DAMAGE if d in errors), None):
-        raise ValueError(f"{name} is damaged or breaks off after {seconds:.2f} s (ffmpeg: {bad}): fetch it again")
+        raise ValueError(
+            f"{name} is damaged or breaks off after {seconds:.2f} s (ffmpeg: {bad}): fetch it again"
+        )
 
 # %% ../nbs/12_audio.ipynb #9d3329cb
 def clip_key(x: np.ndarray) -> str:
@@ -131,11 +167,15 @@ def clipped(x: np.ndarray, at: float = 0.999) -> float:
     "Share of samples (0 to 1) whose magnitude reaches `at`."
     return float(np.mean(np.abs(x) >= at)) if len(x) else 0.0
 
-def frame_levels(x: np.ndarray, sample_rate: int = SAMPLE_RATE, seconds: float = 0.02) -> np.ndarray:
+def frame_levels(
+    x: np.ndarray, sample_rate: int = SAMPLE_RATE, seconds: float = 0.02
+) -> np.ndarray:
     "Level in dBFS of each whole frame of `seconds`, as `(frames,)`; -120 stands for digital silence."
-    n = int(sample_rate*seconds)
-    frames = x[:len(x)//n*n].reshape(-1, n).astype(np.float32, copy=False)
-    return 10*np.log10(np.maximum(np.einsum("fs,fs->f", frames, frames).astype(np.float64)/n, 1e-12))
+    n = int(sample_rate * seconds)
+    frames = x[: len(x) // n * n].reshape(-1, n).astype(np.float32, copy=False)
+    return 10 * np.log10(
+        np.maximum(np.einsum("fs,fs->f", frames, frames).astype(np.float64) / n, 1e-12)
+    )
 
 def moving_levels(x: np.ndarray) -> np.ndarray:
     "Level in dBFS of each whole 20 ms of `x` (24 kHz) without their offset: -120 for a constant."
@@ -153,25 +193,34 @@ def as_written(x: np.ndarray) -> np.ndarray:
     return pcm.astype(np.float32)/np.float32(2**15)
 
 # %% ../nbs/12_audio.ipynb #f1074f50
-LONGEST = 600.0              # s: more is not read into memory at once; recordings are read in pieces (23_subtitles)
+LONGEST = (
+    600.0  # s: more is not read into memory at once; recordings are read in pieces (23_subtitles)
+)
 _RATES, _SAMPLES = (4_000, 768_000), 2**27       # Hz; samples of all channels together: 0.5 GiB
 
 def _stated(f: object, size: int) -> tuple[int, int] | None:
     "Bytes of sound that the header of a RIFF, RF64, W64, AIFF or AU file states, and that are there; None for other kinds."
     f.seek(0)
     head, long = f.read(40), 0
-    if head[:4] == b".snd" and len(head) > 12: return struct.unpack(">I", head[8:12])[0], size - struct.unpack(">I", head[4:8])[0]
-    wide = head[:4] == b"riff"                                   # W64: names of 16 bytes, sizes of 8 that count themselves
-    if head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff"): return None
-    form, own = ("4s12xQ", 24) if wide else (">4sI" if head[:4] in (b"RIFX", b"FORM") else "<4sI", 8)
+    if head[:4] == b".snd" and len(head) > 12:
+        return struct.unpack(">I", head[8:12])[0], size - struct.unpack(">I", head[4:8])[0]
+    wide = head[:4] == b"riff"  # W64: names of 16 bytes, sizes of 8 that count themselves
+    if head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"riff"):
+        return None
+    form, own = (
+        ("4s12xQ", 24) if wide else (">4sI" if head[:4] in (b"RIFX", b"FORM") else "<4sI", 8)
+    )
     at = 40 if wide else 12
-    for _ in range(1000):                                        # chunks: a file of nothing but empty ones must end, too
+    for _ in range(1000):  # chunks: a file of nothing but empty ones must end, too
         f.seek(at)
-        if len(piece := f.read(own)) < own: return None
+        if len(piece := f.read(own)) < own:
+            return None
         name, n = struct.unpack(form, piece)
         n = max(n - 24, 0) if wide else n
-        if name == b"ds64" and len(sizes := f.read(16)) == 16: long = struct.unpack("<8xQ", sizes)[0]
-        if name in (b"data", b"SSND"): return long if long and n == 2**32 - 1 else n, size - at - own
+        if name == b"ds64" and len(sizes := f.read(16)) == 16:
+            long = struct.unpack("<8xQ", sizes)[0]
+        if name in (b"data", b"SSND"):
+            return long if long and n == 2**32 - 1 else n, size - at - own
         at += own + n + -n % (8 if wide else 2)
 
 def _streamed(n: int) -> bool:
@@ -182,20 +231,32 @@ def _ends(f: object, size: int) -> bool:
     "Whether the last page of an Ogg file is whole and marked as the last."
     f.seek(max(0, size - 2**17))
     tail = f.read()
-    page = tail[tail.rfind(b"OggS"):]
-    return len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]]) and bool(page[5] & 4)
+    page = tail[tail.rfind(b"OggS") :]
+    return (
+        len(page) > 27
+        and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+        and bool(page[5] & 4)
+    )
 
 _KBITS = {3: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
           2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
 
 def _mp3_frame(head: bytes) -> tuple[int, bytes] | None:
     "Bytes of the MP3 frame (layer III) that begins with `head`, and what its neighbours share with it; None if none begins there."
-    if len(head) < 4 or head[0] != 255 or head[1] & 0xE6 != 0xE2: return None
-    version, bits, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3         # version 3: MPEG 1; 2: MPEG 2; 0: MPEG 2.5
-    if version == 1 or bits in (0, 15) or rate == 3: return None
-    hz = (44_100, 48_000, 32_000)[rate]//{3: 1, 2: 2, 0: 4}[version]
+    if len(head) < 4 or head[0] != 255 or head[1] & 0xE6 != 0xE2:
+        return None
+    version, bits, rate = (
+        head[1] >> 3 & 3,
+        head[2] >> 4,
+        head[2] >> 2 & 3,
+    )  # version 3: MPEG 1; 2: MPEG 2; 0: MPEG 2.5
+    if version == 1 or bits in (0, 15) or rate == 3:
+        return None
+    hz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
     kbits = _KBITS[3 if version == 3 else 2][bits - 1]
-    return (144 if version == 3 else 72)*kbits*1000//hz + (head[2] >> 1 & 1), bytes([head[1] & 0xFE, head[2] & 0x0C])
+    return (144 if version == 3 else 72) * kbits * 1000 // hz + (head[2] >> 1 & 1), bytes(
+        [head[1] & 0xFE, head[2] & 0x0C]
+    )
 
 def _mp3_torn(f: object, size: int) -> str:
     """What the last frame of an MP3 file lacks, or ''.
@@ -207,24 +268,40 @@ def _mp3_torn(f: object, size: int) -> str:
     tail, start = f.read(), -1
     while (start := tail.find(b"\xff", start + 1)) >= 0:
         at, kind, n = start, None, 0
-        while (found := _mp3_frame(tail[at:at + 4])) and kind in (None, found[1]) and at + found[0] <= len(tail):
+        while (
+            (found := _mp3_frame(tail[at : at + 4]))
+            and kind in (None, found[1])
+            and at + found[0] <= len(tail)
+        ):
             at, kind, n = at + found[0], found[1], n + 1
-        if n < 4: continue                                       # four in a row are no chance
+        if n < 4:
+            continue  # four in a row are no chance
         rest = tail[at:]
-        if not rest: return ""
-        if found and found[1] == kind: return f"its last frame has {len(rest)} of {found[0]} bytes"
-        if len(rest) < 4 and rest[0] == 255: return f"its last frame has {len(rest)} byte(s)"
+        if not rest:
+            return ""
+        if found and found[1] == kind:
+            return f"its last frame has {len(rest)} of {found[0]} bytes"
+        if len(rest) < 4 and rest[0] == 255:
+            return f"its last frame has {len(rest)} byte(s)"
     return ""
 
 def _breaks_off(f: object, sound: sf.SoundFile) -> str:
     "What speaks for it that an open file, which libsndfile reads as `sound`, lacks its end; '' if nothing does."
-    size, seconds = f.seek(0, 2), sound.frames/sound.samplerate
-    if sound.format == "MP3": return "" if _has_count(f) else _mp3_torn(f, size)
-    if sound.format == "OGG": return "" if _ends(f, size) else "its last page is missing"
-    if not (found := _stated(f, size)) or _streamed(found[0]): return ""
-    lost = (found[0] - found[1])/max(found[1], 1)*seconds
-    if found[1] > 0 and lost <= 0.01: return ""
-    return f"its header states {seconds + lost:.2f} s, it holds {seconds:.2f} s" if seconds else "its header states more than it holds"
+    size, seconds = f.seek(0, 2), sound.frames / sound.samplerate
+    if sound.format == "MP3":
+        return "" if _has_count(f) else _mp3_torn(f, size)
+    if sound.format == "OGG":
+        return "" if _ends(f, size) else "its last page is missing"
+    if not (found := _stated(f, size)) or _streamed(found[0]):
+        return ""
+    lost = (found[0] - found[1]) / max(found[1], 1) * seconds
+    if found[1] > 0 and lost <= 0.01:
+        return ""
+    return (
+        f"its header states {seconds + lost:.2f} s, it holds {seconds:.2f} s"
+        if seconds
+        else "its header states more than it holds"
+    )
 
 def _has_count(f: object) -> bool:
     "Whether an MP3 has Xing's, Info's or VBRI's header, which counts its frames."
@@ -236,7 +313,11 @@ def _mp3_start(f: object) -> int:
     "Where an MP3 begins behind its ID3 tag."
     f.seek(0)
     head = f.read(10)
-    return 10 + sum(b << 7*i for i, b in enumerate(reversed(head[6:10]))) if head[:3] == b"ID3" else 0
+    return (
+        10 + sum(b << 7 * i for i, b in enumerate(reversed(head[6:10])))
+        if head[:3] == b"ID3"
+        else 0
+    )
 
 def _counted(f: object, sound: sf.SoundFile) -> bool:
     """Whether the number of frames that libsndfile tells is right.
@@ -253,15 +334,24 @@ def _counted(f: object, sound: sf.SoundFile) -> bool:
 def _bounds(name: str, rate: int, channels: int, frames: int, longest: float):
     "`ValueError` if a header states what is no sound of speech, or more than fits into memory."
     low, high = _RATES
-    if not low <= rate <= high: raise ValueError(f"{name} has a sample rate of {rate} Hz by its header: it takes {low} to {high} Hz")
-    if frames > longest*rate:
-        raise ValueError(f"{name} lasts {frames/rate:.2f} s: at most {longest:g} s are read at once, cut it before")
-    if frames*channels > _SAMPLES:
-        raise ValueError(f"{name} holds {frames*channels} samples in {channels} channels by its header: at most {_SAMPLES} are read")
+    if not low <= rate <= high:
+        raise ValueError(
+            f"{name} has a sample rate of {rate} Hz by its header: it takes {low} to {high} Hz"
+        )
+    if frames > longest * rate:
+        raise ValueError(
+            f"{name} lasts {frames / rate:.2f} s: at most {longest:g} s are read at once, cut it before"
+        )
+    if frames * channels > _SAMPLES:
+        raise ValueError(
+            f"{name} holds {frames * channels} samples in {channels} channels by its header: at most {_SAMPLES} are read"
+        )
 
 # %% ../nbs/12_audio.ipynb #b3f1a2c4
 @contextmanager
-def sound_file(source: object, name: str, whole: bool = True) -> Iterator[tuple[sf.SoundFile, bool]]:
+def sound_file(
+    source: object, name: str, whole: bool = True
+) -> Iterator[tuple[sf.SoundFile, bool]]:
     """A path or an open binary file as libsndfile opens it, and whether its number of frames is stated and not estimated.
 
     The container is checked first. Raises `ValueError` for a rate out of bounds, and if `whole` for a file that breaks off;
@@ -271,7 +361,8 @@ def sound_file(source: object, name: str, whole: bool = True) -> Iterator[tuple[
     try:
         f.seek(0)
         with sf.SoundFile(source) as sound:
-            if not _RATES[0] <= sound.samplerate <= _RATES[1]: _bounds(name, sound.samplerate, 1, 0, 0)
+            if not _RATES[0] <= sound.samplerate <= _RATES[1]:
+                _bounds(name, sound.samplerate, 1, 0, 0)
             at = f.tell()
             if whole and (why := _breaks_off(f, sound)):
                 raise ValueError(f"{name} breaks off: {why}; fetch or copy it again")
@@ -279,7 +370,8 @@ def sound_file(source: object, name: str, whole: bool = True) -> Iterator[tuple[
             f.seek(at)
             yield sound, counted
     finally:
-        if f is not source: f.close()
+        if f is not source:
+            f.close()
 
 def mono(x: np.ndarray, rate: int) -> tuple[np.ndarray, str]:
     """One channel `(samples,)` of sound `(samples, channels)`, and which it is where not all speak alike: '1 of 2', '3 of 6'.
@@ -288,16 +380,24 @@ def mono(x: np.ndarray, rate: int) -> tuple[np.ndarray, str]:
     cancel each other (one is the other's negative), the loudest is taken.
     """
     n = x.shape[1]
-    if n == 1: return x[:, 0], ""
+    if n == 1:
+        return x[:, 0], ""
     levels = [frame_levels(x[:, c] - x[:, c].mean(), rate) for c in range(n)]
-    if not len(levels[0]): return x.mean(1), ""
+    if not len(levels[0]):
+        return x.mean(1), ""
     loud, quiet = np.percentile(levels, 95, axis=1), np.percentile(levels, 10, axis=1)
     moves = loud - quiet >= 6
-    speaks = (loud >= loud[moves].max(initial=-120) - 10) & moves if moves.any() else loud >= loud.max() - 10
+    speaks = (
+        (loud >= loud[moves].max(initial=-120) - 10) & moves
+        if moves.any()
+        else loud >= loud.max() - 10
+    )
     own = x[:, speaks]
     together = own.mean(1)
-    apart = float(np.mean(np.square(own - own.mean(0), dtype=np.float64)))/own.shape[1]      # mean square if they had nothing in common
-    if np.var(together, dtype=np.float64) < apart/2:
+    apart = (
+        float(np.mean(np.square(own - own.mean(0), dtype=np.float64))) / own.shape[1]
+    )  # mean square if they had nothing in common
+    if np.var(together, dtype=np.float64) < apart / 2:
         speaks = np.arange(n) == np.argmax(np.where(speaks, loud, -np.inf))
         together = x[:, speaks][:, 0]
     which = np.flatnonzero(speaks) + 1
@@ -311,65 +411,94 @@ def _stretch(name: str, rate: int, frames: int, start: float, end: float | None)
         raise ValueError(f"{name} lasts {frames/rate:.2f} s: a stretch from {start:g} to {last/rate:g} s is not in it")
     return first, last
 
-def _frames(source: object, name: str, start: float, end: float | None, check: Callable[[float], None]) -> tuple[np.ndarray, int]:
+def _frames(
+    source: object, name: str, start: float, end: float | None, check: Callable[[float], None]
+) -> tuple[np.ndarray, int]:
     "The samples `(samples, channels)` of a stretch as libsndfile reads them, and their rate."
     with sound_file(source, name, whole=not start and end is None) as (f, counted):
         rate = f.samplerate
-        if f.frames >= 2**62 or not counted: raise RuntimeError("its length is not stated")     # ffmpeg reads it
+        if f.frames >= 2**62 or not counted:
+            raise RuntimeError("its length is not stated")  # ffmpeg reads it
         first, last = _stretch(name, rate, f.frames, start, end)
-        check((last - first)/rate)
+        check((last - first) / rate)
         _bounds(name, rate, f.channels, last - first, LONGEST)
-        if first: f.seek(first)
+        if first:
+            f.seek(first)
         wanted = last - first
         x = f.read(min(wanted, f.frames - first), dtype="float32", always_2d=True)
-        if end is None and wanted - len(x) > 0.1*rate:
-            raise ValueError(f"{name} breaks off: its header states {wanted/rate:.2f} s, it holds {len(x)/rate:.2f} s; fetch it again")
+        if end is None and wanted - len(x) > 0.1 * rate:
+            raise ValueError(
+                f"{name} breaks off: its header states {wanted / rate:.2f} s, it holds {len(x) / rate:.2f} s; fetch it again"
+            )
     return x, rate
 
-def decode(source: object, name: str, sample_rate: int = SAMPLE_RATE, start: float = 0.0, end: float | None = None,
-           check: Callable[[float], None] = lambda seconds: None) -> tuple[np.ndarray, str]:
+def decode(
+    source: object,
+    name: str,
+    sample_rate: int = SAMPLE_RATE,
+    start: float = 0.0,
+    end: float | None = None,
+    check: Callable[[float], None] = lambda seconds: None,
+) -> tuple[np.ndarray, str]:
     """A path or an open binary file as float32 mono `(samples,)` at `sample_rate` Hz, and which channel speaks (see `mono`).
 
     From `start` to `end` seconds; at most `LONGEST` seconds. `check` is called with the seconds that the header states, before
     anything is decoded: what it raises ends the reading. Raises `ValueError` that names the sound by `name` for what cannot be
     decoded, breaks off, is empty, ends before the stretch, or holds samples that are no sound: NaN, or far beyond full scale.
     """
-    try: x, rate = _frames(source, name, start, end, check)
-    except (sf.LibsndfileError, RuntimeError, TypeError) as e:          # TypeError: of a file named .raw
+    try:
+        x, rate = _frames(source, name, start, end, check)
+    except (sf.LibsndfileError, RuntimeError, TypeError) as e:  # TypeError: of a file named .raw
         most = LONGEST + 1 if end is None else None
         with by_ffmpeg(source, name, e, start, end, most, check) as cut:
             info = sf.info(cut)
             _bounds(name, info.samplerate, info.channels, info.frames, LONGEST)
             x, rate = sf.read(cut, dtype="float32", always_2d=True)
-        _stretch(name, rate, round(start*rate) + len(x), start, end)
-    if not len(x): raise ValueError(f"{name} holds no samples: drop it")
+        _stretch(name, rate, round(start * rate) + len(x), start, end)
+    if not len(x):
+        raise ValueError(f"{name} holds no samples: drop it")
     top = max(x.max(), -x.min())
-    if not np.isfinite(top): raise ValueError(f"{name} holds samples that are not numbers (NaN or infinite): drop it")
+    if not np.isfinite(top):
+        raise ValueError(f"{name} holds samples that are not numbers (NaN or infinite): drop it")
     if top > 8:
-        raise ValueError(f"{name} holds samples of {top:.0f} times full scale: floats lie within -1 and 1, so divide it by the scale "
-                         "of its integers (32768 for 16 bits) or write it as integers")
+        raise ValueError(
+            f"{name} holds samples of {top:.0f} times full scale: floats lie within -1 and 1, so divide it by the scale "
+            "of its integers (32768 for 16 bits) or write it as integers"
+        )
     x, channel = mono(x, rate)
-    if rate != sample_rate: x = soxr.resample(x, rate, sample_rate, quality="HQ")
+    if rate != sample_rate:
+        x = soxr.resample(x, rate, sample_rate, quality="HQ")
     return x.astype(np.float32, copy=False), channel
 
 # %% ../nbs/12_audio.ipynb #6af6a2ab
-def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, start: float = 0.0, end: float | None = None) -> np.ndarray:
+def read_audio(
+    path: str | Path, sample_rate: int = SAMPLE_RATE, start: float = 0.0, end: float | None = None
+) -> np.ndarray:
     """The sound of a file, or of its stretch from `start` to `end` seconds, as float32 mono `(samples,)` at `sample_rate` Hz.
 
     Raises `FileNotFoundError`, or the `ValueError` of `decode`.
     """
     return read_channel(path, sample_rate, start, end)[0]
 
-def read_channel(path: str | Path, sample_rate: int = SAMPLE_RATE, start: float = 0.0, end: float | None = None,
-                 check: Callable[[float], None] = lambda seconds: None) -> tuple[np.ndarray, str]:
+def read_channel(
+    path: str | Path,
+    sample_rate: int = SAMPLE_RATE,
+    start: float = 0.0,
+    end: float | None = None,
+    check: Callable[[float], None] = lambda seconds: None,
+) -> tuple[np.ndarray, str]:
     "What `decode` gives of a file: its sound, and the channel that speaks. Raises as `read_audio` does."
-    try: found = Path(path).is_file()
-    except (OSError, ValueError): found = False       # a name too long to be one, a null byte
+    try:
+        found = Path(path).is_file()
+    except (OSError, ValueError):
+        found = False  # a name too long to be one, a null byte
     if not found:
-        folder = " is a folder, name a file in it"*os.path.isdir(path)
+        folder = " is a folder, name a file in it" * os.path.isdir(path)
         raise FileNotFoundError(f"no such audio file: {path}{folder}")
-    try: return decode(path, str(path), sample_rate, start, end, check)
-    except PermissionError as e: raise ValueError(f"{path} may not be read ({e.strerror}): change its rights") from e
+    try:
+        return decode(path, str(path), sample_rate, start, end, check)
+    except PermissionError as e:
+        raise ValueError(f"{path} may not be read ({e.strerror}): change its rights") from e
 
 # %% ../nbs/12_audio.ipynb #d09bfabe
 def write_wav(path: str | Path, x: np.ndarray, sample_rate: int = SAMPLE_RATE, whole: bool = True):
@@ -404,8 +533,11 @@ def loudness(x: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
         raise ValueError(f"loudness needs 0.4 s of sound, got {len(x)/sample_rate:.2f} s: BS.1770 measures blocks of that length")
     return float(pyloudnorm.Meter(sample_rate).integrated_loudness(x.astype(np.float64)))
 
-def at_loudness(x: np.ndarray, lufs: float = -23.0, sample_rate: int = SAMPLE_RATE, ceiling: float = -1.0) -> np.ndarray:
+def at_loudness(
+    x: np.ndarray, lufs: float = -23.0, sample_rate: int = SAMPLE_RATE, ceiling: float = -1.0
+) -> np.ndarray:
     "`x` scaled to `lufs`, or as near as a peak of `ceiling` dBFS allows; silence stays as it is."
-    if not np.isfinite(now := loudness(x, sample_rate)): return x
+    if not np.isfinite(now := loudness(x, sample_rate)):
+        return x
     gain = min(lufs - now, ceiling - peak(x))
-    return (x*10**(gain/20)).astype(np.float32)
+    return (x * 10 ** (gain / 20)).astype(np.float32)

@@ -45,26 +45,46 @@ def build_example(tokenizer, prompt: Prompt, codes: np.ndarray, name: str = "") 
     "The prompt that inference would build, then the target's columns; only they bear labels. The sequence ends with the last column."
     codes = np.asarray(codes)
     if codes.ndim != 2 or not codes.shape[1]:
-        raise ValueError(f"clip {name!r} has codes of shape {codes.shape}: (codebooks, frames) with a frame at least")
+        raise ValueError(
+            f"clip {name!r} has codes of shape {codes.shape}: (codebooks, frames) with a frame at least"
+        )
     ids, references = encode_prompt(tokenizer, prompt, len(codes))
     target = delay(codes)
-    return Example(np.concatenate([ids, column_ids(tokenizer, *target.shape)]), np.concatenate([references, target]),
-                   np.concatenate([np.full_like(references, IGNORE), target_labels(codes)]), name)
+    return Example(
+        np.concatenate([ids, column_ids(tokenizer, *target.shape)]),
+        np.concatenate([references, target]),
+        np.concatenate([np.full_like(references, IGNORE), target_labels(codes)]),
+        name,
+    )
 
 # %% ../nbs/38_batch.ipynb #0975bd2f
-def prompt_from_row(row: dict, text: str, references: list[np.ndarray] = (), tags: bool = False, place: str = "turns") -> Prompt:
+def prompt_from_row(
+    row: dict,
+    text: str,
+    references: list[np.ndarray] = (),
+    tags: bool = False,
+    place: str = "turns",
+) -> Prompt:
     """The prompt of a manifest row: its transcript, its scene, the codes of its `ref_audio_file`s with their `ref_transcript`s.
 
     A row with references is a cloning task, one with [SPEAKERn] tags a dialogue, whatever its `task_type` says.
     """
     spoken = as_list(row.get("ref_transcript"))
     if len(spoken) != len(references):
-        raise ValueError(f"sample {row.get('id')!r} has {len(references)} reference(s) and {len(spoken)} ref_transcript(s): "
-                         "give one transcript for each")
+        raise ValueError(
+            f"sample {row.get('id')!r} has {len(references)} reference(s) and {len(spoken)} ref_transcript(s): "
+            "give one transcript for each"
+        )
     task = task_of(text, bool(references))
     about = voice_line(row) if tags and not references and not task.startswith("multi") else ""
-    return Prompt(text, task=task, scene=scene_sentence(row.get("scene")), voices=(about,)*bool(about), place=place,
-                  references=tuple(Reference(t, c) for t, c in zip(spoken, references)))
+    return Prompt(
+        text,
+        task=task,
+        scene=scene_sentence(row.get("scene")),
+        voices=(about,) * bool(about),
+        place=place,
+        references=tuple(Reference(t, c) for t, c in zip(spoken, references)),
+    )
 
 # %% ../nbs/38_batch.ipynb #0f513df3
 def voice_line(row: dict) -> str:
@@ -73,24 +93,29 @@ def voice_line(row: dict) -> str:
     return voice_words(**{k: row[k] for k in tags if isinstance(row.get(k), str)})
 
 # %% ../nbs/38_batch.ipynb #7d1fd6f8
-def epoch_batches(lengths: list[int], budget: int, seed: int = 0, epoch: int = 0, window: int = 64) -> list[list[int]]:
+def epoch_batches(
+    lengths: list[int], budget: int, seed: int = 0, epoch: int = 0, window: int = 64
+) -> list[list[int]]:
     """The batches of an epoch, as lists of indices into `lengths`: each index once, len(batch) x longest <= `budget`.
 
     Shuffled clips are sorted by length within windows of about `window` batches, cut under the budget, and the batches shuffled.
     Raises `ValueError` for clips longer than the budget, with their number.
     """
     lengths = np.asarray(lengths)
-    if not len(lengths): raise ValueError("there is no clip to batch: see rejected.csv for what became of the rows")
+    if not len(lengths):
+        raise ValueError("there is no clip to batch: see rejected.csv for what became of the rows")
     if (long := np.flatnonzero(lengths > budget)).size:
-        raise ValueError(f"{long.size} clip(s) are longer than the budget of {budget} positions "
-                         f"(the first is number {long[0]}, of {lengths[long[0]]}): raise the budget or drop them")
+        raise ValueError(
+            f"{long.size} clip(s) are longer than the budget of {budget} positions "
+            f"(the first is number {long[0]}, of {lengths[long[0]]}): raise the budget or drop them"
+        )
     rng = np.random.default_rng([seed, epoch])
-    order, span = rng.permutation(len(lengths)), max(1, int(window*budget/lengths.mean()))
+    order, span = rng.permutation(len(lengths)), max(1, int(window * budget / lengths.mean()))
     batches = []
-    for part in (order[i:i + span] for i in range(0, len(order), span)):
+    for part in (order[i : i + span] for i in range(0, len(order), span)):
         part, batch = part[np.argsort(lengths[part], kind="stable")], []
         for i in part:
-            if batch and (len(batch) + 1)*lengths[i] > budget:
+            if batch and (len(batch) + 1) * lengths[i] > budget:
                 batches.append(batch)
                 batch = []
             batch.append(int(i))
@@ -117,10 +142,15 @@ def draw_clips(weights: np.ndarray, seed: int = 0, epoch: int = 0) -> list[int]:
 # %% ../nbs/38_batch.ipynb #7abf9d3a
 def columns_at(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     "Where in an example its columns stand, `(A,)`, and which of them are asked; `ValueError` if they do not fit its placeholders."
-    at = np.flatnonzero((e.input_ids == token_id(tokenizer, AUDIO_TOKEN)) | (e.input_ids == token_id(tokenizer, DELAY_TOKEN)))
+    at = np.flatnonzero(
+        (e.input_ids == token_id(tokenizer, AUDIO_TOKEN))
+        | (e.input_ids == token_id(tokenizer, DELAY_TOKEN))
+    )
     asked = np.flatnonzero((e.labels != IGNORE).any(1))
     if len(at) != len(e.columns) or (asked == 0).any() or (at[asked - 1] != at[asked] - 1).any():
-        raise ValueError(f"clip {e.name!r}: its {len(at)} placeholders do not fit its {len(e.columns)} columns")
+        raise ValueError(
+            f"clip {e.name!r}: its {len(at)} placeholders do not fit its {len(e.columns)} columns"
+        )
     return at, asked
 
 def followed(e: Example, tokenizer) -> np.ndarray:
@@ -163,16 +193,28 @@ def corrupt(e: Example, share: float, rng: np.random.Generator, bos: int = 1024)
 
     Labels, markers and references stay as they are.
     """
-    if not share: return e
-    hit = (e.labels != IGNORE) & (e.columns < bos) & (rng.random(e.columns.shape) < 2*share*rng.random())
+    if not share:
+        return e
+    hit = (
+        (e.labels != IGNORE)
+        & (e.columns < bos)
+        & (rng.random(e.columns.shape) < 2 * share * rng.random())
+    )
     return replace(e, columns=np.where(hit, rng.integers(0, bos, e.columns.shape), e.columns))
 
 # %% ../nbs/38_batch.ipynb #03f8bd6d
 def without_words(e: Example, tokenizer) -> Example:
     "`e` as `encode_prompt` with `words=False` would have begun it: nothing is said in the prompt's last turn."
-    ends, begins = (np.flatnonzero(e.input_ids == token_id(tokenizer, t)) for t in ("<|eot_id|>", "<|end_header_id|>"))
-    begin = begins[begins < ends[-1]][-1] + 1 + len(tokenizer("\n\n", add_special_tokens=False).input_ids)
-    return replace(e, input_ids=np.delete(e.input_ids, np.s_[begin:ends[-1]]))
+    ends, begins = (
+        np.flatnonzero(e.input_ids == token_id(tokenizer, t))
+        for t in ("<|eot_id|>", "<|end_header_id|>")
+    )
+    begin = (
+        begins[begins < ends[-1]][-1]
+        + 1
+        + len(tokenizer("\n\n", add_special_tokens=False).input_ids)
+    )
+    return replace(e, input_ids=np.delete(e.input_ids, np.s_[begin : ends[-1]]))
 
 # %% ../nbs/38_batch.ipynb #afbd49d3
 def for_hf(examples: list[Example], tokenizer) -> dict:
@@ -180,13 +222,28 @@ def for_hf(examples: list[Example], tokenizer) -> dict:
 
     `input_ids`, `attention_mask` (B, S); `audio_input_ids`, `audio_labels` (B, A, K); `audio_input_ids_mask` (B, A) bool.
     """
-    B, S, A, K = len(examples), max(map(len, examples)), max(len(e.columns) for e in examples), examples[0].columns.shape[1]
-    batch = dict(input_ids=torch.full((B, S), tokenizer.pad_token_id), attention_mask=torch.zeros(B, S, dtype=torch.long),
-                 audio_input_ids=torch.full((B, A, K), 1025), audio_input_ids_mask=torch.zeros(B, A, dtype=torch.bool),
-                 audio_labels=torch.full((B, A, K), IGNORE))
+    B, S, A, K = (
+        len(examples),
+        max(map(len, examples)),
+        max(len(e.columns) for e in examples),
+        examples[0].columns.shape[1],
+    )
+    batch = dict(
+        input_ids=torch.full((B, S), tokenizer.pad_token_id),
+        attention_mask=torch.zeros(B, S, dtype=torch.long),
+        audio_input_ids=torch.full((B, A, K), 1025),
+        audio_input_ids_mask=torch.zeros(B, A, dtype=torch.bool),
+        audio_labels=torch.full((B, A, K), IGNORE),
+    )
     for b, e in enumerate(examples):
         n = len(e.columns)
-        batch["input_ids"][b, :len(e)], batch["attention_mask"][b, :len(e)] = torch.from_numpy(e.input_ids), 1
-        batch["audio_input_ids"][b, :n], batch["audio_labels"][b, :n] = torch.from_numpy(e.columns), torch.from_numpy(e.labels)
+        batch["input_ids"][b, : len(e)], batch["attention_mask"][b, : len(e)] = (
+            torch.from_numpy(e.input_ids),
+            1,
+        )
+        batch["audio_input_ids"][b, :n], batch["audio_labels"][b, :n] = (
+            torch.from_numpy(e.columns),
+            torch.from_numpy(e.labels),
+        )
         batch["audio_input_ids_mask"][b, :n] = True
     return batch

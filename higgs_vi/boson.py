@@ -28,23 +28,55 @@ from .prompt import DELAY_TOKEN, token_id
 def released_codec_config() -> HiggsAudioV2TokenizerConfig:
     "The layout at the released codec's size, 200 M parameters."
     ratios = [8, 5, 4, 2, 3]
-    dac = DacConfig(encoder_hidden_size=64, decoder_hidden_size=1024, hidden_size=256, downsampling_ratios=ratios, upsampling_ratios=ratios)
+    dac = DacConfig(
+        encoder_hidden_size=64,
+        decoder_hidden_size=1024,
+        hidden_size=256,
+        downsampling_ratios=ratios,
+        upsampling_ratios=ratios,
+    )
     hubert = HubertConfig(mask_time_prob=0.0)
-    return HiggsAudioV2TokenizerConfig(acoustic_model_config=dac, semantic_model_config=hubert, target_bandwidths=[0.5, 1, 1.5, 2])
+    return HiggsAudioV2TokenizerConfig(
+        acoustic_model_config=dac, semantic_model_config=hubert, target_bandwidths=[0.5, 1, 1.5, 2]
+    )
 
 # %% ../nbs/33_boson.ipynb #92517463
 _UNIT = ["snake1", "conv1", "snake2", "conv2"]  # the layers of a residual unit, in Boson's order
 _CODEC_NAMES = [
-    (r"^encoder\.block\.(\d+)\.block\.(\d)\.block\.(\d)",
-     lambda m: f"acoustic_encoder.block.{int(m[1]) - 1}.res_unit{int(m[2]) + 1}.{_UNIT[int(m[3])]}"),
-    (r"^encoder\.block\.(\d+)\.block\.([34])", lambda m: f"acoustic_encoder.block.{int(m[1]) - 1}.{['snake1', 'conv1'][int(m[2]) - 3]}"),
-    (r"^encoder\.block\.([067])\b", lambda m: "acoustic_encoder." + {"0": "conv1", "6": "snake1", "7": "conv2"}[m[1]]),
-    (r"^decoder_2\.model\.(\d+)\.block\.([234])\.block\.(\d)",
-     lambda m: f"acoustic_decoder.block.{int(m[1]) - 1}.res_unit{int(m[2]) - 1}.{_UNIT[int(m[3])]}"),
-    (r"^decoder_2\.model\.(\d+)\.block\.([01])", lambda m: f"acoustic_decoder.block.{int(m[1]) - 1}.{['snake1', 'conv_t1'][int(m[2])]}"),
-    (r"^decoder_2\.model\.([067])\b", lambda m: "acoustic_decoder." + {"0": "conv1", "6": "snake1", "7": "conv2"}[m[1]]),
-    (r"^quantizer\.vq\.layers\.", "quantizer.quantizers."), (r"\._codebook\.", ".codebook."),
-    (r"^fc_prior\.", "fc."), (r"^fc_post1\.", "fc1."), (r"^fc_post2\.", "fc2."), (r"\.(conv[12]?)\.conv\.", r".\1."),
+    (
+        r"^encoder\.block\.(\d+)\.block\.(\d)\.block\.(\d)",
+        lambda m: (
+            f"acoustic_encoder.block.{int(m[1]) - 1}.res_unit{int(m[2]) + 1}.{_UNIT[int(m[3])]}"
+        ),
+    ),
+    (
+        r"^encoder\.block\.(\d+)\.block\.([34])",
+        lambda m: f"acoustic_encoder.block.{int(m[1]) - 1}.{['snake1', 'conv1'][int(m[2]) - 3]}",
+    ),
+    (
+        r"^encoder\.block\.([067])\b",
+        lambda m: "acoustic_encoder." + {"0": "conv1", "6": "snake1", "7": "conv2"}[m[1]],
+    ),
+    (
+        r"^decoder_2\.model\.(\d+)\.block\.([234])\.block\.(\d)",
+        lambda m: (
+            f"acoustic_decoder.block.{int(m[1]) - 1}.res_unit{int(m[2]) - 1}.{_UNIT[int(m[3])]}"
+        ),
+    ),
+    (
+        r"^decoder_2\.model\.(\d+)\.block\.([01])",
+        lambda m: f"acoustic_decoder.block.{int(m[1]) - 1}.{['snake1', 'conv_t1'][int(m[2])]}",
+    ),
+    (
+        r"^decoder_2\.model\.([067])\b",
+        lambda m: "acoustic_decoder." + {"0": "conv1", "6": "snake1", "7": "conv2"}[m[1]],
+    ),
+    (r"^quantizer\.vq\.layers\.", "quantizer.quantizers."),
+    (r"\._codebook\.", ".codebook."),
+    (r"^fc_prior\.", "fc."),
+    (r"^fc_post1\.", "fc1."),
+    (r"^fc_post2\.", "fc2."),
+    (r"\.(conv[12]?)\.conv\.", r".\1."),
 ]
 
 # %% ../nbs/33_boson.ipynb #180fecb5
@@ -88,16 +120,31 @@ def codec_config_from_boson(old: dict, weights: dict[str, torch.Tensor]) -> Higg
 # %% ../nbs/33_boson.ipynb #215a4b1f
 def codec_from_boson(folder: Path) -> HiggsAudioV2TokenizerModel:
     "The codec in Boson's layout below `folder`."
-    try: old = torch.load(folder/"model.pth", map_location="cpu", weights_only=True)
+    try:
+        old = torch.load(folder / "model.pth", map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as e:
-        raise ValueError(f"{folder/'model.pth'} is refused: it is damaged or holds more than tensors, and such a pickle can run "
-                         f"any program. Take HF's layout of the codec (safetensors) instead. ({str(e).splitlines()[0]})") from e
+        raise ValueError(
+            f"{folder / 'model.pth'} is refused: it is damaged or holds more than tensors, and such a pickle can run "
+            f"any program. Take HF's layout of the codec (safetensors) instead. ({str(e).splitlines()[0]})"
+        ) from e
     try:
         weights = codec_weights_from_boson(old)
-        codec = HiggsAudioV2TokenizerModel(codec_config_from_boson(read_json(folder/"config.json"), weights))
+        codec = HiggsAudioV2TokenizerModel(
+            codec_config_from_boson(read_json(folder / "config.json"), weights)
+        )
         codec.load_state_dict(weights, strict=True)
-    except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, AttributeError) as e:
-        raise Damaged(folder, f"it holds no complete Higgs codec in Boson's layout: {e!r}", "fetch it again") from e
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+        ArithmeticError,
+        RuntimeError,
+        AttributeError,
+    ) as e:
+        raise Damaged(
+            folder, f"it holds no complete Higgs codec in Boson's layout: {e!r}", "fetch it again"
+        ) from e
     return codec
 
 # %% ../nbs/33_boson.ipynb #36951d53
@@ -109,30 +156,60 @@ def model_weights_from_boson(old: dict[str, torch.Tensor]) -> dict[str, torch.Te
     "HF's state dict from Boson's: frozen and trainable halves joined along the rows, names mapped, what HF computes itself dropped."
     whole = {}
     for name, w in sorted(old.items()):  # 'frozen' sorts before 'trainable'
-        if name.endswith(("audio_codebook_weights", "inv_freq")): continue
+        if name.endswith(("audio_codebook_weights", "inv_freq")):
+            continue
         name = _HALVES.sub(".weight", name)
         whole[name] = torch.cat([whole[name], w]) if name in whole else w
-    for pattern, to in _MODEL_NAMES: whole = {re.sub(pattern, to, name): w for name, w in whole.items()}
+    for pattern, to in _MODEL_NAMES:
+        whole = {re.sub(pattern, to, name): w for name, w in whole.items()}
     return whole
 
 # %% ../nbs/33_boson.ipynb #775c4f8b
 def model_config_from_boson(old: dict, tokenizer) -> HiggsAudioV2Config:
     "HF's configuration from Boson's `config.json`; `ValueError` for variants that HF's class cannot express."
     text = old["text_config"]
-    if (old["audio_adapter_type"] != "dual_ffn_fast_forward" or len(old["audio_dual_ffn_layers"]) != text["num_hidden_layers"]
-            or not old["use_delay_pattern"]):
-        raise ValueError("this Boson checkpoint has no audio FFN in some layer or no delay pattern: "
-                         "it is not Higgs Audio v2's released form, and HF's class cannot hold it")
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-            "hidden_act", "head_dim", "max_position_embeddings", "initializer_range", "rms_norm_eps", "attention_bias", "mlp_bias")
+    if (
+        old["audio_adapter_type"] != "dual_ffn_fast_forward"
+        or len(old["audio_dual_ffn_layers"]) != text["num_hidden_layers"]
+        or not old["use_delay_pattern"]
+    ):
+        raise ValueError(
+            "this Boson checkpoint has no audio FFN in some layer or no delay pattern: "
+            "it is not Higgs Audio v2's released form, and HF's class cannot hold it"
+        )
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "hidden_act",
+        "head_dim",
+        "max_position_embeddings",
+        "initializer_range",
+        "rms_norm_eps",
+        "attention_bias",
+        "mlp_bias",
+    )
     return HiggsAudioV2Config(
-        **{k: text[k] for k in same}, rope_parameters={**text["rope_scaling"], "rope_theta": text["rope_theta"]},
-        num_codebooks=old["audio_num_codebooks"], codebook_size=old["audio_codebook_size"] + 2, pad_token_id=old["pad_token_id"],
-        **stop_ids(tokenizer), audio_token_id=old["audio_out_token_idx"], audio_bos_token_id=old["audio_out_bos_token_id"],
+        **{k: text[k] for k in same},
+        rope_parameters={**text["rope_scaling"], "rope_theta": text["rope_theta"]},
+        num_codebooks=old["audio_num_codebooks"],
+        codebook_size=old["audio_codebook_size"] + 2,
+        pad_token_id=old["pad_token_id"],
+        **stop_ids(tokenizer),
+        audio_token_id=old["audio_out_token_idx"],
+        audio_bos_token_id=old["audio_out_bos_token_id"],
         audio_delay_token_id=token_id(tokenizer, DELAY_TOKEN),
-        audio_stream_bos_id=old["audio_stream_bos_id"], audio_stream_eos_id=old["audio_stream_eos_id"])
+        audio_stream_bos_id=old["audio_stream_bos_id"],
+        audio_stream_eos_id=old["audio_stream_eos_id"],
+    )
 
 # %% ../nbs/33_boson.ipynb #54904e9b
 def stop_ids(tokenizer) -> dict:
     "The ids that begin and end a sequence: HF's decoding ends with <|eot_id|>; with any other end id it would run to its limit."
-    return dict(bos_token_id=token_id(tokenizer, "<|begin_of_text|>"), eos_token_id=token_id(tokenizer, "<|eot_id|>"))
+    return dict(
+        bos_token_id=token_id(tokenizer, "<|begin_of_text|>"),
+        eos_token_id=token_id(tokenizer, "<|eot_id|>"),
+    )

@@ -35,30 +35,42 @@ def codec_key(codec) -> str:
 # %% ../nbs/35_cache.ipynb #d2524566
 class CodeCache:
     "Codes on disk below `folder`, for one `codec`; opens by reading the shards' headers."
+
     def __init__(self, folder: str | Path, codec):
-        self.codec, self.folder = codec, Path(folder)/codec_key(codec)
+        self.codec, self.folder = codec, Path(folder) / codec_key(codec)
         self.shard_of = {}  # clip key -> shard
         for shard in sorted(self.folder.glob("*.safetensors")):
-            with self._open(shard) as f: self.shard_of |= dict.fromkeys(f.keys(), shard)
+            with self._open(shard) as f:
+                self.shard_of |= dict.fromkeys(f.keys(), shard)
 
     def _open(self, shard):
-        try: return safe_open(shard, "np")
+        try:
+            return safe_open(shard, "np")
         except (SafetensorError, OSError) as e:
-            raise ValueError(f"the code cache's file {shard} cannot be read ({e}): delete it, and its clips are encoded again") from e
+            raise ValueError(
+                f"the code cache's file {shard} cannot be read ({e}): delete it, and its clips are encoded again"
+            ) from e
 
     def add(self, codes: dict[str, np.ndarray]):
         "Write `codes` (clip key -> `(K, T)`) as one more shard, whole or not at all."
-        if not codes: return
-        shard = self.folder/f"codes-{hashlib.sha256(''.join(sorted(codes)).encode()).hexdigest()[:16]}.safetensors"
-        with atomic(shard) as tmp: save_file({k: np.ascontiguousarray(c, np.int16) for k, c in codes.items()}, tmp)
+        if not codes:
+            return
+        shard = (
+            self.folder
+            / f"codes-{hashlib.sha256(''.join(sorted(codes)).encode()).hexdigest()[:16]}.safetensors"
+        )
+        with atomic(shard) as tmp:
+            save_file({k: np.ascontiguousarray(c, np.int16) for k, c in codes.items()}, tmp)
         self.shard_of |= dict.fromkeys(codes, shard)
 
     def get(self, keys: list[str]) -> list[np.ndarray]:
         "The codes of `keys`, in order; each shard is opened once."
         wanted, found = defaultdict(set), {}
-        for key in keys: wanted[self.shard_of[key]].add(key)
+        for key in keys:
+            wanted[self.shard_of[key]].add(key)
         for shard, names in wanted.items():
-            with self._open(shard) as f: found |= {name: f.get_tensor(name) for name in names}
+            with self._open(shard) as f:
+                found |= {name: f.get_tensor(name) for name in names}
         return [found[key] for key in keys]
 
 # %% ../nbs/35_cache.ipynb #64a272a6
@@ -68,7 +80,9 @@ def _read(path: str, rate: int) -> tuple[np.ndarray | None, str]:
     except (ValueError, FileNotFoundError) as e: return None, str(e)
     return x, clip_key(x)
 
-def encode_files(paths: list[str | Path], cache: CodeCache, seconds: float = 1200) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def encode_files(
+    paths: list[str | Path], cache: CodeCache, seconds: float = 1200
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The codes of the audio files `paths` as {path: `(K, T)` int16}, and {path: reason} for those that cannot be read.
 
     So many `seconds` of new sound, a little more at most, are in memory at once and become one shard.
@@ -77,14 +91,16 @@ def encode_files(paths: list[str | Path], cache: CodeCache, seconds: float = 120
     bar = tqdm(total=len(paths), desc="codes", unit="clip", mininterval=1, file=sys.stdout)
     with ThreadPoolExecutor() as pool:
         for end in range(32, len(paths) + 32, 32):
-            part = list(map(str, paths[end - 32:end]))
+            part = list(map(str, paths[end - 32 : end]))
             for path, (x, key) in zip(part, pool.map(partial(_read, rate=rate), part)):
                 if x is None:
                     bad[path] = key
                     continue
                 keys[path] = key
-                if key not in cache.shard_of: fresh[key] = x
-            if end < len(paths) and sum(map(len, fresh.values())) < seconds*rate: continue
+                if key not in cache.shard_of:
+                    fresh[key] = x
+            if end < len(paths) and sum(map(len, fresh.values())) < seconds * rate:
+                continue
             cache.add(dict(zip(fresh, encode(cache.codec, list(fresh.values())))))
             fresh = {}
             bar.update(min(end, len(paths)) - bar.n)

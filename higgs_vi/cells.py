@@ -41,7 +41,9 @@ _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\0": r"\0"}
 def printable(text: object, most: int = 2000) -> str:
     "`text` on one line: characters of control and lone surrogates as escapes, cut behind `most` characters."
     text = str(text)
-    cut = _ODD.sub(lambda m: _ESCAPES.get(m[0]) or m[0].encode("unicode_escape").decode(), text[:most])
+    cut = _ODD.sub(
+        lambda m: _ESCAPES.get(m[0]) or m[0].encode("unicode_escape").decode(), text[:most]
+    )
     return cut if len(text) <= most else f"{cut}… ({len(text)} characters)"
 
 def why_illegible(cell: object) -> str:
@@ -89,22 +91,70 @@ def why_type(ours: str, cell: str) -> str:
     return f"is {article} {cell.kind} ({printable(cell, 80)}): it takes {rule}"
 
 # %% ../nbs/20_cells.ipynb #e9d9c65b
-NO = frozenset(("false", "f", "no", "n", "off", "invalid", "not valid", "bad", "wrong", "rejected", "không",
-                "khong", "ko", "sai", "hỏng", "lỗi", "không hợp lệ", "✗", "✘", "❌"))
-YES = frozenset(("true", "t", "yes", "y", "on", "valid", "good", "ok", "accepted", "approved", "có", "đúng",
-                 "tốt", "hợp lệ", "✓", "✔", "✅"))
+NO = frozenset(
+    (
+        "false",
+        "f",
+        "no",
+        "n",
+        "off",
+        "invalid",
+        "not valid",
+        "bad",
+        "wrong",
+        "rejected",
+        "không",
+        "khong",
+        "ko",
+        "sai",
+        "hỏng",
+        "lỗi",
+        "không hợp lệ",
+        "✗",
+        "✘",
+        "❌",
+    )
+)
+YES = frozenset(
+    (
+        "true",
+        "t",
+        "yes",
+        "y",
+        "on",
+        "valid",
+        "good",
+        "ok",
+        "accepted",
+        "approved",
+        "có",
+        "đúng",
+        "tốt",
+        "hợp lệ",
+        "✓",
+        "✔",
+        "✅",
+    )
+)
 
 def is_yes(cell: object) -> bool:
     "Whether a cell says yes (an empty one does); `ValueError` if it says neither yes nor no."
     said = nfc(str(cell)).strip().lower()
-    if is_nothing(cell) or said in YES: return True
-    if said in NO: return False
-    try: return not math.isclose(float(said.replace(",", ".")), 0, abs_tol=1e-9)
+    if is_nothing(cell) or said in YES:
+        return True
+    if said in NO:
+        return False
+    try:
+        return not math.isclose(float(said.replace(",", ".")), 0, abs_tol=1e-9)
     except ValueError:
-        raise ValueError(f"{printable(cell, 60)!r} says neither yes nor no: write true or false") from None
+        raise ValueError(
+            f"{printable(cell, 60)!r} says neither yes nor no: write true or false"
+        ) from None
 
 # %% ../nbs/20_cells.ipynb #69348d1d
-_SECONDS = re.compile(r"([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?)\s*(ms|msec|s|secs?|seconds?|giây)?")
+_SECONDS = re.compile(
+    r"([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?)\s*(ms|msec|s|secs?|seconds?|giây)?"
+)
 _CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:[.,]\d+)?)")
 
 def seconds_of(cell: object) -> float | None:
@@ -112,11 +162,18 @@ def seconds_of(cell: object) -> float | None:
 
     Takes 1.5, a decimal comma (1,5), a unit (1.5 s, 1500 ms), and a clock (0:01.5).
     """
-    if not (said := str("" if cell is None else cell).strip().lower()): return None
-    if m := _CLOCK.fullmatch(said): return 3600*int(m[1] or 0) + 60*int(m[2]) + float(m[3].replace(",", "."))
+    if not (said := str("" if cell is None else cell).strip().lower()):
+        return None
+    if m := _CLOCK.fullmatch(said):
+        return 3600 * int(m[1] or 0) + 60 * int(m[2]) + float(m[3].replace(",", "."))
     m = _SECONDS.fullmatch(said)
-    value = float(m[1].replace(",", "."))/(1000 if (m[2] or "").startswith("m") else 1) if m else float("nan")
-    if not math.isfinite(value): raise ValueError(f"{printable(cell, 60)!r} is no time: it takes seconds, as in 1.5")
+    value = (
+        float(m[1].replace(",", ".")) / (1000 if (m[2] or "").startswith("m") else 1)
+        if m
+        else float("nan")
+    )
+    if not math.isfinite(value):
+        raise ValueError(f"{printable(cell, 60)!r} is no time: it takes seconds, as in 1.5")
     return value
 
 # %% ../nbs/20_cells.ipynb #470f39a1
@@ -126,17 +183,24 @@ SPLITS = {word: side for side, words in dict(
 
 def split_of(cell: object) -> str:
     "`train`, `valid` or `test` from what tables write, '' for nothing; `ValueError` for another word."
-    if is_nothing("" if cell is None else cell): return ""
+    if is_nothing("" if cell is None else cell):
+        return ""
     said = str(cell).strip().lower()
-    side = SPLITS.get(said) or SPLITS.get(re.split(r"[-_. ]", said)[0])       # LibriSpeech's dev-clean
+    side = SPLITS.get(said) or SPLITS.get(re.split(r"[-_. ]", said)[0])  # LibriSpeech's dev-clean
     if not side:
-        raise ValueError(f"the split is {printable(cell, 60)!r}: it must be train, valid (validation, dev) or test")
+        raise ValueError(
+            f"the split is {printable(cell, 60)!r}: it must be train, valid (validation, dev) or test"
+        )
     return side
 
 # %% ../nbs/20_cells.ipynb #a14e2e63
 def visible(name: object) -> str:
     "A name without characters that nobody sees, in NFC, with single spaces."
-    kept = (" " if unicodedata.category(c) == "Cc" else c for c in nfc(str(name)) if unicodedata.category(c) != "Cf")
+    kept = (
+        " " if unicodedata.category(c) == "Cc" else c
+        for c in nfc(str(name))
+        if unicodedata.category(c) != "Cf"
+    )
     return " ".join("".join(kept).split())
 
 def person(name: object) -> str:
@@ -152,11 +216,34 @@ def one_spelling(names: list[str]) -> tuple[dict[str, str], list[list[str]]]:
     return {name: visible(best[person(name)]) for name in count}, several
 
 # %% ../nbs/20_cells.ipynb #718af073
-SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf",  # libsndfile
-          ".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma", ".amr", ".3gp")                                   # ffmpeg
+SOUNDS = (
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".opus",
+    ".oga",
+    ".aiff",
+    ".aif",
+    ".au",
+    ".sph",
+    ".w64",
+    ".caf",  # libsndfile
+    ".m4a",
+    ".mp4",
+    ".aac",
+    ".webm",
+    ".mka",
+    ".wma",
+    ".amr",
+    ".3gp",
+)  # ffmpeg
 _RANGE = re.compile(r"[\d.,:]+\s*(?:-|–|—|~|to|\.\.|;|\s)\s*[\d.,:]+")
-_LANGUAGE = re.compile(r"(?:vi|vn|vie|en|eng|zh|cn|cmn|yue|ja|jp|jpn|ko|kor|fr|de|es|ru|th|auto|multi)"
-                       r"(?:[-_][a-z]{2,4})?", re.I)
+_LANGUAGE = re.compile(
+    r"(?:vi|vn|vie|en|eng|zh|cn|cmn|yue|ja|jp|jpn|ko|kor|fr|de|es|ru|th|auto|multi)"
+    r"(?:[-_][a-z]{2,4})?",
+    re.I,
+)
 
 _DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?:[T ]\d.*)?|\d{1,2}([-/.])\d{1,2}\2\d{4}")
 _GENDER = frozenset(("nam", "nữ", "male", "female", "man", "woman", "m", "f", "male_masculine",
@@ -223,7 +310,9 @@ def why_no_speaker(cells: list[str]) -> str:
 # %% ../nbs/20_cells.ipynb #6f836a77
 _TAG = re.compile(r"</?(?:a|b|i|u|s|em|strong|span|p|br|hr|div|font|sub|sup|small|big|mark|code|pre|li|ul|ol|td|tr|h[1-6])"
                   r"(?:\s+[\w-]+=(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s<>\"']+))*\s*/?>", re.I)
-_LABEL = re.compile(r"(?<!\w)(?:\[?(?:speaker|spk|người nói)[ _-]?(\d{1,2})\]?\s*[:：]|\[S(\d{1,2})\])", re.I)
+_LABEL = re.compile(
+    r"(?<!\w)(?:\[?(?:speaker|spk|người nói)[ _-]?(\d{1,2})\]?\s*[:：]|\[S(\d{1,2})\])", re.I
+)
 _SPEAKER_TAG = re.compile(r"\[SPEAKER\d*\]", re.I)
 
 def unmarked(text: str) -> str:
@@ -243,16 +332,25 @@ def has_words(text: str) -> bool:
     return any(c.isalnum() for c in _SPEAKER_TAG.sub(" ", text))
 
 # %% ../nbs/20_cells.ipynb #2d11643f
-_TWICE = re.compile("[\u00c2-\u00c6\u00e1][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]")      # what UTF-8 looks like in cp1252
+_TWICE = re.compile(
+    "[\u00c2-\u00c6\u00e1][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]"
+)  # what UTF-8 looks like in cp1252
 
 def why_misread(text: str) -> str:
     "Why the letters of `text` look like those of a wrong encoding, or ''."
     if _TWICE.search(text):
-        try: plain = b"".join(c.encode("latin-1" if ord(c) < 256 else "cp1252") for c in text).decode("utf-8")
-        except UnicodeError: plain = text
-        if plain != text: return f"it is UTF-8 that was read as cp1252: {printable(plain, 40)!r} is meant"
+        try:
+            plain = b"".join(
+                c.encode("latin-1" if ord(c) < 256 else "cp1252") for c in text
+            ).decode("utf-8")
+        except UnicodeError:
+            plain = text
+        if plain != text:
+            return f"it is UTF-8 that was read as cp1252: {printable(plain, 40)!r} is meant"
     if m := re.search("[ðþÞ]", text):
-        return f"it holds {m[0]!r}, no Vietnamese letter: cp1258 that was read as cp1252 has it for đ"
+        return (
+            f"it holds {m[0]!r}, no Vietnamese letter: cp1258 that was read as cp1252 has it for đ"
+        )
     return ""
 
 # %% ../nbs/20_cells.ipynb #dd7ad26a

@@ -48,7 +48,19 @@ class CheckSettings(Settings):
             raise ValueError(f"the parameter fastest is {self.fastest:g}: it takes characters a second above slowest ({self.slowest:g})")
 
 # %% ../nbs/08_check.ipynb #dd833370
-BROKEN = ["metadata", "missing", "undecodable", "rate", "channels", "duration", "silent", "no speech", "no text", "same sound", "same id"]
+BROKEN = [
+    "metadata",
+    "missing",
+    "undecodable",
+    "rate",
+    "channels",
+    "duration",
+    "silent",
+    "no speech",
+    "no text",
+    "same sound",
+    "same id",
+]
 ODD = ["clipped", "odd text", "foreign", "pace", "same text", "unlisted"]
 
 # %% ../nbs/08_check.ipynb #bc3490d4
@@ -66,28 +78,55 @@ def measure(path: Path, cfg: CheckSettings, known: Fingerprints) -> dict:
 def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, str]]:
     "Faults of a sound with the measures `m`, of which the metadata says that it lasts `said` seconds: (fault, sentence) each."
     out = []
-    if m["rate"] != SAMPLE_RATE: out.append(("rate", f"its sample rate is {m['rate']} Hz: it takes {SAMPLE_RATE} Hz"))
-    if m["channels"] != 1: out.append(("channels", f"it has {m['channels']} channels: it takes one"))
-    if said is not None and not (isinstance(said, (int, float)) and abs(said - m["seconds"]) <= 0.05):
-        out.append(("duration", f"the metadata says {said!r} s, the file lasts {m['seconds']:.2f} s"))
-    if m["quiet"]: out.append(("silent" if "silent" in m["quiet"] else "no speech", m["quiet"]))
-    if m["clipped"] > cfg.clipping: out.append(("clipped", f"{m['clipped']:.2%} of its samples are at full scale (parameter clipping)"))
+    if m["rate"] != SAMPLE_RATE:
+        out.append(("rate", f"its sample rate is {m['rate']} Hz: it takes {SAMPLE_RATE} Hz"))
+    if m["channels"] != 1:
+        out.append(("channels", f"it has {m['channels']} channels: it takes one"))
+    if said is not None and not (
+        isinstance(said, (int, float)) and abs(said - m["seconds"]) <= 0.05
+    ):
+        out.append(
+            ("duration", f"the metadata says {said!r} s, the file lasts {m['seconds']:.2f} s")
+        )
+    if m["quiet"]:
+        out.append(("silent" if "silent" in m["quiet"] else "no speech", m["quiet"]))
+    if m["clipped"] > cfg.clipping:
+        out.append(
+            ("clipped", f"{m['clipped']:.2%} of its samples are at full scale (parameter clipping)")
+        )
     return out
 
 # %% ../nbs/08_check.ipynb #b56561ee
-def text_faults(text: str, seconds: float | None, cfg: CheckSettings, language: str = "vi") -> list[tuple[str, str]]:
+def text_faults(
+    text: str, seconds: float | None, cfg: CheckSettings, language: str = "vi"
+) -> list[tuple[str, str]]:
     "Faults of a transcript of a sound of so many seconds (None: not known): (fault, sentence) each."
-    if not text.strip(): return [("no text", "its transcript is empty")]
-    try: tidy = map_turns(text)
-    except ValueError as e: return [("no text", str(e))]
+    if not text.strip():
+        return [("no text", "its transcript is empty")]
+    try:
+        tidy = map_turns(text)
+    except ValueError as e:
+        return [("no text", str(e))]
     out = []
-    if why := why_noted(text): out.append(("odd text", f"its text {why}"))
+    if why := why_noted(text):
+        out.append(("odd text", f"its text {why}"))
     elif tidy != (said := text.strip()):
-        out.append(("odd text", f"its text is not as 00_data writes it: {said[:60]!r} would be {tidy[:60]!r}"))
-    if language == "vi" and (why := why_foreign(without_tags(text))): out.append(("foreign", f"it may not be Vietnamese: {why}"))
-    if seconds and seconds > 1 and not cfg.slowest <= (pace := len(tidy)/seconds) <= cfg.fastest:
-        out.append(("pace", f"{len(tidy)} characters in {seconds:.2f} s, {pace:.1f} a second: the text may be another clip's "
-                            "(parameters slowest, fastest)"))
+        out.append(
+            (
+                "odd text",
+                f"its text is not as 00_data writes it: {said[:60]!r} would be {tidy[:60]!r}",
+            )
+        )
+    if language == "vi" and (why := why_foreign(without_tags(text))):
+        out.append(("foreign", f"it may not be Vietnamese: {why}"))
+    if seconds and seconds > 1 and not cfg.slowest <= (pace := len(tidy) / seconds) <= cfg.fastest:
+        out.append(
+            (
+                "pace",
+                f"{len(tidy)} characters in {seconds:.2f} s, {pace:.1f} a second: the text may be another clip's "
+                "(parameters slowest, fastest)",
+            )
+        )
     return out
 
 # %% ../nbs/08_check.ipynb #dcab1f77
@@ -100,28 +139,42 @@ def _opened(folder: Path, name: object, cfg: CheckSettings,
     try: return (measure(path, cfg, known) if known else path.read_text(encoding="utf-8")), []
     except (ValueError, OSError, sf.LibsndfileError) as e: return None, [("undecodable", str(e))]
 
-def look_at(sample: dict, folder: Path, cfg: CheckSettings, known: Fingerprints) -> tuple[dict, list[tuple[str, str]]]:
+def look_at(
+    sample: dict, folder: Path, cfg: CheckSettings, known: Fingerprints
+) -> tuple[dict, list[tuple[str, str]]]:
     "The measures (with `id`, `text`, `pace`) and the faults of a sample, those of its reference clips among them."
     m, faults = _opened(folder, sample["audio_file"], cfg, known)
     text, more = _opened(folder, sample["transcript_file"], cfg)
-    if m: faults += sound_faults(m, sample.get("duration"), cfg)
-    if text is not None: more += text_faults(text, m and m["seconds"], cfg, str(sample.get("language") or "vi"))
+    if m:
+        faults += sound_faults(m, sample.get("duration"), cfg)
+    if text is not None:
+        more += text_faults(text, m and m["seconds"], cfg, str(sample.get("language") or "vi"))
     refs = as_list(sample.get("ref_audio_file"))
-    if len(refs) != (n := len(as_list(sample.get("ref_transcript")))): more += [("no text", f"it has {len(refs)} references and {n} texts")]
+    if len(refs) != (n := len(as_list(sample.get("ref_transcript")))):
+        more += [("no text", f"it has {len(refs)} references and {n} texts")]
     for name in refs:
         r, wrong = _opened(folder, name, cfg, known)
-        more += [(k, f"reference {name}: {w}") for k, w in wrong + (sound_faults(r, None, cfg) if r else [])]
-        if r and m and r["key"] == m["key"]: more.append(("same sound", f"reference {name} is the clip itself"))
-    pace = len((text or "").strip())/m["seconds"] if m else None
-    return dict(m or {}, id=sample["id"], speaker=sample["speaker_id"], text=(text or "").strip(), pace=pace), faults + more
+        more += [
+            (k, f"reference {name}: {w}")
+            for k, w in wrong + (sound_faults(r, None, cfg) if r else [])
+        ]
+        if r and m and r["key"] == m["key"]:
+            more.append(("same sound", f"reference {name} is the clip itself"))
+    pace = len((text or "").strip()) / m["seconds"] if m else None
+    return dict(
+        m or {}, id=sample["id"], speaker=sample["speaker_id"], text=(text or "").strip(), pace=pace
+    ), faults + more
 
 # %% ../nbs/08_check.ipynb #2b606344
-def _twice(clips: pd.DataFrame, columns: list[str], fault: str, what: str) -> list[tuple[str, str, str]]:
+def _twice(
+    clips: pd.DataFrame, columns: list[str], fault: str, what: str
+) -> list[tuple[str, str, str]]:
     "A fault for each clip that has the same `columns` as one before it."
     first, out = {}, []
     for values in clips[["id", *columns]].dropna().itertuples(index=False):
         key = values[1:]
-        if key in first and all(key): out.append((values[0], fault, f"{what} {first[key]}"))
+        if key in first and all(key):
+            out.append((values[0], fault, f"{what} {first[key]}"))
         first.setdefault(key, values[0])
     return out
 
@@ -129,9 +182,16 @@ def _copies(clips: pd.DataFrame) -> list[tuple[str, str, str]]:
     "A fault for each clip that is the recording of one before it in another encoding; equal sounds are left to `_twice`."
     seen, keys, out = Recordings(), set(), []
     for c in clips.dropna(subset=["key"]).to_dict("records"):
-        if c["key"] in keys: continue
+        if c["key"] in keys:
+            continue
         if twin := seen.find(c["mark"]):
-            out.append((c["id"], "same sound", f"it is the same recording as {twin}, in another encoding or cut otherwise"))
+            out.append(
+                (
+                    c["id"],
+                    "same sound",
+                    f"it is the same recording as {twin}, in another encoding or cut otherwise",
+                )
+            )
         keys.add(c["key"])
         seen.add(c["mark"], c["id"])
     return out
@@ -158,48 +218,63 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Raises `ValueError` where nothing can be looked at: no metadata.json, or none that is Higgs'.
     """
-    folder = project_root()/cfg.data
-    if cfg.report: check_file(project_root()/cfg.report, "report")
+    folder = project_root() / cfg.data
+    if cfg.report:
+        check_file(project_root() / cfg.report, "report")
     samples = read_samples(folder).to_dict("records")
-    if not samples: raise ValueError(f"{folder} holds no clip: the samples in its metadata.json are empty")
+    if not samples:
+        raise ValueError(f"{folder} holds no clip: the samples in its metadata.json are empty")
     known = Fingerprints(folder)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         looks = pool.map(lambda s: look_at(s, folder, cfg, known), samples)
         seen = list(tqdm(looks, "check", len(samples), unit="clip", mininterval=1, file=sys.stdout))
     clips = pd.DataFrame([m for m, _ in seen])
-    found = [(m["id"], *f) for m, faults in seen for f in faults] + folder_faults(folder, samples, clips)
+    found = [(m["id"], *f) for m, faults in seen for f in faults] + folder_faults(
+        folder, samples, clips
+    )
     faults = pd.DataFrame(found, columns=["clip", "fault", "what"])
-    faults.insert(2, "broken", faults["fault"].isin(BROKEN + ODD*cfg.strict))
+    faults.insert(2, "broken", faults["fault"].isin(BROKEN + ODD * cfg.strict))
     if cfg.report:
-        with atomic(project_root()/cfg.report) as tmp: faults.to_csv(tmp, index=False)
+        with atomic(project_root() / cfg.report) as tmp:
+            faults.to_csv(tmp, index=False)
     return clips, faults
 
 # %% ../nbs/08_check.ipynb #38bdee56
 def summary(faults: pd.DataFrame) -> pd.DataFrame:
     "How many clips have each fault, and the first of them."
     kinds = faults.groupby(["fault", "broken"], sort=False)
-    return kinds.agg(n=("what", "size"), first=("clip", "first"), what=("what", "first")).reset_index()
+    return kinds.agg(
+        n=("what", "size"), first=("clip", "first"), what=("what", "first")
+    ).reset_index()
 
 def refuse(cfg: CheckSettings, faults: pd.DataFrame):
     "`ValueError` with counts if the folder is broken."
     if not (bad := faults[faults["broken"]]).empty:
         counts = ", ".join(f"{n} {fault}" for fault, n in bad["fault"].value_counts().items())
-        raise ValueError(f"{cfg.data} is broken in {len(bad)} place(s) ({counts}), first {bad['clip'].iloc[0] or 'the folder'}: "
-                         f"{bad['what'].iloc[0]}; mend the sources and make the folder again with 00_data")
+        raise ValueError(
+            f"{cfg.data} is broken in {len(bad)} place(s) ({counts}), first {bad['clip'].iloc[0] or 'the folder'}: "
+            f"{bad['what'].iloc[0]}; mend the sources and make the folder again with 00_data"
+        )
 
 # %% ../nbs/08_check.ipynb #62d41eda
 def main(argv: list[str] | None = None):
     "The command higgs-vi-check; its first word may be the folder."
     argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-"): argv = ["--data", *argv]
+    if argv and not argv[0].startswith("-"):
+        argv = ["--data", *argv]
     cfg = from_cli(CheckSettings, argv)
-    if not cfg.data: raise SystemExit("higgs-vi-check: name the folder to check, as in higgs-vi-check data/mine")
+    if not cfg.data:
+        raise SystemExit("higgs-vi-check: name the folder to check, as in higgs-vi-check data/mine")
     try:
         clips, faults = check(cfg)
         with pd.option_context("display.width", 200, "display.max_colwidth", 120):
-            if len(faults): print(summary(faults).to_string(index=False))
+            if len(faults):
+                print(summary(faults).to_string(index=False))
         refuse(cfg, faults)
-    except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-check: {e}") from e
-    print(f"{len(clips)} clips, {clips['seconds'].sum()/3600:.2f} h: nothing broken, {len(faults)} thing(s) odd")
+    except (ValueError, OSError) as e:
+        raise SystemExit(f"higgs-vi-check: {e}") from e
+    print(
+        f"{len(clips)} clips, {clips['seconds'].sum() / 3600:.2f} h: nothing broken, {len(faults)} thing(s) odd"
+    )
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

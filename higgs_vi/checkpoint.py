@@ -33,16 +33,22 @@ def save_state(run: Path, step: int, model, optimizer, base: str, **state):
 
     `state` holds plain values, lists, dicts and tensors.
     """
-    folder = run/"checkpoints"/f"step-{step:06d}"
+    folder = run / "checkpoints" / f"step-{step:06d}"
     if bad := not_finite((n, p) for n, p in model.named_parameters() if p.requires_grad):
-        raise FloatingPointError(f"{bad} holds values that are not finite after step {step}, so this step is not saved: lower the rate, "
-                                 "and go on from the last checkpoint (resume true)")
-    shutil.rmtree(folder, ignore_errors=True)       # a damaged one, which the run has gone back behind
+        raise FloatingPointError(
+            f"{bad} holds values that are not finite after step {step}, so this step is not saved: lower the rate, "
+            "and go on from the last checkpoint (resume true)"
+        )
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged one, which the run has gone back behind
     with atomic_folder(folder) as tmp:
-        if hasattr(model, "peft_config"): save_adapter(model, tmp, base)
-        else: model.save_pretrained(tmp)
-        torch.save(dict(optimizer=optimizer.state_dict(), step=step, **state), tmp/"trainer.pt")
-        write_text(tmp/"complete", json.dumps({p.name: _sum_of(p) for p in sorted(tmp.iterdir())}))
+        if hasattr(model, "peft_config"):
+            save_adapter(model, tmp, base)
+        else:
+            model.save_pretrained(tmp)
+        torch.save(dict(optimizer=optimizer.state_dict(), step=step, **state), tmp / "trainer.pt")
+        write_text(
+            tmp / "complete", json.dumps({p.name: _sum_of(p) for p in sorted(tmp.iterdir())})
+        )
 
 def checkpoints(run: Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first."
@@ -57,29 +63,45 @@ def _sum_of(path: Path) -> list[int]:
 
 def verify(folder: Path):
     "`Damaged` unless the files of a checkpoint are those that its file `complete` names, byte for byte."
-    for name, told in read_json(folder/"complete").items():
-        if not (folder/name).is_file(): raise Damaged(folder/name, "it is missing")
-        if (is_now := _sum_of(folder/name)) != told: raise Damaged(folder/name, f"its size and checksum are {is_now}, they were {told}")
+    for name, told in read_json(folder / "complete").items():
+        if not (folder / name).is_file():
+            raise Damaged(folder / name, "it is missing")
+        if (is_now := _sum_of(folder / name)) != told:
+            raise Damaged(folder / name, f"its size and checksum are {is_now}, they were {told}")
 
 def _tensors(state: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     "The tensors in nested dicts and lists, with where they are; of torchao's packed ones the tensors that they are made of."
-    if hasattr(state, "__tensor_flatten__"): state = {part: getattr(state, part) for part in state.__tensor_flatten__()[0]}
-    if isinstance(state, torch.Tensor): yield name, state
-    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
-    for key, value in items: yield from _tensors(value, f"{name}.{key}" if name else str(key))
+    if hasattr(state, "__tensor_flatten__"):
+        state = {part: getattr(state, part) for part in state.__tensor_flatten__()[0]}
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    items = (
+        state.items()
+        if isinstance(state, dict)
+        else enumerate(state)
+        if isinstance(state, list | tuple)
+        else ()
+    )
+    for key, value in items:
+        yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 def read_trainer(folder: Path) -> dict:
     "The trainer's state in a checkpoint, on the CPU; `Damaged` if it cannot be read or holds values that are not finite."
-    with reading("trainer's state", path := folder/"trainer.pt"):
+    with reading("trainer's state", path := folder / "trainer.pt"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := {"optimizer", "step"} - state.keys(): raise KeyError(*missing)
-    if bad := not_finite(_tensors(state)): raise Damaged(path, f"{bad} holds values that are not finite")
+        if missing := {"optimizer", "step"} - state.keys():
+            raise KeyError(*missing)
+    if bad := not_finite(_tensors(state)):
+        raise Damaged(path, f"{bad} holds values that are not finite")
     return state
 
 def load_trained(model, folder: Path):
     "Bring the trained weights of `model` (adapter, or all) to those of a checkpoint."
-    if hasattr(model, "peft_config"): return load_weights(model, folder)
-    found = {k: v for p in sorted(folder.glob("model*.safetensors")) for k, v in read_tensors(p).items()}
+    if hasattr(model, "peft_config"):
+        return load_weights(model, folder)
+    found = {
+        k: v for p in sorted(folder.glob("model*.safetensors")) for k, v in read_tensors(p).items()
+    }
     check_tensors(folder, found, model.state_dict())
     model.load_state_dict(found)
 
@@ -125,6 +147,7 @@ def set_random_state(state: dict, device: torch.device):
 # %% ../nbs/44_checkpoint.ipynb #9bed293b
 class Average:
     "The exponential moving average of what `model` trains, in fp32; its memory grows to some 1/(1 - `decay`) steps."
+
     def __init__(self, model, decay: float):
         self.decay, self.trained = decay, [p for p in model.parameters() if p.requires_grad]
         self.mean = [p.detach().float().clone() for p in self.trained]
@@ -132,22 +155,29 @@ class Average:
     @torch.no_grad()
     def update(self, step: int):
         "Take in the weights after step `step` (1 is the first)."
-        share = 1 - min(self.decay, step/(step + 9))
-        for i in range(0, len(self.mean), 8):       # what is trained in bf16 is in fp32 for eight tensors at a time
-            torch._foreach_lerp_(self.mean[i:i + 8], [p.float() for p in self.trained[i:i + 8]], share)
+        share = 1 - min(self.decay, step / (step + 9))
+        for i in range(
+            0, len(self.mean), 8
+        ):  # what is trained in bf16 is in fp32 for eight tensors at a time
+            torch._foreach_lerp_(
+                self.mean[i : i + 8], [p.float() for p in self.trained[i : i + 8]], share
+            )
 
     @torch.no_grad()
     def put(self, values: list[torch.Tensor]):
         "Give the model these weights."
-        for p, v in zip(self.trained, values): p.copy_(v)
+        for p, v in zip(self.trained, values):
+            p.copy_(v)
 
     @contextmanager
     def instead(self):
         "The averaged weights in the model's place, within."
         own = [p.detach().clone() for p in self.trained]
         self.put(self.mean)
-        try: yield
-        finally: self.put(own)
+        try:
+            yield
+        finally:
+            self.put(own)
 
 # %% ../nbs/44_checkpoint.ipynb #16cda9b9
 class Metrics:
@@ -155,18 +185,23 @@ class Metrics:
 
     Lines that cannot be read are left out, and a line says so; the file as it was stays beside it as `metrics.damaged.jsonl`.
     """
+
     def __init__(self, run: Path, upto: int = 0):
-        self.path = Path(run)/"metrics.jsonl"
+        self.path = Path(run) / "metrics.jsonl"
         rows, bad = _rows(self.path)
         if bad:
             shutil.copy(self.path, kept := self.path.with_name("metrics.damaged.jsonl"))
-            print(f"{bad[0]}; {len(bad)} line(s) are left out, the file as it was is kept as {kept.name}", flush=True)
+            print(
+                f"{bad[0]}; {len(bad)} line(s) are left out, the file as it was is kept as {kept.name}",
+                flush=True,
+            )
         self.rows = [r for r in rows if r["step"] <= upto]
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
     def add(self, **row):
         "Append a line; a number that is not finite stops here rather than break the file."
-        with self.path.open("a", encoding="utf-8") as f: f.write(json.dumps(row, allow_nan=False) + "\n")
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(row, allow_nan=False) + "\n")
         self.rows.append(row)
 
 def _rows(path: Path) -> tuple[list[dict], list[Damaged]]:
@@ -176,9 +211,11 @@ def _rows(path: Path) -> tuple[list[dict], list[Damaged]]:
     for n, line in enumerate(lines[:-1], 1):
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or type(row.get("step")) is not int: raise ValueError("it is no row with a step")
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError("it is no row with a step")
             rows.append(row)
-        except (ValueError, RecursionError) as e: bad.append(Damaged(f"{path}, line {n},", e, "delete the line, or restore the file"))
+        except (ValueError, RecursionError) as e:
+            bad.append(Damaged(f"{path}, line {n},", e, "delete the line, or restore the file"))
     return rows, bad
 
 def read_metrics(run: str | Path) -> list[dict]:
@@ -194,16 +231,28 @@ def lock_run(run: Path, new: bool = True) -> FileLock:
     The process that has it may take it again. `ValueError` names the process if another one has it. A folder that is missing is
     made if the run is `new`; else there is nothing to resume, a `ValueError` too.
     """
-    if not new and not run.is_dir(): raise ValueError(f"there is no run to resume in {run}: start it with resume false")
+    if not new and not run.is_dir():
+        raise ValueError(f"there is no run to resume in {run}: start it with resume false")
     run.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(run/".lock", is_singleton=True), run/".lock.json"
-    try: lock.acquire(timeout=0)
+    lock, holder = FileLock(run / ".lock", is_singleton=True), run / ".lock.json"
+    try:
+        lock.acquire(timeout=0)
     except Timeout as e:
-        try: told = "process {pid} on {host} ({command})".format(**read_json(holder))
-        except (ValueError, KeyError): told = "another process"
-        raise ValueError(f"{run} is in use by {told}: wait for it, stop it, or choose another folder (parameter out)") from e
-    for folder in (run, run/"checkpoints", run/"samples"): sweep(folder)
-    write_text(holder, json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), command=" ".join(sys.argv)[:200])))
+        try:
+            told = "process {pid} on {host} ({command})".format(**read_json(holder))
+        except (ValueError, KeyError):
+            told = "another process"
+        raise ValueError(
+            f"{run} is in use by {told}: wait for it, stop it, or choose another folder (parameter out)"
+        ) from e
+    for folder in (run, run / "checkpoints", run / "samples"):
+        sweep(folder)
+    write_text(
+        holder,
+        json.dumps(
+            dict(pid=os.getpid(), host=socket.gethostname(), command=" ".join(sys.argv)[:200])
+        ),
+    )
     return lock
 
 def unlock_run(lock: FileLock):

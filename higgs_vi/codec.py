@@ -26,16 +26,34 @@ from .files import Damaged, read_json
 from .weights import no_bars, not_finite, reading
 
 # %% ../nbs/34_codec.ipynb #44724f9d
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")    # a CPU's convolutions keep a workspace for each of 1,024 shapes else
+os.environ.setdefault(
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200"
+)  # a CPU's convolutions keep a workspace for each of 1,024 shapes else
 
 # %% ../nbs/34_codec.ipynb #716e3422
 def tiny_codec_config() -> HiggsAudioV2TokenizerConfig:
     "The released codec's layout (hop 960, 8 codebooks of 1024) at about 1/200 of its size."
     ratios = [8, 5, 4, 2, 3]
-    dac = DacConfig(encoder_hidden_size=4, decoder_hidden_size=64, hidden_size=64, downsampling_ratios=ratios, upsampling_ratios=ratios)
-    hubert = HubertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64, conv_dim=[16]*7,
-                          num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, mask_time_prob=0.0)
-    return HiggsAudioV2TokenizerConfig(acoustic_model_config=dac, semantic_model_config=hubert, target_bandwidths=[0.5, 1, 1.5, 2])
+    dac = DacConfig(
+        encoder_hidden_size=4,
+        decoder_hidden_size=64,
+        hidden_size=64,
+        downsampling_ratios=ratios,
+        upsampling_ratios=ratios,
+    )
+    hubert = HubertConfig(
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=64,
+        conv_dim=[16] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        mask_time_prob=0.0,
+    )
+    return HiggsAudioV2TokenizerConfig(
+        acoustic_model_config=dac, semantic_model_config=hubert, target_bandwidths=[0.5, 1, 1.5, 2]
+    )
 
 # %% ../nbs/34_codec.ipynb #cdbc85e7
 @contextmanager
@@ -61,8 +79,14 @@ def _embeddings(codec, waves: list[np.ndarray]) -> torch.Tensor:
     hook = codec.fc.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
     try:
         with full_precision():
-            for x in waves: codec.encode(torch.from_numpy(pad_to_frames(x, codec.config.hop_length))[None, None].to(codec.device))
-    finally: hook.remove()
+            for x in waves:
+                codec.encode(
+                    torch.from_numpy(pad_to_frames(x, codec.config.hop_length))[None, None].to(
+                        codec.device
+                    )
+                )
+    finally:
+        hook.remove()
     return torch.cat(seen)
 
 # %% ../nbs/34_codec.ipynb #08114b00
@@ -71,18 +95,24 @@ def fill_codebooks(codec, waves: list[np.ndarray], seed: int = 0):
     "Set `fc` and the codebooks of an untrained `codec` from `waves`, each level from the residuals of those before, in place."
     x, rng = _embeddings(codec, waves), torch.Generator().manual_seed(seed)
     if len(x) < codec.config.codebook_size:
-        raise ValueError(f"{len(x)} frames cannot fill {codec.config.codebook_size} codes: give at least 41 s of sound")
-    scale = 1/x.std(0).clamp_min(1e-6)
+        raise ValueError(
+            f"{len(x)} frames cannot fill {codec.config.codebook_size} codes: give at least 41 s of sound"
+        )
+    scale = 1 / x.std(0).clamp_min(1e-6)
     codec.fc.weight.copy_(torch.diag(scale))
-    codec.fc.bias.copy_(-x.mean(0)*scale)
+    codec.fc.bias.copy_(-x.mean(0) * scale)
     residual = codec.fc(x)
     for q in codec.quantizer.quantizers:
-        q.project_in.weight.copy_(torch.nn.init.orthogonal_(torch.empty(q.project_in.weight.shape), generator=rng))
+        q.project_in.weight.copy_(
+            torch.nn.init.orthogonal_(torch.empty(q.project_in.weight.shape), generator=rng)
+        )
         q.project_out.weight.copy_(q.project_in.weight.T)
         q.project_in.bias.zero_()
         q.project_out.bias.zero_()
         z = q.project_in(residual)
-        q.codebook.embed.copy_(z[torch.randperm(len(z), generator=rng)[:len(q.codebook.embed)].to(z.device)])
+        q.codebook.embed.copy_(
+            z[torch.randperm(len(z), generator=rng)[: len(q.codebook.embed)].to(z.device)]
+        )
         q.codebook.embed_avg.copy_(q.codebook.embed)
         residual = residual - q.project_out(q.codebook.decode(q.codebook.encode(z)))
 
@@ -104,10 +134,11 @@ def padded_size(frames: int) -> int:
 def few_shapes(frames: list[int], most: int) -> list[tuple[list[int], int]]:
     "Batches of clips with so many `frames`: their indices, and the frames they are padded to, `most` at once if that is a clip or more."
     groups, out = defaultdict(list), []
-    for i in sorted(range(len(frames)), key=frames.__getitem__): groups[padded_size(frames[i])].append(i)
+    for i in sorted(range(len(frames)), key=frames.__getitem__):
+        groups[padded_size(frames[i])].append(i)
     for size, left in groups.items():
         while left:
-            n = 1 << (max(1, min(len(left), most//size)).bit_length() - 1)
+            n = 1 << (max(1, min(len(left), most // size)).bit_length() - 1)
             out.append((left[:n], size))
             left = left[n:]
     return out
@@ -115,17 +146,23 @@ def few_shapes(frames: list[int], most: int) -> list[tuple[list[int], int]]:
 # %% ../nbs/34_codec.ipynb #c7ea75a4
 def _clear(x: torch.Tensor, ends: list[int]) -> torch.Tensor:
     "`x` `(B, …, n)` with zeros behind its clips' `ends`, in place."
-    tail = x[..., min(ends):]
-    behind = torch.arange(min(ends), x.shape[-1], device=x.device) >= torch.tensor(ends, device=x.device)[:, None]
-    tail.masked_fill_(behind.view(len(x), *[1]*(x.dim() - 2), -1), 0)
+    tail = x[..., min(ends) :]
+    behind = (
+        torch.arange(min(ends), x.shape[-1], device=x.device)
+        >= torch.tensor(ends, device=x.device)[:, None]
+    )
+    tail.masked_fill_(behind.view(len(x), *[1] * (x.dim() - 2), -1), 0)
     return x
 
 def _norm(m: torch.nn.GroupNorm, x: torch.Tensor, ends: list[int]) -> torch.Tensor:
     "A norm over time, each channel for itself `(B, C, n)`, as each clip has it alone."
-    n, here = torch.tensor(ends, device=x.device)[:, None, None], _clear(torch.ones_like(x[:, :1]), ends)
-    mean = (x*here).sum(-1, keepdim=True)/n
-    scale = (((x - mean)*here).square().sum(-1, keepdim=True)/n + m.eps).rsqrt()
-    return (x - mean)*scale*m.weight[:, None] + m.bias[:, None]
+    n, here = (
+        torch.tensor(ends, device=x.device)[:, None, None],
+        _clear(torch.ones_like(x[:, :1]), ends),
+    )
+    mean = (x * here).sum(-1, keepdim=True) / n
+    scale = (((x - mean) * here).square().sum(-1, keepdim=True) / n + m.eps).rsqrt()
+    return (x - mean) * scale * m.weight[:, None] + m.bias[:, None]
 
 # %% ../nbs/34_codec.ipynb #fdd1949d
 @contextmanager
@@ -158,22 +195,29 @@ def encode(codec, waves: list[np.ndarray], seconds: float | None = None) -> list
     Up to `seconds` of sound go through at once: 15 on a CPU, where 60 take twice as long, 30 on a GPU, where cuDNN takes 60 through an
     FFT that needs 77 GiB and turns two codes of five. Raises `ValueError` for an empty or non-finite wave.
     """
-    hop, out = codec.config.hop_length, [None]*len(waves)
+    hop, out = codec.config.hop_length, [None] * len(waves)
     seconds = seconds or (15 if codec.device.type == "cpu" else 30)
     for i, x in enumerate(waves):
         if not len(x) or not np.isfinite(x).all():
-            raise ValueError(f"wave {i} is empty or not finite: read it with read_audio, which names such files")
-    frames = [-(-len(x)//hop) for x in waves]
-    for part, size in few_shapes(frames, int(seconds*codec.config.sample_rate/hop)):
-        x = torch.from_numpy(np.stack([np.pad(waves[i], (0, size*hop - len(waves[i]))) for i in part]))[:, None]    # (B, 1, samples)
+            raise ValueError(
+                f"wave {i} is empty or not finite: read it with read_audio, which names such files"
+            )
+    frames = [-(-len(x) // hop) for x in waves]
+    for part, size in few_shapes(frames, int(seconds * codec.config.sample_rate / hop)):
+        x = torch.from_numpy(
+            np.stack([np.pad(waves[i], (0, size * hop - len(waves[i]))) for i in part])
+        )[:, None]  # (B, 1, samples)
         with full_precision(), each_alone(codec, own := [frames[i] for i in part], size):
             codes = codec.encode(x.to(codec.device, codec.dtype)).audio_codes
-        for i, c, n in zip(part, codes.cpu().numpy().astype(np.int16), own): out[i] = c[:, :n]
+        for i, c, n in zip(part, codes.cpu().numpy().astype(np.int16), own):
+            out[i] = c[:, :n]
     return out
 
 # %% ../nbs/34_codec.ipynb #8eb05841
 @torch.inference_mode()
-def first_differences(codec, wave: np.ndarray, codes: np.ndarray, others: np.ndarray) -> list[float]:
+def first_differences(
+    codec, wave: np.ndarray, codes: np.ndarray, others: np.ndarray
+) -> list[float]:
     """How near a tie each frame of `wave` was in which its `codes` `(K, T)` and `others` first differ: by how much, relatively, the
     entry of `codes` is further from the vector than that of `others`.
     """
@@ -182,9 +226,11 @@ def first_differences(codec, wave: np.ndarray, codes: np.ndarray, others: np.nda
         z = q.project_in(residual)
         for t in np.flatnonzero(equal & (codes[k] != others[k])):
             a, b = ((z[t] - q.codebook.embed[int(c[k, t])]).norm().item() for c in (codes, others))
-            found.append(a/b - 1)
+            found.append(a / b - 1)
         equal &= codes[k] == others[k]
-        residual = residual - q.project_out(q.codebook.decode(torch.from_numpy(others[k].astype(np.int64)).to(codec.device)))
+        residual = residual - q.project_out(
+            q.codebook.decode(torch.from_numpy(others[k].astype(np.int64)).to(codec.device))
+        )
     return found
 
 # %% ../nbs/34_codec.ipynb #a88e1530
@@ -204,26 +250,48 @@ def decode(codec, codes: np.ndarray) -> np.ndarray:
 def _codec_config(source: str | Path) -> HiggsAudioV2TokenizerConfig:
     "HF's configuration of a codec; its parts may not name code of their own, which HF would offer to run."
     config = HiggsAudioV2TokenizerConfig.from_pretrained(source, trust_remote_code=False)
-    for part in (config, config.acoustic_model_config, config.semantic_model_config): vars(part).pop("auto_map", None)
+    for part in (config, config.acoustic_model_config, config.semantic_model_config):
+        vars(part).pop("auto_map", None)
     return config
 
 @no_bars()
-def load_codec(source: str | Path, device: str | torch.device = "cpu") -> HiggsAudioV2TokenizerModel:
+def load_codec(
+    source: str | Path, device: str | torch.device = "cpu"
+) -> HiggsAudioV2TokenizerModel:
     """The codec of a hub id or folder (HF's layout, or Boson's first), fp32, in evaluation mode.
 
     Raises `ValueError` for a folder that holds no codec, a damaged file or missing weights; none is filled in at random.
     """
     folder, lost = Path(source), []
-    if folder.is_dir() and not (folder/"config.json").is_file(): raise ValueError(f"{folder} holds no codec: there is no config.json in it")
-    if folder.is_dir() and (folder/"model.pth").is_file() and "model_type" not in read_json(folder/"config.json"):
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no codec: there is no config.json in it")
+    if (
+        folder.is_dir()
+        and (folder / "model.pth").is_file()
+        and "model_type" not in read_json(folder / "config.json")
+    ):
         codec = codec_from_boson(folder)
     else:
         with reading("codec", source):
             codec, info = HiggsAudioV2TokenizerModel.from_pretrained(
-                source, config=_codec_config(source), dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True)
+                source,
+                config=_codec_config(source),
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
             lost = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
-    if lost: raise Damaged(f"the codec {str(source)!r}", f"it lacks {len(lost)} weights, for example {lost[0]}", "fetch it again")
+    if lost:
+        raise Damaged(
+            f"the codec {str(source)!r}",
+            f"it lacks {len(lost)} weights, for example {lost[0]}",
+            "fetch it again",
+        )
     if bad := not_finite(codec.state_dict().items()):
-        raise Damaged(f"the codec {str(source)!r}", f"{bad} holds values that are not finite", "fetch it again")
+        raise Damaged(
+            f"the codec {str(source)!r}",
+            f"{bad} holds values that are not finite",
+            "fetch it again",
+        )
     return codec.to(device).eval()

@@ -117,32 +117,50 @@ def _told(table: Table) -> Table:
 
 def read_source(cfg: DataSettings) -> tuple[Table, str]:
     "The rows of the table that the parameters name, and the name that the metadata gives it; `ValueError` as of part 22."
-    source = Path(cfg.table) if cfg.table else DEMO/"demo.csv"
-    path, audio = project_root()/source, project_root()/cfg.audio if cfg.audio else ""
+    source = Path(cfg.table) if cfg.table else DEMO / "demo.csv"
+    path, audio = project_root() / source, project_root() / cfg.audio if cfg.audio else ""
     label = str(source.relative_to(DEMO.parent) if source.is_relative_to(DEMO) else source)
     kind, path = layout(path)
     if kind == "pairs" and not cfg.columns and has_recordings(path, cfg.longest):
         return _told(read_recordings(path, cfg.encoding, cfg.longest)), label
-    if kind != "higgs": return _told(read_table(path, audio, cfg.columns, cfg.encoding)), label
-    if cfg.columns: raise ValueError(f"{path} is a Higgs folder, without columns to choose: leave the parameter columns empty")
+    if kind != "higgs":
+        return _told(read_table(path, audio, cfg.columns, cfg.encoding)), label
+    if cfg.columns:
+        raise ValueError(
+            f"{path} is a Higgs folder, without columns to choose: leave the parameter columns empty"
+        )
     rows = read_higgs_rows(path)
-    if not len(rows): raise ValueError(f"{path} holds no clip: the samples in its metadata.json are empty")
-    return _told(Table(rows.assign(row=range(1, len(rows) + 1)), Path(audio or path), "higgs")), label
+    if not len(rows):
+        raise ValueError(f"{path} holds no clip: the samples in its metadata.json are empty")
+    return _told(
+        Table(rows.assign(row=range(1, len(rows) + 1)), Path(audio or path), "higgs")
+    ), label
 
 # %% ../nbs/00_data.ipynb #8cffad0a
 def _check_duration(row: dict, seconds: float, cfg: DataSettings):
     "`ValueError` if the clip is outside the bounds, or the table says another duration."
     if not cfg.shortest <= seconds <= cfg.longest:
-        raise ValueError(f"it lasts {seconds:.2f} s: kept are {cfg.shortest:g} to {cfg.longest:g} s (parameters shortest, longest)"
-                         + "; a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"*(seconds > cfg.longest))
-    if is_nothing(row.get("duration", "")): return
-    try: said = seconds_of(row["duration"])
-    except ValueError as e: raise ValueError(f"the table's duration {e}") from None
-    if abs(said - seconds) > max(cfg.tolerance*seconds, 0.1):
-        unit = abs(said/1000 - seconds) <= max(cfg.tolerance*seconds, 0.1)
-        raise ValueError(f"the table says {said:.2f} s, the file lasts {seconds:.2f} s: "
-                         + ("the column seems to be in milliseconds: leave it out (parameter columns, as in duration=)" if unit
-                            else "the row may belong to another clip (parameter tolerance)"))
+        raise ValueError(
+            f"it lasts {seconds:.2f} s: kept are {cfg.shortest:g} to {cfg.longest:g} s (parameters shortest, longest)"
+            + "; a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"
+            * (seconds > cfg.longest)
+        )
+    if is_nothing(row.get("duration", "")):
+        return
+    try:
+        said = seconds_of(row["duration"])
+    except ValueError as e:
+        raise ValueError(f"the table's duration {e}") from None
+    if abs(said - seconds) > max(cfg.tolerance * seconds, 0.1):
+        unit = abs(said / 1000 - seconds) <= max(cfg.tolerance * seconds, 0.1)
+        raise ValueError(
+            f"the table says {said:.2f} s, the file lasts {seconds:.2f} s: "
+            + (
+                "the column seems to be in milliseconds: leave it out (parameter columns, as in duration=)"
+                if unit
+                else "the row may belong to another clip (parameter tolerance)"
+            )
+        )
 
 # %% ../nbs/00_data.ipynb #adf85a22
 def _words(text: str, whose: str) -> str:
@@ -153,23 +171,40 @@ def _words(text: str, whose: str) -> str:
 
 def _legible(row: dict, cfg: DataSettings) -> str:
     "The clean text of a row whose cells can be used; `ValueError` with the reason if they cannot."
-    if row.get("problem"): raise ValueError(row["problem"])
+    if row.get("problem"):
+        raise ValueError(row["problem"])
     for name in COLUMNS:
-        if why := why_illegible(row.get(name, "")): raise ValueError(f"its {name} cannot be used: {why}")
-    try: valid = is_yes(row.get("valid", True))
-    except ValueError as e: raise ValueError(f"its column valid: {e}") from None
-    if not valid: raise ValueError("the table marks it as not valid")
+        if why := why_illegible(row.get(name, "")):
+            raise ValueError(f"its {name} cannot be used: {why}")
+    try:
+        valid = is_yes(row.get("valid", True))
+    except ValueError as e:
+        raise ValueError(f"its column valid: {e}") from None
+    if not valid:
+        raise ValueError("the table marks it as not valid")
     split_of(row.get("split"))
-    text, speaker, most = str(row["text"]), str(row["speaker"]).strip(), max(1000, int(100*cfg.longest))
+    text, speaker, most = (
+        str(row["text"]),
+        str(row["speaker"]).strip(),
+        max(1000, int(100 * cfg.longest)),
+    )
     if is_nothing(text) or not has_words(text):
         raise ValueError(f"its text is empty ({printable(text, 80)!r}): there is nothing to say")
     if len(text) > most:
-        raise ValueError(f"its text has {len(text)} characters: nobody says more than {most} in {cfg.longest:g} s (parameter longest)")
+        raise ValueError(
+            f"its text has {len(text)} characters: nobody says more than {most} in {cfg.longest:g} s (parameter longest)"
+        )
     if is_nobody(speaker):
-        raise ValueError(f"its speaker is empty ({printable(speaker, 80)!r}): clips of unknown voices would be mixed into one; "
-                         "to go by folders, set the parameter columns to speaker=")
-    if len(speaker) > LONGEST_NAME: raise ValueError(f"its speaker has a name of {len(speaker)} letters: it takes {LONGEST_NAME} at most")
-    if why := why_misread(text): raise ValueError(f"its text is misread: {why}")
+        raise ValueError(
+            f"its speaker is empty ({printable(speaker, 80)!r}): clips of unknown voices would be mixed into one; "
+            "to go by folders, set the parameter columns to speaker="
+        )
+    if len(speaker) > LONGEST_NAME:
+        raise ValueError(
+            f"its speaker has a name of {len(speaker)} letters: it takes {LONGEST_NAME} at most"
+        )
+    if why := why_misread(text):
+        raise ValueError(f"its text is misread: {why}")
     return map_turns(_words(text, "its text"))
 
 def examine(row: dict, root: Path, blobs: Blobs, cfg: DataSettings) -> tuple[np.ndarray, str, str]:
@@ -179,10 +214,14 @@ def examine(row: dict, root: Path, blobs: Blobs, cfg: DataSettings) -> tuple[np.
     """
     text = _legible(row, cfg)
     x, channel = sound_of(row, root, blobs, lambda seconds: _check_duration(row, seconds, cfg))
-    _check_duration(row, len(x)/SAMPLE_RATE, cfg)
+    _check_duration(row, len(x) / SAMPLE_RATE, cfg)
     x = as_written(x)
-    if (full := clipped(x)) > 0.1: raise ValueError(f"{full:.0%} of its samples are at full scale: it was recorded or scaled far too loud")
-    if why := no_speech(x, cfg.silence, cfg.voice): raise ValueError(why)
+    if (full := clipped(x)) > 0.1:
+        raise ValueError(
+            f"{full:.0%} of its samples are at full scale: it was recorded or scaled far too loud"
+        )
+    if why := no_speech(x, cfg.silence, cfg.voice):
+        raise ValueError(why)
     return x, text, channel
 
 # %% ../nbs/00_data.ipynb #33bd7882
@@ -196,74 +235,130 @@ def _texts(text: str, cfg: DataSettings) -> dict:
     "The text of a sample and what the metadata says of it: how it was before, and why it may not be Vietnamese."
     out = _aloud(text, cfg)
     why = why_foreign(without_tags(text)) if cfg.language == "vi" else ""
-    return dict(text=out) | (dict(raw_text=text) if out != text else {}) | (dict(foreign=why) if why else {})
+    return (
+        dict(text=out)
+        | (dict(raw_text=text) if out != text else {})
+        | (dict(foreign=why) if why else {})
+    )
 
 # %% ../nbs/00_data.ipynb #d4ec6ec4
-GENDERS = dict(male="m man nam masculine male_masculine", female="f woman nu feminine female_feminine")
+GENDERS = dict(
+    male="m man nam masculine male_masculine", female="f woman nu feminine female_feminine"
+)
 
 def gender_of(cell: str) -> str:
     "`male` or `female` from what tables write (Common Voice's `male_masculine`, M, nam, nữ); what is none of these stays, in lower case."
     said = cell.lower().replace("nữ", "nu")
     return next((g for g, ways in GENDERS.items() if said in ways.split()), said)
 
-def _sample(row: dict, name: str, speaker: str, seconds: float, cfg: DataSettings, refs: dict) -> dict:
+def _sample(
+    row: dict, name: str, speaker: str, seconds: float, cfg: DataSettings, refs: dict
+) -> dict:
     "One entry of `samples`."
     known = lambda key: "unknown" if is_nothing(said := str(row.get(key) or "").strip()) else said
     split = split_of(row.get("split"))
-    return dict(id=name, audio_file=f"{name}.wav", transcript_file=f"{name}.txt", duration=round(seconds, 3),
-                speaker_id=speaker, speaker_name=str(row["speaker"]).strip(),
-                scene=known("scene"), emotion=known("emotion"), language=cfg.language, gender=gender_of(known("gender")),
-                quality_score=None, original_audio_path=str(row.get("origin") or row["file"]), user_instruction="",
-                task_type=task_of(row["text"], bool(refs)),
-                topic=known("topic"), dialect=known("dialect"), sample_rate=SAMPLE_RATE,
-                **(dict(split=split) if split else {}),
-                **{k: row[k] for k in ("channel", "raw_text", "foreign", "ref_speakers") if row.get(k)}, **refs)
+    return dict(
+        id=name,
+        audio_file=f"{name}.wav",
+        transcript_file=f"{name}.txt",
+        duration=round(seconds, 3),
+        speaker_id=speaker,
+        speaker_name=str(row["speaker"]).strip(),
+        scene=known("scene"),
+        emotion=known("emotion"),
+        language=cfg.language,
+        gender=gender_of(known("gender")),
+        quality_score=None,
+        original_audio_path=str(row.get("origin") or row["file"]),
+        user_instruction="",
+        task_type=task_of(row["text"], bool(refs)),
+        topic=known("topic"),
+        dialect=known("dialect"),
+        sample_rate=SAMPLE_RATE,
+        **(dict(split=split) if split else {}),
+        **{k: row[k] for k in ("channel", "raw_text", "foreign", "ref_speakers") if row.get(k)},
+        **refs,
+    )
 
 # %% ../nbs/00_data.ipynb #75afe3ab
 def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list[str]]:
     "The sounds and clean texts of a row's reference clips; `ValueError` if one is the clip itself (`key`), or has no transcript."
     files, texts = as_list(row.get("ref_paths")), as_list(row.get("ref_transcript"))
-    if len(files) != len(texts): raise ValueError(f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: give one each")
+    if len(files) != len(texts):
+        raise ValueError(
+            f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: give one each"
+        )
     sounds = [as_written(read_audio(inside(root, f))) for f in files]
     texts = [_words(t, "its reference's transcript") if isinstance(t, str) else t for t in texts]
     texts = [reference_text(t) for t in texts]
-    if any(clip_key(x) == key for x in sounds): raise ValueError("its reference is the clip itself: the model would be shown the answer")
+    if any(clip_key(x) == key for x in sounds):
+        raise ValueError("its reference is the clip itself: the model would be shown the answer")
     return sounds, texts
 
 def dataset_info(samples: list[dict], source: str, kind: str, cfg: DataSettings) -> dict:
     "The head of `metadata.json`."
     total = sum(s["duration"] for s in samples)
     counts = Counter(s["speaker_id"] for s in samples)
-    return dict(total_samples=len(samples), speakers=list(counts), languages=[cfg.language],
-                total_duration=round(total, 2), avg_duration=round(total/len(samples), 2), created_from=[source],
-                dataset_type=f"{cfg.language}_{kind}", sample_rate=SAMPLE_RATE, speaker_counts=dict(counts))
+    return dict(
+        total_samples=len(samples),
+        speakers=list(counts),
+        languages=[cfg.language],
+        total_duration=round(total, 2),
+        avg_duration=round(total / len(samples), 2),
+        created_from=[source],
+        dataset_type=f"{cfg.language}_{kind}",
+        sample_rate=SAMPLE_RATE,
+        speaker_counts=dict(counts),
+    )
 
 # %% ../nbs/00_data.ipynb #910b336a
 def _old_files(out: Path, source: str) -> set[str]:
     "The files that an earlier run of the same table listed in `out`; `ValueError` if `out` holds another table's dataset."
-    if not (out/"metadata.json").is_file(): return set()
-    try: origin = json.loads((out/"metadata.json").read_text(encoding="utf-8"))["dataset_info"]["created_from"]
-    except (ValueError, RecursionError, KeyError, TypeError): origin = None
+    if not (out / "metadata.json").is_file():
+        return set()
+    try:
+        origin = json.loads((out / "metadata.json").read_text(encoding="utf-8"))["dataset_info"][
+            "created_from"
+        ]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        origin = None
     if origin != [source]:
         other = origin[0] if isinstance(origin, list) and origin else "something else"
-        raise ValueError(f"{out} already holds the dataset made from {other}: choose another folder (parameter out), or delete it")
+        raise ValueError(
+            f"{out} already holds the dataset made from {other}: choose another folder (parameter out), or delete it"
+        )
     samples = read_samples(out).to_dict("records")
-    return {str(f) for s in samples for f in (s["audio_file"], s["transcript_file"], *as_list(s.get("ref_audio_file")))}
+    return {
+        str(f)
+        for s in samples
+        for f in (s["audio_file"], s["transcript_file"], *as_list(s.get("ref_audio_file")))
+    }
 
 def _apart(out: Path, rows: pd.DataFrame, root: Path):
     "`ValueError` if a clip of the table lies in `out`: writing there would overwrite it."
+
     def _real(path):
         "Where a path leads; '' for what is no path (its row will be set aside)."
-        try: return os.path.realpath(path)
-        except (OSError, ValueError): return ""
-    if within := [f for f in rows["file"] if Path(_real(os.path.join(root, str(f)))).is_relative_to(out.resolve())]:
-        raise ValueError(f"the dataset would be written into {out}, where clips of the table lie ({within[0]}): choose a folder apart "
-                         "(parameter out)")
+        try:
+            return os.path.realpath(path)
+        except (OSError, ValueError):
+            return ""
+
+    if within := [
+        f
+        for f in rows["file"]
+        if Path(_real(os.path.join(root, str(f)))).is_relative_to(out.resolve())
+    ]:
+        raise ValueError(
+            f"the dataset would be written into {out}, where clips of the table lie ({within[0]}): choose a folder apart "
+            "(parameter out)"
+        )
 
 # %% ../nbs/00_data.ipynb #19b73e05
 @dataclass
 class Outcome:
     "What became of the rows so far: `samples` of the metadata, `rejected` rows with reasons, sounds seen, clips of each speaker."
+
     samples: list[dict] = field(default_factory=list)
     rejected: list[dict] = field(default_factory=list)
     seen: dict[str, int] = field(default_factory=dict)
@@ -273,7 +368,14 @@ class Outcome:
     def add(self, row: dict, entry: dict):
         "Count an entry of the journal."
         if "reason" in entry:
-            self.rejected.append(dict(row=row["row"], reason=entry["reason"], file=printable(row["file"]), text=printable(row["text"])))
+            self.rejected.append(
+                dict(
+                    row=row["row"],
+                    reason=entry["reason"],
+                    file=printable(row["file"]),
+                    text=printable(row["text"]),
+                )
+            )
             return
         self.samples.append(entry["sample"])
         self.seen[entry["key"]] = row["row"]
@@ -283,7 +385,9 @@ class Outcome:
 # %% ../nbs/00_data.ipynb #6f7d4316
 def _passing(out: Path, row: dict, end: str) -> Path: return out/f".row{row['row']}{end}"
 
-def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) -> tuple[str, float, str, list[str], str, str]:
+def _make(
+    row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings
+) -> tuple[str, float, str, list[str], str, str]:
     """Write the sounds of a row under passing names. Raises as `examine` does.
 
     Returns its key, seconds, text, its references' texts, its channel and its fingerprint.
@@ -292,15 +396,20 @@ def _make(row: dict, root: Path, blobs: object, out: Path, cfg: DataSettings) ->
     voices, refs = _references(row, root, key := clip_key(x))
     for end, sound in [(".wav", x), *((f"_ref{i}.wav", v) for i, v in enumerate(voices))]:
         write_wav(_passing(out, row, end), sound, whole=False)
-    return key, len(x)/SAMPLE_RATE, text, refs, channel, fingerprint(x)
+    return key, len(x) / SAMPLE_RATE, text, refs, channel, fingerprint(x)
 
 def _fetched(row: dict, blobs: Blobs) -> object:
     "The sound's bytes of a Parquet row (which come in the table's order), or their error, as something to be called later."
-    if not row.get("blob"): return blobs
-    try: data = blobs(*row["blob"])
-    except Exception as e:                          # it is raised again inside the guard of the row's turn
+    if not row.get("blob"):
+        return blobs
+    try:
+        data = blobs(*row["blob"])
+    except Exception as e:  # it is raised again inside the guard of the row's turn
         error = e
-        def _fail(*_): raise error
+
+        def _fail(*_):
+            raise error
+
         return _fail
     return lambda *_: data
 
@@ -309,9 +418,12 @@ _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 def reason_of(error: Exception) -> str:
     "Why a row is left out, by what its reading raised. Raises `error` again if the machine is at fault: a full disk, a missing package."
-    if isinstance(error, ImportError) or isinstance(error, OSError) and error.errno in _MACHINE: raise error
-    if isinstance(error, (ValueError, FileNotFoundError)): return printable(error, 500)
-    if isinstance(error, OSError): return printable(f"its file cannot be read ({error.strerror or error})", 500)
+    if isinstance(error, ImportError) or isinstance(error, OSError) and error.errno in _MACHINE:
+        raise error
+    if isinstance(error, (ValueError, FileNotFoundError)):
+        return printable(error, 500)
+    if isinstance(error, OSError):
+        return printable(f"its file cannot be read ({error.strerror or error})", 500)
     return printable(f"it cannot be read ({type(error).__name__}: {error})", 500)
 
 def _full(row: dict, speaker: str, done: Outcome, cfg: DataSettings) -> str:
@@ -320,36 +432,61 @@ def _full(row: dict, speaker: str, done: Outcome, cfg: DataSettings) -> str:
     return f"its speaker {str(row['speaker']).strip()!r} has {cap} clips (parameter max_samples_per_speaker)" if (
         cap and done.counts[speaker] >= cap) else ""
 
-def _decide(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg: DataSettings) -> tuple[dict, dict[str, Path]]:
+def _decide(
+    row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg: DataSettings
+) -> tuple[dict, dict[str, Path]]:
     """The journal's entry for a row whose turn it is, and the files that it then has: name -> where they lie.
 
     This is the guard around each row: whatever reading, checking or writing it raises becomes the row's reason.
     """
-    if why := _full(row, speaker, done, cfg): return dict(reason=printable(why, 500)), {}
-    try: return _entry(row, speaker, made, done, out, cfg)
-    except Exception as e: return dict(reason=reason_of(e)), {}
+    if why := _full(row, speaker, done, cfg):
+        return dict(reason=printable(why, 500)), {}
+    try:
+        return _entry(row, speaker, made, done, out, cfg)
+    except Exception as e:
+        return dict(reason=reason_of(e)), {}
 
-def _entry(row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg: DataSettings) -> tuple[dict, dict[str, Path]]:
+def _entry(
+    row: dict, speaker: str, made: Future, done: Outcome, out: Path, cfg: DataSettings
+) -> tuple[dict, dict[str, Path]]:
     "As `_decide`, for a row that is kept; raises why it is not."
     key, seconds, text, refs, channel, mark = made.result()
-    if key in done.seen: raise ValueError(f"it is the same sound as row {done.seen[key]}")
+    if key in done.seen:
+        raise ValueError(f"it is the same sound as row {done.seen[key]}")
     if twin := done.recordings.find(mark):
-        raise ValueError(f"it is the same recording as row {twin}, in another encoding, at another level or cut otherwise")
+        raise ValueError(
+            f"it is the same recording as row {twin}, in another encoding, at another level or cut otherwise"
+        )
     texts, spoken_refs = _texts(text, cfg), [_aloud(t, cfg) for t in refs]
-    with straight(_passing(out, row, ".txt")) as path: path.write_text(texts["text"] + "\n", encoding="utf-8")
+    with straight(_passing(out, row, ".txt")) as path:
+        path.write_text(texts["text"] + "\n", encoding="utf-8")
     name = f"{speaker}_{done.counts[speaker]:06d}"
     voices = [f"_ref{i}.wav" for i in range(len(refs))]
-    more = dict(ref_audio_file=[name + v for v in voices], ref_transcript=spoken_refs) if refs else {}
+    more = (
+        dict(ref_audio_file=[name + v for v in voices], ref_transcript=spoken_refs) if refs else {}
+    )
     ends = [".wav", ".txt", *voices]
-    return (dict(key=key, mark=mark, sample=_sample(row | texts | dict(channel=channel), name, speaker, seconds, cfg, more)),
-            {name + end: _passing(out, row, end) for end in ends})
+    return (
+        dict(
+            key=key,
+            mark=mark,
+            sample=_sample(row | texts | dict(channel=channel), name, speaker, seconds, cfg, more),
+        ),
+        {name + end: _passing(out, row, end) for end in ends},
+    )
 
 # %% ../nbs/00_data.ipynb #3d383a0c
 def _depends(row: dict, root: Path, speaker: str, cfg: DataSettings) -> str:
     "What the outcome of a row depends on, as a stamp."
-    files = [row["blob"][0]] if row.get("blob") else [root/str(row["file"])]
+    files = [row["blob"][0]] if row.get("blob") else [root / str(row["file"])]
     taken = {k: v for k, v in asdict(cfg).items() if k not in ("table", "audio", "out", "workers")}
-    return stamp(row, [*files, *(root/str(f) for f in as_list(row.get("ref_paths")))], speaker, taken, FINGERPRINT)
+    return stamp(
+        row,
+        [*files, *(root / str(f) for f in as_list(row.get("ref_paths")))],
+        speaker,
+        taken,
+        FINGERPRINT,
+    )
 
 def _sweep(out: Path):
     "Remove passing files."
@@ -374,35 +511,53 @@ def _work(rows: list[tuple[dict, str]], journal: Journal, root: Path, out: Path,
             while waiting: _turn(*waiting.popleft())
     finally: _sweep(out)
 
-def conform(rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings, keep: set[str] = frozenset()) -> tuple[list[dict], pd.DataFrame]:
+def conform(
+    rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings, keep: set[str] = frozenset()
+) -> tuple[list[dict], pd.DataFrame]:
     """Write the clips of `rows` into `out`: the samples of the metadata, and the rows left out as `row, reason, file, text`. None is lost.
 
     Rows that an earlier run finished are taken over; of what else it left, the files in `keep` stay. At most four rows a thread are
     in memory.
     """
-    names, records, done = slugs([str(s).strip() for s in rows["speaker"]]), rows.to_dict("records"), Outcome()
+    names, records, done = (
+        slugs([str(s).strip() for s in rows["speaker"]]),
+        rows.to_dict("records"),
+        Outcome(),
+    )
     speakers = [names[str(r["speaker"]).strip()] for r in records]
     for r in records:
-        if r.get("ref_speakers"): r["ref_speakers"] = [names.get(s) or slug(str(s)) for s in r["ref_speakers"]]
+        if r.get("ref_speakers"):
+            r["ref_speakers"] = [names.get(s) or slug(str(s)) for s in r["ref_speakers"]]
     _sweep(out)
-    with Journal(out, [_depends(r, root, s, cfg) for r, s in zip(records, speakers)], keep) as journal:
-        for row, entry in zip(records, journal.entries): done.add(row, entry)
+    with Journal(
+        out, [_depends(r, root, s, cfg) for r, s in zip(records, speakers)], keep
+    ) as journal:
+        for row, entry in zip(records, journal.entries):
+            done.add(row, entry)
         _work(list(zip(records, speakers)), journal, root, out, cfg, done)
-    assert len(done.samples) + len(done.rejected) == len(rows), "rows were lost: this is a fault of higgs_vi"
+    assert len(done.samples) + len(done.rejected) == len(rows), (
+        "rows were lost: this is a fault of higgs_vi"
+    )
     return done.samples, pd.DataFrame(done.rejected, columns=["row", "reason", "file", "text"])
 
 # %% ../nbs/00_data.ipynb #2faa2130
 def reasons(rejected: pd.DataFrame) -> pd.DataFrame:
     "How many rows were left out for each kind of reason (which is its text without numbers and names), with one row's as an example."
-    kind = rejected["reason"].str.replace(r"'[^']*'|(?<!\S)[^\s/\\]*+[/\\]\S*|-?\d[\d.]*", "…", regex=True)
+    kind = rejected["reason"].str.replace(
+        r"'[^']*'|(?<!\S)[^\s/\\]*+[/\\]\S*|-?\d[\d.]*", "…", regex=True
+    )
     kinds = rejected.assign(kind=kind).groupby("kind", sort=False)
     out = kinds.agg(rows=("row", "size"), first=("row", "first"), example=("reason", "first"))
     return out.sort_values("rows", ascending=False, kind="stable").reset_index(drop=True)
 
 def _nothing(rejected: pd.DataFrame, label: str, out: Path) -> str:
     "What to say of a table without a usable row."
-    why = "; ".join(f"{r.rows} as row {r.first}: {r.example}" for r in reasons(rejected).head(5).itertuples())
-    return f"none of the {len(rejected)} rows of {label} is usable ({why}): see {out/'rejected.csv'}"
+    why = "; ".join(
+        f"{r.rows} as row {r.first}: {r.example}" for r in reasons(rejected).head(5).itertuples()
+    )
+    return (
+        f"none of the {len(rejected)} rows of {label} is usable ({why}): see {out / 'rejected.csv'}"
+    )
 
 def _pace(stages: dict[str, float], rows: int) -> str:
     "Time of each stage, rows a second, peak memory."
@@ -410,7 +565,9 @@ def _pace(stages: dict[str, float], rows: int) -> str:
             + f"; {rows/stages['clips']:.0f} rows/s, peak memory {memory_gib():.2f} GiB")
 
 # %% ../nbs/00_data.ipynb #2b2a3728
-def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple[list[dict], pd.DataFrame]:
+def prepare(
+    cfg: DataSettings, source: tuple[Table, str] | None = None
+) -> tuple[list[dict], pd.DataFrame]:
     """Table to Higgs folder: the samples written and the rows rejected, which together are all rows.
 
     `source` is what `read_source` gave, if it was called. Raises `ValueError` where nothing can be done: no table, no column,
@@ -418,21 +575,25 @@ def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple
     """
     began = time.perf_counter()
     table, label = source or read_source(cfg)
-    if not source: print(*table.notes, sep="\n", flush=True)
-    rows, root, kind, out = table.rows, table.root, table.kind, project_root()/cfg.out
+    if not source:
+        print(*table.notes, sep="\n", flush=True)
+    rows, root, kind, out = table.rows, table.root, table.kind, project_root() / cfg.out
     _apart(out, rows, root)
     old = _old_files(out, label)
     make_folder(out, "out")
     stages = dict(table=time.perf_counter() - began)
     samples, rejected = conform(rows, root, out, cfg, old)
     stages["clips"] = time.perf_counter() - began - stages["table"]
-    with atomic(out/"rejected.csv") as tmp: rejected.to_csv(tmp, index=False)
-    if not samples: raise ValueError(_nothing(rejected, label, out))
-    os.sync()        # the clips reach the disk before the metadata that names them
+    with atomic(out / "rejected.csv") as tmp:
+        rejected.to_csv(tmp, index=False)
+    if not samples:
+        raise ValueError(_nothing(rejected, label, out))
+    os.sync()  # the clips reach the disk before the metadata that names them
     meta = dict(dataset_info=dataset_info(samples, label, kind, cfg), samples=samples)
-    write_text(out/"metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
-    for path in (inside(out, f) for f in old - _old_files(out, label)):      # listed before, no longer
-        if path.is_file(): path.unlink()
+    write_text(out / "metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
+    for path in (inside(out, f) for f in old - _old_files(out, label)):  # listed before, no longer
+        if path.is_file():
+            path.unlink()
     stages["metadata"] = time.perf_counter() - began - sum(stages.values())
     print(_pace(stages, len(rows)), flush=True)
     return samples, rejected
@@ -441,10 +602,15 @@ def prepare(cfg: DataSettings, source: tuple[Table, str] | None = None) -> tuple
 def main(argv: list[str] | None = None):
     "The command higgs-vi-data."
     cfg = from_cli(DataSettings, argv)
-    try: samples, rejected = prepare(cfg)
-    except (ValueError, OSError, ImportError) as e: raise SystemExit(f"higgs-vi-data: {e}") from e
-    if strange := [s["id"] for s in samples if "foreign" in s]: print(f"{len(strange)} texts may not be Vietnamese, first {strange[0]}")
-    print(f"{len(samples)} clips, {sum(s['duration'] for s in samples)/3600:.2f} h, written to {cfg.out}; "
-          f"{len(rejected)} rows left out, see {cfg.out}/rejected.csv")
+    try:
+        samples, rejected = prepare(cfg)
+    except (ValueError, OSError, ImportError) as e:
+        raise SystemExit(f"higgs-vi-data: {e}") from e
+    if strange := [s["id"] for s in samples if "foreign" in s]:
+        print(f"{len(strange)} texts may not be Vietnamese, first {strange[0]}")
+    print(
+        f"{len(samples)} clips, {sum(s['duration'] for s in samples) / 3600:.2f} h, written to {cfg.out}; "
+        f"{len(rejected)} rows left out, see {cfg.out}/rejected.csv"
+    )
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

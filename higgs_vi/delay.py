@@ -30,12 +30,16 @@ def undelay(columns: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray
     frames that hold markers are dropped: clipped to codes, they would be a breath at the end of each sentence.
     """
     ends = (columns == eos).all(1).nonzero()[0]
-    if len(ends): columns = columns[:ends[0]]
+    if len(ends):
+        columns = columns[: ends[0]]
     L, K = columns.shape
-    frames = np.stack([columns[k:max(k, L - K + 1 + k), k] for k in range(K)], axis=1)  # (L - K + 1, K)
-    if len(frames) and (frames[0] == bos).all(): frames = frames[1:]
+    frames = np.stack(
+        [columns[k : max(k, L - K + 1 + k), k] for k in range(K)], axis=1
+    )  # (L - K + 1, K)
+    if len(frames) and (frames[0] == bos).all():
+        frames = frames[1:]
     whole = (frames < bos).all(1).nonzero()[0]
-    return frames[:whole[-1] + 1 if len(whole) else 0].clip(0, bos - 1).T.astype(np.int16)
+    return frames[: whole[-1] + 1 if len(whole) else 0].clip(0, bos - 1).T.astype(np.int16)
 
 # %% ../nbs/30_delay.ipynb #bd78bed4
 def target_labels(codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:

@@ -37,24 +37,46 @@ def _is_binary(raw: bytes) -> bool:
 
 def _likely(raw: bytes) -> str:
     "What bytes that are no UTF-8 look like."
-    if _is_utf16(raw): return "it looks like UTF-16"
-    if vietnamese(raw.decode("cp1258", "replace")) > 0.7: return "read as cp1258 its words are Vietnamese"
+    if _is_utf16(raw):
+        return "it looks like UTF-16"
+    if vietnamese(raw.decode("cp1258", "replace")) > 0.7:
+        return "read as cp1258 its words are Vietnamese"
     return "an older encoding, and its words are not Vietnamese in cp1258 either"
 
 def _decoded(raw: bytes, encoding: str) -> str:
     "Text in which bytes that the encoding does not have are lone surrogates."
-    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    encoding = encoding or next((e for mark, e in marks.items() if raw.startswith(mark)), "utf-8-sig")
+    marks = {
+        b"\xff\xfe\0\0": "utf-32",
+        b"\0\0\xfe\xff": "utf-32",
+        b"\xff\xfe": "utf-16",
+        b"\xfe\xff": "utf-16",
+    }
+    encoding = encoding or next(
+        (e for mark, e in marks.items() if raw.startswith(mark)), "utf-8-sig"
+    )
     wide = encoding.lower().replace("_", "-").startswith("utf-16")
-    return raw[:len(raw)//2*2].decode(encoding, "surrogatepass") if wide else raw.decode(encoding, "surrogateescape")
+    return (
+        raw[: len(raw) // 2 * 2].decode(encoding, "surrogatepass")
+        if wide
+        else raw.decode(encoding, "surrogateescape")
+    )
 
 def _check_letters(text: str, raw: bytes, encoding: str, path: Path):
     "`ValueError` if the named `encoding` gives fewer Vietnamese words than cp1258 would."
-    if re.sub("[^a-z0-9]", "", encoding.lower()) not in ("cp1252", "windows1252", "latin1", "iso88591", "88591"): return
+    if re.sub("[^a-z0-9]", "", encoding.lower()) not in (
+        "cp1252",
+        "windows1252",
+        "latin1",
+        "iso88591",
+        "88591",
+    ):
+        return
     now, other = vietnamese(text), vietnamese(raw.decode("cp1258", "replace"))
     if other > now + 0.1:
-        raise ValueError(f"the table {path} is no Vietnamese in {encoding}: {now:.0%} of its words with marks are "
-                         f"syllables, {other:.0%} in cp1258; set the parameter encoding to cp1258")
+        raise ValueError(
+            f"the table {path} is no Vietnamese in {encoding}: {now:.0%} of its words with marks are "
+            f"syllables, {other:.0%} in cp1258; set the parameter encoding to cp1258"
+        )
 
 def read_text(path: Path, encoding: str = "") -> str:
     """The text of a file, in UTF-8, by its BOM, or in the `encoding` named.
@@ -62,28 +84,41 @@ def read_text(path: Path, encoding: str = "") -> str:
     A few damaged bytes stay as lone surrogates (`why_illegible` finds them). `ValueError` if the file is not in the encoding.
     """
     raw = path.read_bytes()
-    try: text, where = _decoded(raw, encoding), ""
+    try:
+        text, where = _decoded(raw, encoding), ""
     except LookupError:
-        raise ValueError(f"there is no encoding {encoding!r} (parameter encoding): usual are utf-8, utf-16, cp1258") from None
-    except UnicodeError as e: text, where = "", str(e)[:80]
-    whole = re.sub("\udced[\udca0-\udcbf][\udc80-\udcbf]", "???", text)         # half a surrogate pair, as UTF-8 would write it
+        raise ValueError(
+            f"there is no encoding {encoding!r} (parameter encoding): usual are utf-8, utf-16, cp1258"
+        ) from None
+    except UnicodeError as e:
+        text, where = "", str(e)[:80]
+    whole = re.sub(
+        "\udced[\udca0-\udcbf][\udc80-\udcbf]", "???", text
+    )  # half a surrogate pair, as UTF-8 would write it
     bad = [m.start() for m in re.finditer("[\udc80-\udcff]", whole)] if not text.isascii() else []
     good = len(re.findall("[^\x00-\x7f\ud800-\udfff]", text))
-    few = len({text.count("\n", 0, i) for i in bad[:50]}) if bad else 0        # damaged lines
-    if bad and good < 3*len(bad) and (len(bad) > 50 or few > text.count("\n")/100):
-        where = f"byte {ord(text[bad[0]]) - 0xdc00:#04x} at {bad[0]}"
-    if not where and raw[:4096].count(0) > len(raw[:4096])//10 and "\0" in text: where = f"byte 0x00 at {raw.find(0)}"
+    few = len({text.count("\n", 0, i) for i in bad[:50]}) if bad else 0  # damaged lines
+    if bad and good < 3 * len(bad) and (len(bad) > 50 or few > text.count("\n") / 100):
+        where = f"byte {ord(text[bad[0]]) - 0xDC00:#04x} at {bad[0]}"
+    if not where and raw[:4096].count(0) > len(raw[:4096]) // 10 and "\0" in text:
+        where = f"byte 0x00 at {raw.find(0)}"
     if where:
         if not encoding and _is_binary(raw):
-            raise ValueError(f"the table {path} is no text but a binary file ({where}): give a CSV, "
-                             "TSV, JSONL or Parquet file, or a folder of clips")
-        raise ValueError(f"the table {path} is not {encoding.upper() or 'UTF-8'} text ({where}): {_likely(raw)}; save it "
-                         "as UTF-8, or name its encoding (parameter encoding)")
+            raise ValueError(
+                f"the table {path} is no text but a binary file ({where}): give a CSV, "
+                "TSV, JSONL or Parquet file, or a folder of clips"
+            )
+        raise ValueError(
+            f"the table {path} is not {encoding.upper() or 'UTF-8'} text ({where}): {_likely(raw)}; save it "
+            "as UTF-8, or name its encoding (parameter encoding)"
+        )
     _check_letters(text, raw, encoding, path)
     return text.removeprefix("\ufeff")
 
 # %% ../nbs/21_delimited.ipynb #9ad32ede
-_QUOTED = re.compile(r' *+"([^"]*+(?:""[^"]*+)*+)" *+')      # possessive: no memory of a step for each letter
+_QUOTED = re.compile(
+    r' *+"([^"]*+(?:""[^"]*+)*+)" *+'
+)  # possessive: no memory of a step for each letter
 _ESCAPED = re.compile(r' *+"([^"\\]*+(?:(?:\\.|"")[^"\\]*+)*+)" *+', re.S)
 
 def lines_of(text: str) -> list[str]:
@@ -111,7 +146,9 @@ def cells_of(line: str, d: str, escapes: bool = False) -> tuple[list[str], bool]
 def _plain(line: str, d: str) -> list[str]:
     "The cells of a line in which quotation marks are letters, unless they enclose a whole cell."
     cells = line.split(d)
-    return [m[1].replace('""', '"') if '"' in c and (m := _QUOTED.fullmatch(c)) else c for c in cells]
+    return [
+        m[1].replace('""', '"') if '"' in c and (m := _QUOTED.fullmatch(c)) else c for c in cells
+    ]
 
 def _fitted(cells: list[str], n: int) -> list[str]:
     "`cells` without empty ones behind the `n`-th, and without the backslash before a mark."
@@ -131,24 +168,34 @@ class Form:
 
 def _steady(lines: list[str], d: str) -> tuple[float, int]:
     "The share of lines with the usual number of cells, and that number; (0, 1) if it is one."
-    counts = Counter(len(cells_of(line, d)[0]) if d in ";," else line.count(d) + 1 for line in lines)
+    counts = Counter(
+        len(cells_of(line, d)[0]) if d in ";," else line.count(d) + 1 for line in lines
+    )
     n, k = counts.most_common(1)[0]
-    return (k/len(lines), n) if n > 1 else (0.0, 1)
+    return (k / len(lines), n) if n > 1 else (0.0, 1)
 
-def _named(lines: list[str], known: tuple[set[str], set[str]], wanted: set[str]) -> tuple[str, int] | None:
+def _named(
+    lines: list[str], known: tuple[set[str], set[str]], wanted: set[str]
+) -> tuple[str, int] | None:
     "The delimiter and the line of a header with names that are known or wanted; None if there is none."
     for at, line in enumerate(lines[:5]):
         for d in "\t,;|":
             names = {plain_name(c) for c in cells_of(line, d)[0]}
-            if names & known[0] and names & known[1] or wanted and wanted <= names: return d, at
+            if names & known[0] and names & known[1] or wanted and wanted <= names:
+                return d, at
     return None
 
 def plain_name(name: object) -> str:
     "The name of a column as it is compared: small letters, '_' for blanks and hyphens, no quotation marks."
     return re.sub(r"[\s-]+", "_", nfc(str(name)).strip().strip("\"'\ufeff").strip().lower())
 
-def form_of(lines: list[str], path: Path, known: tuple[set[str], set[str]], chosen: dict[str, str],
-            names_file: Callable[[str], bool]) -> Form:
+def form_of(
+    lines: list[str],
+    path: Path,
+    known: tuple[set[str], set[str]],
+    chosen: dict[str, str],
+    names_file: Callable[[str], bool],
+) -> Form:
     """The form of a table's `lines`. `known`: names of file columns and of text columns; `chosen`: the parameter columns.
 
     `names_file` tells whether a cell is the path of a sound.
@@ -166,10 +213,17 @@ def form_of(lines: list[str], path: Path, known: tuple[set[str], set[str]], chos
     n = shares[d][1]
     rows = [_fitted(cells_of(line, d)[0], n) for line in sample]
     first = next((i for i, r in enumerate(rows) if len(r) == n), 0)
-    body = [any(map(names_file, r)) for r in rows[first + 1:]]
-    numbered = bool(theirs) and all(t.isdigit() for t in theirs) and not theirs & {c.strip() for c in rows[first]}
-    bare = numbered or any(map(names_file, rows[first])) or d == "|" and not sum(body)*2 > len(body)
-    if bare: return Form(d, n, [str(i + 1) for i in range(n)])
+    body = [any(map(names_file, r)) for r in rows[first + 1 :]]
+    numbered = (
+        bool(theirs)
+        and all(t.isdigit() for t in theirs)
+        and not theirs & {c.strip() for c in rows[first]}
+    )
+    bare = (
+        numbered or any(map(names_file, rows[first])) or d == "|" and not sum(body) * 2 > len(body)
+    )
+    if bare:
+        return Form(d, n, [str(i + 1) for i in range(n)])
     at = next(i for i, line in enumerate(lines) if line == sample[first])
     return Form(d, len(rows[first]), rows[first], at)
 

@@ -27,11 +27,16 @@ def inside(folder: str | Path, name: str | Path) -> Path:
     all (links in a circle, a null byte, half a surrogate, a name too long for the disk).
     """
     folder = Path(folder).resolve()
-    try: path = (folder/name).resolve()
+    try:
+        path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError, TypeError) as e:
-        raise ValueError(f"{str(name)[:200]!r} is no path of a file ({str(e)[:200]}): mend it") from e
+        raise ValueError(
+            f"{str(name)[:200]!r} is no path of a file ({str(e)[:200]}): mend it"
+        ) from e
     if not path.is_relative_to(folder):
-        raise ValueError(f"the path {str(name)!r} leaves the folder {folder}: move the file into it, or name a folder that holds it")
+        raise ValueError(
+            f"the path {str(name)!r} leaves the folder {folder}: move the file into it, or name a folder that holds it"
+        )
     return path
 
 # %% ../nbs/11_files.ipynb #a3a9e1a0
@@ -41,17 +46,27 @@ class Damaged(ValueError):
     The message names the `path`, the reason `why` (a text or an exception, of which the first
     line is shown) and the `way` out.
     """
-    def __init__(self, path: str | Path, why: object, way: str = "restore it, or make or fetch it again"):
+
+    def __init__(
+        self, path: str | Path, why: object, way: str = "restore it, or make or fetch it again"
+    ):
         lines = str(why).strip().splitlines()
-        super().__init__(f"{path} is damaged ({lines[0][:300] if lines else type(why).__name__}): {way}")
+        super().__init__(
+            f"{path} is damaged ({lines[0][:300] if lines else type(why).__name__}): {way}"
+        )
 
 def _no_constant(name: str): raise ValueError(f"it holds {name}, which is no JSON")
 
-def read_json(path: str | Path, kind: type = dict, way: str = "restore it, or make or fetch it again"):
+def read_json(
+    path: str | Path, kind: type = dict, way: str = "restore it, or make or fetch it again"
+):
     "The object of type `kind` in a JSON file; `Damaged`, with `way` as the way out, where there is none."
-    try: found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except FileNotFoundError as e: raise Damaged(path, "it is missing", way) from e
-    except (ValueError, OSError, RecursionError) as e: raise Damaged(path, e, way) from e
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except FileNotFoundError as e:
+        raise Damaged(path, "it is missing", way) from e
+    except (ValueError, OSError, RecursionError) as e:
+        raise Damaged(path, e, way) from e
     if not isinstance(found, kind):
         raise Damaged(path, f"it holds {type(found).__name__} instead of {kind.__name__}", way)
     return found
@@ -143,16 +158,19 @@ def write_text(path: str | Path, text: str):
 def atomic_folder(path: str | Path):
     "A temporary folder beside `path`, which must not exist yet; it becomes `path` when the block ends well and vanishes when it does not."
     path = Path(path)
-    if path.exists(): raise FileExistsError(f"{path} exists already: choose another folder, or delete it first")
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: choose another folder, or delete it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     tmp = Path(tempfile.mkdtemp(**_passing(path)))
     try:
         yield tmp
         tmp.chmod(0o755)
-        for written in (*tmp.rglob("*"), tmp): _to_disk(written)
+        for written in (*tmp.rglob("*"), tmp):
+            _to_disk(written)
         os.rename(tmp, path)
         _to_disk(path.parent)
-    except Exception as e: raise _if_full(e, path) from e
+    except Exception as e:
+        raise _if_full(e, path) from e
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

@@ -25,45 +25,71 @@ from .settings import local_or_id
 
 # %% ../nbs/43_forecast.ipynb #4dd0da03
 # group: what its parameters' names hold; the first match counts
-GROUPS = {"text FFN": ".mlp.", "audio FFN": ".audio_mlp.", "attention": ".self_attn.", "norms": "norm",
-          "audio embedding": "embed_audio_tokens", "text embedding": "embed_tokens", "audio head": "audio_lm_head",
-          "text head": "text_lm_head"}
+GROUPS = {
+    "text FFN": ".mlp.",
+    "audio FFN": ".audio_mlp.",
+    "attention": ".self_attn.",
+    "norms": "norm",
+    "audio embedding": "embed_audio_tokens",
+    "text embedding": "embed_tokens",
+    "audio head": "audio_lm_head",
+    "text head": "text_lm_head",
+}
 
 def configuration(cfg: MemorySettings) -> HiggsAudioV2Config:
     "The configuration of the model of `cfg`; `ValueError` if it cannot be read."
     local = local_or_id(cfg.model)
     try:
-        kind = PreTrainedConfig.get_config_dict(local)[0].get("model_type") if cfg.model else "higgs_audio_v2"
-        if kind != "higgs_audio_v2": raise ValueError(f"its type is {kind!r}; load a Boson checkpoint and save it first")
-        return HiggsAudioV2Config.from_pretrained(local) if cfg.model else HiggsAudioV2Config(codebook_size=1026)
+        kind = (
+            PreTrainedConfig.get_config_dict(local)[0].get("model_type")
+            if cfg.model
+            else "higgs_audio_v2"
+        )
+        if kind != "higgs_audio_v2":
+            raise ValueError(f"its type is {kind!r}; load a Boson checkpoint and save it first")
+        return (
+            HiggsAudioV2Config.from_pretrained(local)
+            if cfg.model
+            else HiggsAudioV2Config(codebook_size=1026)
+        )
     except (OSError, ValueError) as e:
-        raise ValueError(f"the configuration of {cfg.model!r} cannot be read: give a checkpoint folder or hub id "
-                         f"({str(e).splitlines()[0]})") from e
+        raise ValueError(
+            f"the configuration of {cfg.model!r} cannot be read: give a checkpoint folder or hub id "
+            f"({str(e).splitlines()[0]})"
+        ) from e
 
-def skeleton(config: HiggsAudioV2Config, text_head: bool = False) -> HiggsAudioV2ForConditionalGeneration:
+def skeleton(
+    config: HiggsAudioV2Config, text_head: bool = False
+) -> HiggsAudioV2ForConditionalGeneration:
     "The model of a configuration in bf16, without memory behind its weights."
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("meta"): return HiggsAudioV2ForConditionalGeneration(config, use_text_head=text_head)
-    finally: torch.set_default_dtype(before)
+        with torch.device("meta"):
+            return HiggsAudioV2ForConditionalGeneration(config, use_text_head=text_head)
+    finally:
+        torch.set_default_dtype(before)
 
 def parameter_groups(model) -> dict[str, int]:
     "Parameters by group of `GROUPS`, as far as there are any; their sum is the model's."
     out = dict.fromkeys(GROUPS, 0)
-    for name, w in model.named_parameters(): out[next(g for g, part in GROUPS.items() if part in name)] += w.numel()
+    for name, w in model.named_parameters():
+        out[next(g for g, part in GROUPS.items() if part in name)] += w.numel()
     return {group: n for group, n in out.items() if n}
 
 # %% ../nbs/43_forecast.ipynb #8e5069e1
-SHARE, LENGTH = 0.62, 171       # of the positions that are sound; positions of a clip (3.9 s on average)
+SHARE, LENGTH = 0.62, 171  # of the positions that are sound; positions of a clip (3.9 s on average)
 
 class _Attention(torch.autograd.Function):
     "What a fused attention kernel keeps: its inputs, its output and a number per query and head."
+
     @staticmethod
     def forward(ctx, q, k, v):
         "`(B, heads, S, head)` as attention gives it, with nothing in it."
         out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out, torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device))
+        ctx.save_for_backward(
+            q, k, v, out, torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+        )
         return out
 
     @staticmethod
@@ -73,8 +99,11 @@ class _Attention(torch.autograd.Function):
 
 def _trained(cfg: MemorySettings, model):
     "`model` with what `cfg` trains, in its precision of products."
-    if cfg.mode == "full": return for_full_training(model, torch.bfloat16)
-    return add_lora(model, lora_config(cfg.rank, 2*cfg.rank, cfg.dropout, cfg.targets, cfg.audio_embeddings)).to(torch.bfloat16)
+    if cfg.mode == "full":
+        return for_full_training(model, torch.bfloat16)
+    return add_lora(
+        model, lora_config(cfg.rank, 2 * cfg.rank, cfg.dropout, cfg.targets, cfg.audio_embeddings)
+    ).to(torch.bfloat16)
 
 def kept(cfg: MemorySettings) -> int:
     "Bytes that one layer, not compiled, keeps for a batch of `cfg.budget` positions."
@@ -83,19 +112,30 @@ def kept(cfg: MemorySettings) -> int:
     core = step.base_of(_trained(cfg, skeleton(config))).model.train()
     empty = lambda *shape, **more: torch.empty(*shape, device="meta", **more)
     rows = lambda n: empty(n, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-    clips, sound = max(1, N//LENGTH), int(N*SHARE)
-    turn = (empty(N, config.head_dim, dtype=torch.bfloat16),)*2                 # all layers share it
-    batch = dict(order=empty(-(-N//clips)*clips, dtype=torch.long), place=empty(N, dtype=torch.long), shape=(clips, -(-N//clips)))
+    clips, sound = max(1, N // LENGTH), int(N * SHARE)
+    turn = (empty(N, config.head_dim, dtype=torch.bfloat16),) * 2  # all layers share it
+    batch = dict(
+        order=empty(-(-N // clips) * clips, dtype=torch.long),
+        place=empty(N, dtype=torch.long),
+        shape=(clips, -(-N // clips)),
+    )
     own, seen = {p.untyped_storage()._cdata for p in (*core.parameters(), *turn)}, {}
+
     def keep(t):
         "Count a saved tensor's storage once, the weights' own not at all."
-        if (key := t.untyped_storage()._cdata) not in own: seen.setdefault(key, t)
+        if (key := t.untyped_storage()._cdata) not in own:
+            seen.setdefault(key, t)
         return t
-    attention, step.F.scaled_dot_product_attention = step.F.scaled_dot_product_attention, lambda q, k, v, **_: _Attention.apply(q, k, v)
+
+    attention, step.F.scaled_dot_product_attention = (
+        step.F.scaled_dot_product_attention,
+        lambda q, k, v, **_: _Attention.apply(q, k, v),
+    )
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             step._layer(core.layers[0], rows(N - sound), rows(sound), turn, batch)
-    finally: step.F.scaled_dot_product_attention = attention
+    finally:
+        step.F.scaled_dot_product_attention = attention
     return sum(t.untyped_storage().nbytes() for t in seen.values())
 
 # %% ../nbs/43_forecast.ipynb #c33218b1
@@ -107,40 +147,66 @@ def kept_compiled(cfg: MemorySettings) -> int:
     product. Dropout keeps a byte for each mask, and a copy where several masks have one input.
     """
     config, full = configuration(cfg), cfg.mode == "full"
-    width, inner, keys = config.hidden_size, config.intermediate_size, config.num_key_value_heads*config.head_dim
-    ffn = (1 - SHARE)*(full or "text_ffn" in cfg.targets) + SHARE*(full or "audio_ffn" in cfg.targets)     # of the positions
-    each = 2*(6*width + 2*keys + 2*inner) + ffn*2*(width + inner)
-    if not full: each += 2*cfg.rank*(4*("attention" in cfg.targets) + 3*ffn)
-    if not full and cfg.dropout: each += 8*width*("attention" in cfg.targets) + ffn*(4*width + inner)
-    return int(cfg.budget*each)
+    width, inner, keys = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_key_value_heads * config.head_dim,
+    )
+    ffn = (1 - SHARE) * (full or "text_ffn" in cfg.targets) + SHARE * (
+        full or "audio_ffn" in cfg.targets
+    )  # of the positions
+    each = 2 * (6 * width + 2 * keys + 2 * inner) + ffn * 2 * (width + inner)
+    if not full:
+        each += 2 * cfg.rank * (4 * ("attention" in cfg.targets) + 3 * ffn)
+    if not full and cfg.dropout:
+        each += 8 * width * ("attention" in cfg.targets) + ffn * (4 * width + inner)
+    return int(cfg.budget * each)
 
 # %% ../nbs/43_forecast.ipynb #1f962f99
 GIB = 2**30
 SPARE = 1/16        # GiB that libraries take for products
 
 @lru_cache
-def _counts(model: str, mode: str, rank: int, targets: tuple, audio_embeddings: bool, text_head: bool) -> tuple[dict, int]:
+def _counts(
+    model: str, mode: str, rank: int, targets: tuple, audio_embeddings: bool, text_head: bool
+) -> tuple[dict, int]:
     "Parameters by group, and how many are trained."
-    cfg = MemorySettings(model=model, mode=mode, rank=rank, targets=list(targets), audio_embeddings=audio_embeddings)
+    cfg = MemorySettings(
+        model=model, mode=mode, rank=rank, targets=list(targets), audio_embeddings=audio_embeddings
+    )
     whole = skeleton(configuration(cfg), text_head)
     groups = parameter_groups(whole)
     return groups, sum(p.numel() for p in _trained(cfg, whole).parameters() if p.requires_grad)
 
 def counts(cfg: MemorySettings) -> tuple[dict, int]:
     "Parameters of the model of `cfg` by group, and how many of all it trains."
-    return _counts(cfg.model, cfg.mode, cfg.rank, tuple(cfg.targets), cfg.audio_embeddings, cfg.text_weight > 0)
+    return _counts(
+        cfg.model, cfg.mode, cfg.rank, tuple(cfg.targets), cfg.audio_embeddings, cfg.text_weight > 0
+    )
 
 def held(cfg: MemorySettings) -> dict[str, float]:
     "GiB that stay from step to step, and of gradients."
     groups, trained = counts(cfg)
-    total, linear = sum(groups.values()), groups["attention"] + groups["text FFN"] + groups["audio FFN"]
+    total, linear = (
+        sum(groups.values()),
+        groups["attention"] + groups["text FFN"] + groups["audio FFN"],
+    )
     wholly = cfg.mode == "full" and cfg.optimizer != "rounded8bit"
-    weights = dict(lora=2*total, qlora=linear*(0.5 + (1 + 4/256)/64) + 2*(total - linear - groups["text embedding"]),
-                   full=4*total + 2*linear if wholly else 2*total)[cfg.mode]        # fp32 weights are cast for each step's products
-    wide = 2 if cfg.mode == "full" and not wholly else 4                            # bytes of a trained weight and of its gradient
-    moments = (8 if cfg.optimizer == "adamw" else 2*(1 + 4/256)) + 4*(cfg.ema > 0)
-    return dict(weights=weights/GIB, adapters=(0 if cfg.mode == "full" else (wide + 2)*trained)/GIB, gradients=wide*trained/GIB,
-                optimiser=moments*trained/GIB)
+    weights = dict(
+        lora=2 * total,
+        qlora=linear * (0.5 + (1 + 4 / 256) / 64) + 2 * (total - linear - groups["text embedding"]),
+        full=4 * total + 2 * linear if wholly else 2 * total,
+    )[cfg.mode]  # fp32 weights are cast for each step's products
+    wide = (
+        2 if cfg.mode == "full" and not wholly else 4
+    )  # bytes of a trained weight and of its gradient
+    moments = (8 if cfg.optimizer == "adamw" else 2 * (1 + 4 / 256)) + 4 * (cfg.ema > 0)
+    return dict(
+        weights=weights / GIB,
+        adapters=(0 if cfg.mode == "full" else (wide + 2) * trained) / GIB,
+        gradients=wide * trained / GIB,
+        optimiser=moments * trained / GIB,
+    )
 
 def is_compiled(cfg: MemorySettings) -> bool:
     "Whether 04_train compiles the layers on a GPU."
@@ -148,7 +214,11 @@ def is_compiled(cfg: MemorySettings) -> bool:
 
 def _recomputed(cfg: MemorySettings) -> int:
     "How many layers are recomputed."
-    return len(range(0, configuration(cfg).num_hidden_layers, cfg.checkpointing)) if cfg.checkpointing else 0
+    return (
+        len(range(0, configuration(cfg).num_hidden_layers, cfg.checkpointing))
+        if cfg.checkpointing
+        else 0
+    )
 
 def forecast(cfg: MemorySettings) -> dict[str, float]:
     "The peak GiB of training with `cfg`, by what it is for; `total` is their sum."
@@ -180,34 +250,67 @@ class Card:
     tflops: float
     bandwidth: float
 
-CARDS = (Card("RTX 3050", 6, 13.5, 168), Card("RTX 4060", 8, 30, 272), Card("RTX 3060", 12, 25.5, 360), Card("RTX 4060 Ti", 16, 44, 288),
-         Card("RTX 4090", 24, 165, 1008), Card("A100", 40, 312, 1555), Card("RTX A6000", 48, 155, 768), Card("H100", 80, 989, 3350),
-         Card("H200", 141, 989, 4800))
-REACHED = dict(attention=0.45, ffn=0.39, eager=0.66, again=0.68)    # of the limit; the last two multiply where they apply
-LAUNCH = dict(kept=0.01, again=0.021, qlora=0.03)                   # seconds of the host for a layer's kernels: kept, recomputed, in 4 bits
+CARDS = (
+    Card("RTX 3050", 6, 13.5, 168),
+    Card("RTX 4060", 8, 30, 272),
+    Card("RTX 3060", 12, 25.5, 360),
+    Card("RTX 4060 Ti", 16, 44, 288),
+    Card("RTX 4090", 24, 165, 1008),
+    Card("A100", 40, 312, 1555),
+    Card("RTX A6000", 48, 155, 768),
+    Card("H100", 80, 989, 3350),
+    Card("H200", 141, 989, 4800),
+)
+REACHED = dict(
+    attention=0.45, ffn=0.39, eager=0.66, again=0.68
+)  # of the limit; the last two multiply where they apply
+LAUNCH = dict(
+    kept=0.01, again=0.021, qlora=0.03
+)  # seconds of the host for a layer's kernels: kept, recomputed, in 4 bits
 
 def operations(cfg: MemorySettings) -> float:
     "Operations for a position, forward and backward; what is recomputed counts once."
     groups = counts(cfg)[0]
-    passed = groups["attention"] + (1 - SHARE)*groups["text FFN"] + SHARE*(groups["audio FFN"] + groups["audio head"])
-    return passed*(6 if cfg.mode == "full" else 4)
+    passed = (
+        groups["attention"]
+        + (1 - SHARE) * groups["text FFN"]
+        + SHARE * (groups["audio FFN"] + groups["audio head"])
+    )
+    return passed * (6 if cfg.mode == "full" else 4)
 
 def speed(cfg: MemorySettings, card: Card) -> float:
     "Positions a second of training with `cfg` on `card`: a forecast, see above."
-    share = REACHED["ffn" if cfg.mode == "full" or set(cfg.targets) - {"attention"} else "attention"]
-    share *= (1 if is_compiled(cfg) else REACHED["eager"])*(REACHED["again"] if cfg.checkpointing == 1 else 1)
-    compute = cfg.budget*operations(cfg)/(0.8*card.tflops*1e12*share)
+    share = REACHED[
+        "ffn" if cfg.mode == "full" or set(cfg.targets) - {"attention"} else "attention"
+    ]
+    share *= (1 if is_compiled(cfg) else REACHED["eager"]) * (
+        REACHED["again"] if cfg.checkpointing == 1 else 1
+    )
+    compute = cfg.budget * operations(cfg) / (0.8 * card.tflops * 1e12 * share)
     groups = counts(cfg)[0]
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
-    unpack = 4.5*linear*(2 + (cfg.checkpointing > 0))/(card.bandwidth*1e9) if cfg.mode == "qlora" else 0      # read, written, read
+    unpack = (
+        4.5 * linear * (2 + (cfg.checkpointing > 0)) / (card.bandwidth * 1e9)
+        if cfg.mode == "qlora"
+        else 0
+    )  # read, written, read
     n, again = configuration(cfg).num_hidden_layers, _recomputed(cfg)
-    launch = n*LAUNCH["qlora"] if cfg.mode == "qlora" else again*LAUNCH["again"] + (n - again)*LAUNCH["kept"]
-    return cfg.budget/hypot(compute + unpack, launch)
+    launch = (
+        n * LAUNCH["qlora"]
+        if cfg.mode == "qlora"
+        else again * LAUNCH["again"] + (n - again) * LAUNCH["kept"]
+    )
+    return cfg.budget / hypot(compute + unpack, launch)
 
 # %% ../nbs/43_forecast.ipynb #061e52eb
-LADDER = ([dict(mode="lora", checkpointing=c, budget=b) for c, b in ((0, 16384), (0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))]
-          + [dict(mode="qlora", checkpointing=1, budget=b) for b in (4096, 2048, 1024)]
-          + [dict(mode="qlora", checkpointing=1, budget=1024, optimizer="paged8bit")])
+LADDER = (
+    [
+        dict(mode="lora", checkpointing=c, budget=b)
+        for c, b in ((0, 16384), (0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))
+    ]
+    + [dict(mode="qlora", checkpointing=1, budget=b) for b in (4096, 2048, 1024)]
+    + [dict(mode="qlora", checkpointing=1, budget=1024, optimizer="paged8bit")]
+)
 CONTEXT, USABLE = 0.6, 0.95
 
 def free_memory() -> float | None:
@@ -216,8 +319,14 @@ def free_memory() -> float | None:
 
 def rungs(cfg: MemorySettings, given: frozenset = frozenset()) -> list[MemorySettings]:
     "The plans for `cfg`, fastest first; what is `given` stays as it is. Full training has its own."
-    ladder = LADDER if cfg.mode != "full" else [dict(mode="full", checkpointing=c, budget=b, optimizer="rounded8bit")
-                                                for c, b in ((0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))]
+    ladder = (
+        LADDER
+        if cfg.mode != "full"
+        else [
+            dict(mode="full", checkpointing=c, budget=b, optimizer="rounded8bit")
+            for c, b in ((0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))
+        ]
+    )
     return [replace(cfg, **{k: v for k, v in rung.items() if k not in given}) for rung in ladder]
 
 def fitting(cfg: MemorySettings, room: float, given: frozenset = frozenset()) -> MemorySettings:
@@ -236,41 +345,62 @@ def smaller(cfg: MemorySettings) -> str:
     "The next plan below `cfg`, in words, or that there is none."
     now = forecast(cfg)["total"]
     for plan in rungs(cfg):
-        if (need := forecast(plan)["total"]) < 0.95*now: return f"{told(plan)} (forecast {need:.1f} GiB)"
+        if (need := forecast(plan)["total"]) < 0.95 * now:
+            return f"{told(plan)} (forecast {need:.1f} GiB)"
     return "none: take a smaller rank, fewer targets or a larger GPU"
 
 def cards(cfg: MemorySettings) -> pd.DataFrame:
     "For each common card the fastest plan that fits, with its forecasts of GiB and of positions a second."
     rows = {}
     for card in CARDS:
-        try: plan = fitting(cfg, card.size)
+        try:
+            plan = fitting(cfg, card.size)
         except ValueError:
             rows[f"{card.size} GB ({card.name})"] = dict(mode="nothing fits")
             continue
-        rows[f"{card.size} GB ({card.name})"] = {k: getattr(plan, k) for k in ("mode", "checkpointing", "budget", "optimizer")} | {
-            "GiB, forecast": round(forecast(plan)["total"], 1), "positions/s, forecast": round(speed(plan, card), -2)}
+        rows[f"{card.size} GB ({card.name})"] = {
+            k: getattr(plan, k) for k in ("mode", "checkpointing", "budget", "optimizer")
+        } | {
+            "GiB, forecast": round(forecast(plan)["total"], 1),
+            "positions/s, forecast": round(speed(plan, card), -2),
+        }
     return pd.DataFrame(rows).T
 
 # %% ../nbs/43_forecast.ipynb #0e81031b
 def with_preset(cfg: TrainSettings) -> TrainSettings:
     "`cfg` with the values of its preset wherever a parameter was not given; `ValueError` for settings that exclude each other."
     name = cfg.preset if cfg.preset != "auto" else "voice" if cfg.model else "demo"
-    chosen = replace(cfg, preset=name, **{k: v for k, v in PRESETS[name][1].items() if k not in cfg.given})
+    chosen = replace(
+        cfg, preset=name, **{k: v for k, v in PRESETS[name][1].items() if k not in cfg.given}
+    )
     if chosen.optimizer == "rounded8bit" and (chosen.mode, chosen.precision) != ("full", "bf16"):
-        raise ValueError("the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16")
+        raise ValueError(
+            "the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16"
+        )
     return for_gpu(chosen, cfg.given) if chosen.gpu else chosen
 
 def memory_settings(cfg: TrainSettings) -> MemorySettings:
     "What 03_memory has to know of `cfg`."
-    same = {f.name: getattr(cfg, f.name) for f in fields(MemorySettings) if f.name not in ("model", "gpu")}
+    same = {
+        f.name: getattr(cfg, f.name)
+        for f in fields(MemorySettings)
+        if f.name not in ("model", "gpu")
+    }
     return MemorySettings(model=cfg.model or str(NANO), **same)
 
 def for_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
     "`cfg` with the fastest plan for its GPU that leaves what is `given`; `ValueError` if nothing fits, or there is no GPU to ask."
     if cfg.adapter == "dora" or "precision" in given and cfg.precision == "fp32":
-        raise ValueError("gpu plans neither for dora nor for fp32: leave gpu empty; give checkpointing and budget")
+        raise ValueError(
+            "gpu plans neither for dora nor for fp32: leave gpu empty; give checkpointing and budget"
+        )
     room = free_memory() if cfg.gpu == "auto" else float(cfg.gpu)
-    if room is None: raise ValueError("gpu is auto, and there is no GPU to ask: give its GiB, or leave the parameter empty")
+    if room is None:
+        raise ValueError(
+            "gpu is auto, and there is no GPU to ask: give its GiB, or leave the parameter empty"
+        )
     plan = fitting(memory_settings(cfg), room, given)
     print(f"for {room:.1f} GiB: {told(plan)}; forecast {forecast(plan)['total']:.1f} GiB")
-    return replace(cfg, **{k: getattr(plan, k) for k in ("mode", "checkpointing", "budget", "optimizer")})
+    return replace(
+        cfg, **{k: getattr(plan, k) for k in ("mode", "checkpointing", "budget", "optimizer")}
+    )

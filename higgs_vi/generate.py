@@ -30,6 +30,7 @@ class Sampling:
 
     `guidance` 1 is the model as it is, more holds it closer to the text (`Guidance`), 0 what its checkpoint asks for.
     """
+
     temperature: float = 0.5
     top_k: int = 50
     top_p: float = 0.95
@@ -39,17 +40,35 @@ class Sampling:
     guidance: float = 0.0
 
     def __post_init__(self):
-        numbers = (self.temperature, self.top_k, self.top_p, self.ras, self.seed, self.seconds, self.guidance)
-        if not all(math.isfinite(n) for n in numbers): raise ValueError(f"{self}: each is a finite number")
-        if min(self.temperature, self.top_k, self.ras, self.guidance) < 0 or not 0 < self.top_p <= 1 or self.seconds <= 0:
-            raise ValueError(f"{self}: temperature, top_k, ras and guidance are 0 or more, top_p lies in (0, 1], seconds is above 0")
+        numbers = (
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.ras,
+            self.seed,
+            self.seconds,
+            self.guidance,
+        )
+        if not all(math.isfinite(n) for n in numbers):
+            raise ValueError(f"{self}: each is a finite number")
+        if (
+            min(self.temperature, self.top_k, self.ras, self.guidance) < 0
+            or not 0 < self.top_p <= 1
+            or self.seconds <= 0
+        ):
+            raise ValueError(
+                f"{self}: temperature, top_k, ras and guidance are 0 or more, top_p lies in (0, 1], seconds is above 0"
+            )
 
     def options(self, frame_rate: float, codebooks: int) -> dict:
         "The same as keyword arguments of HF's `generate`."
         draw = dict(do_sample=False)
-        if self.temperature: draw = dict(do_sample=True, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        if self.temperature:
+            draw = dict(
+                do_sample=True, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+            )
         ras = dict(ras_win_len=self.ras or None, ras_win_max_num_repeat=2)
-        return draw | ras | dict(max_new_tokens=int(self.seconds*frame_rate) + codebooks + 2)
+        return draw | ras | dict(max_new_tokens=int(self.seconds * frame_rate) + codebooks + 2)
 
 GREEDY = Sampling(temperature=0, ras=0)
 
@@ -59,12 +78,22 @@ class Guidance:
 
     It lives for one `generate`; what is spoken after both prompts is the same, and `u` has a cache of its own.
     """
-    def __init__(self, blind: dict[str, torch.Tensor], scale: float): self.blind, self.scale, self.cache = blind, scale, DynamicCache()
+
+    def __init__(self, blind: dict[str, torch.Tensor], scale: float):
+        self.blind, self.scale, self.cache = blind, scale, DynamicCache()
 
     def __call__(self, model, args, kwargs, out):
-        spoken = dict(audio_input_ids=kwargs["audio_input_ids"][:, -1:]) if self.cache.get_seq_length() else self.blind
-        name = "cache" if "cache" in kwargs else "past_key_values"              # as this version of transformers calls it
-        u = model.forward(**spoken, use_cache=True, logits_to_keep=1, **{name: self.cache}).logits[:, -1:]
+        spoken = (
+            dict(audio_input_ids=kwargs["audio_input_ids"][:, -1:])
+            if self.cache.get_seq_length()
+            else self.blind
+        )
+        name = (
+            "cache" if "cache" in kwargs else "past_key_values"
+        )  # as this version of transformers calls it
+        u = model.forward(**spoken, use_cache=True, logits_to_keep=1, **{name: self.cache}).logits[
+            :, -1:
+        ]
         out.logits = torch.lerp(u.float(), out.logits[:, -1:].float(), self.scale)
         return out
 
@@ -82,8 +111,13 @@ def _inputs(parts: Checkpoint, prompt: Prompt, words: bool = True) -> dict[str, 
     model = base_of(parts.model)
     whole = encode_prompt(parts.tokenizer, prompt, model.config.num_codebooks, words)
     ids, columns = (torch.from_numpy(x)[None].to(model.device) for x in whole)
-    sound = dict(audio_input_ids=columns, audio_input_ids_mask=torch.ones_like(columns[..., 0], dtype=torch.bool))
-    return dict(input_ids=ids, attention_mask=torch.ones_like(ids)) | (sound if columns.shape[1] else {})
+    sound = dict(
+        audio_input_ids=columns,
+        audio_input_ids_mask=torch.ones_like(columns[..., 0], dtype=torch.bool),
+    )
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids)) | (
+        sound if columns.shape[1] else {}
+    )
 
 @contextmanager
 def one_thread(model):
@@ -111,8 +145,12 @@ def generate_columns(parts: Checkpoint, prompt: Prompt, how: Sampling = Sampling
     own = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=own), guided(model, guide), one_thread(model):
         torch.manual_seed(how.seed)
-        ends = dict(eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id)   # a stale generation_config never ends
-        out = model.eval().generate(**inputs, **ends, **how.options(parts.codec.config.frame_rate, K))
+        ends = dict(
+            eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
+        )  # a stale generation_config never ends
+        out = model.eval().generate(
+            **inputs, **ends, **how.options(parts.codec.config.frame_rate, K)
+        )
     model.train(training)
     return out[0, heard:].cpu().numpy()
 
@@ -145,9 +183,16 @@ def odd_length(text: str, wave: np.ndarray, ended: bool = True) -> tuple[float, 
     The first is a factor above 1. A take that was cut (`ended` is False) is never too short.
     """
     (least, most), seconds = syllables_to_say(text), sounding_seconds(wave)
-    low, high = 0.12*least, 0.6*most + 0.5
-    if ended and seconds < low: return low/max(seconds, 0.02), f"it takes {seconds:.2f} s for at least {least} syllables: words are missing"
-    if seconds > high: return seconds/high, f"it takes {seconds:.2f} s for at most {most} syllables: it says more than the text, or pauses"
+    low, high = 0.12 * least, 0.6 * most + 0.5
+    if ended and seconds < low:
+        return low / max(
+            seconds, 0.02
+        ), f"it takes {seconds:.2f} s for at least {least} syllables: words are missing"
+    if seconds > high:
+        return (
+            seconds / high,
+            f"it takes {seconds:.2f} s for at most {most} syllables: it says more than the text, or pauses",
+        )
     return 1.0, ""
 
 # %% ../nbs/50_generate.ipynb #f5f4b620
@@ -179,11 +224,15 @@ def say(parts: Checkpoint, prompt: Prompt, how: Sampling = Sampling(), again: in
     ends before the first whole frame every time.
     """
     takes = []
-    for seed in range(how.seed, how.seed + 1 + again*bool(how.temperature)):
+    for seed in range(how.seed, how.seed + 1 + again * bool(how.temperature)):
         takes.append(_take(parts, prompt, replace(how, seed=seed)))
-        if takes[-1][0] == 1: break
+        if takes[-1][0] == 1:
+            break
     speech = min(takes, key=lambda take: take[0])[1]
     if not speech:
-        raise ValueError(f"the model said nothing for {prompt.text[:40]!r}: it ended at once; try another seed, or train longer")
-    if speech.odd: print(f"odd length after {len(takes)} take(s) of {prompt.text[:40]!r}: {speech.odd}")
+        raise ValueError(
+            f"the model said nothing for {prompt.text[:40]!r}: it ended at once; try another seed, or train longer"
+        )
+    if speech.odd:
+        print(f"odd length after {len(takes)} take(s) of {prompt.text[:40]!r}: {speech.odd}")
     return replace(speech, tries=len(takes))

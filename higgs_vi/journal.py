@@ -27,7 +27,9 @@ def mark(path: str | Path) -> list[int] | None:
 
 def stamp(row: dict, files: list[str | Path], *settings: object) -> str:
     "16 hex digits of what an outcome depends on: the cells of a row, the marks of the files it names, the settings."
-    return hashlib.sha1(json.dumps([row, [mark(f) for f in files], settings], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha1(
+        json.dumps([row, [mark(f) for f in files], settings], sort_keys=True, default=str).encode()
+    ).hexdigest()[:16]
 
 # %% ../nbs/25_journal.ipynb #15302fdd
 def _is_entry(entry: object) -> bool:
@@ -50,31 +52,50 @@ def entries_of(path: Path) -> list[dict]:
 # %% ../nbs/25_journal.ipynb #f378ece5
 class Journal:
     "The journal of `folder`: `entries` are those of the first rows that still hold; `add` puts one behind them."
+
     def __init__(self, folder: str | Path, stamps: list[str], keep: set[str] = frozenset()):
         "Entries from the first one that does not hold are dropped, and their files removed, unless they are in `keep`."
-        self.path = Path(folder)/"journal.jsonl"
+        self.path = Path(folder) / "journal.jsonl"
         self.stamps, told = stamps, entries_of(self.path)
-        n = next((i for i, (e, s) in enumerate(zip(told, stamps)) if e["stamp"] != s or not self._holds(e)), min(len(told), len(stamps)))
+        n = next(
+            (
+                i
+                for i, (e, s) in enumerate(zip(told, stamps))
+                if e["stamp"] != s or not self._holds(e)
+            ),
+            min(len(told), len(stamps)),
+        )
         self.entries, dropped = told[:n], told[n:]
         held = keep | {f for e in self.entries for f in e["files"]}
-        for f in {f for e in dropped for f in e["files"]} - held: inside(folder, f).unlink(missing_ok=True)
-        write_text(self.path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in self.entries))
+        for f in {f for e in dropped for f in e["files"]} - held:
+            inside(folder, f).unlink(missing_ok=True)
+        write_text(
+            self.path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in self.entries)
+        )
         self.file = self.path.open("a", encoding="utf-8")
 
-    def _holds(self, entry: dict) -> bool: return all(mark(self.path.parent/f) == m for f, m in entry["files"].items())
+    def _holds(self, entry: dict) -> bool:
+        return all(mark(self.path.parent / f) == m for f, m in entry["files"].items())
 
     def add(self, entry: dict, files: dict[str, Path]) -> dict:
         "Note `entry` for the next row, then give `files` (name -> where it lies, in the same folder) their names; the entry as noted."
-        entry = dict(stamp=self.stamps[len(self.entries)]) | entry | dict(files={name: mark(path) for name, path in files.items()})
+        entry = (
+            dict(stamp=self.stamps[len(self.entries)])
+            | entry
+            | dict(files={name: mark(path) for name, path in files.items()})
+        )
         self.entries.append(entry)
         self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.flush()
-        for name, path in files.items(): os.replace(path, self.path.parent/name)
+        for name, path in files.items():
+            os.replace(path, self.path.parent / name)
         return entry
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *_): self.file.close()
+    def __exit__(self, *_):
+        self.file.close()
 
 # %% ../nbs/25_journal.ipynb #5bdb1042
 class Fingerprints:

@@ -26,22 +26,45 @@ class ListenSettings(Settings):
 # %% ../nbs/06_listen.ipynb #525e9ef5
 def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
     "The samples of a run as rows of text and clips: real, before, after. What could not be said stands as the reason why."
-    folder = (project_root()/run).resolve()/"samples"
-    if not (folder/"samples.json").is_file():
-        raise ValueError(f"there is nothing to hear in {run}: train first (04_train), with sentences above 0")
-    rows, texts = read_json(folder/"samples.json", list), ("text", "real", "before", "after", "before_reason", "after_reason")
+    folder = (project_root() / run).resolve() / "samples"
+    if not (folder / "samples.json").is_file():
+        raise ValueError(
+            f"there is nothing to hear in {run}: train first (04_train), with sentences above 0"
+        )
+    rows, texts = (
+        read_json(folder / "samples.json", list),
+        ("text", "real", "before", "after", "before_reason", "after_reason"),
+    )
     for i, r in enumerate(rows):
-        if not isinstance(r, dict) or not isinstance(r.get("text"), str) or not all(isinstance(r.get(k), str | None) for k in texts):
-            raise Damaged(folder/"samples.json", f"entry {i} must hold a text and the names of its files")
-    if not rows: raise ValueError(f"no sentence was spoken in {run}: train with sentences and validation above 0")
-    hear = lambda r, when: Clip(read_audio(inside(folder, r[when])), when, lufs) if r.get(when) else r.get(f"{when}_reason", "not spoken")
-    return [dict(text=r["text"]) | {when: hear(r, when) for when in ("real", "before", "after")} for r in rows]
+        if (
+            not isinstance(r, dict)
+            or not isinstance(r.get("text"), str)
+            or not all(isinstance(r.get(k), str | None) for k in texts)
+        ):
+            raise Damaged(
+                folder / "samples.json", f"entry {i} must hold a text and the names of its files"
+            )
+    if not rows:
+        raise ValueError(
+            f"no sentence was spoken in {run}: train with sentences and validation above 0"
+        )
+    hear = lambda r, when: (
+        Clip(read_audio(inside(folder, r[when])), when, lufs)
+        if r.get(when)
+        else r.get(f"{when}_reason", "not spoken")
+    )
+    return [
+        dict(text=r["text"]) | {when: hear(r, when) for when in ("real", "before", "after")}
+        for r in rows
+    ]
 
 def write_gallery(cfg: ListenSettings) -> Path:
     "The page of a run."
-    out = project_root()/(cfg.out or Path(cfg.run)/"gallery/index.html")
+    out = project_root() / (cfg.out or Path(cfg.run) / "gallery/index.html")
     note = f"Every clip at {cfg.lufs:g} LUFS. The line in the spectrogram is the pitch. Speech made by a machine is marked before or after."
-    return gallery(out, sample_rows(cfg.run, cfg.lufs), cfg.title or f"higgs_vi: {Path(cfg.run).name}", note)
+    return gallery(
+        out, sample_rows(cfg.run, cfg.lufs), cfg.title or f"higgs_vi: {Path(cfg.run).name}", note
+    )
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-listen."

@@ -76,36 +76,53 @@ from .weights import reading
 # %% ../nbs/46_loop.ipynb #e5e12e2f
 # What may change on resuming. Where model and data lie does not matter: their contents are compared.
 FREE = set("resume report evaluate save sample keep_last patience sentences cache device out model codec data replay".split())
-_STARTED = {"settings.json", "base.json", "left_out.csv", "replay"}       # what a start that failed leaves
+_STARTED = {
+    "settings.json",
+    "base.json",
+    "left_out.csv",
+    "replay",
+}  # what a start that failed leaves
 
 def open_folder(cfg: TrainSettings) -> Path:
     "The run folder of `cfg`, with its settings.json; `ValueError` for an existing one unless it is resumed with the same settings."
-    run = (project_root()/cfg.out).resolve()
-    saved = run/"settings.json"
+    run = (project_root() / cfg.out).resolve()
+    saved = run / "settings.json"
     if cfg.resume:
-        if not saved.is_file(): raise ValueError(f"there is no run to resume in {run}: start it with resume false")
+        if not saved.is_file():
+            raise ValueError(f"there is no run to resume in {run}: start it with resume false")
         old = read_json(saved, way="restore it, or start another run (parameter out)")
         for k, v in cfg.resolved().items():
-            begun = old.get(k, getattr(TrainSettings, k, None))     # older runs lack newer parameters
+            begun = old.get(k, getattr(TrainSettings, k, None))  # older runs lack newer parameters
             if k not in FREE and begun != v:
-                raise ValueError(f"the run in {run} was begun with {k} = {begun!r}, not {v!r}: resume it with that, or start another")
-    elif run.exists() and any(p.name not in _STARTED and not p.name.startswith(".") for p in run.iterdir()):
-        raise ValueError(f"the run folder {run} exists already: set resume true to go on with it, or choose another folder "
-                         "(parameter out)")
+                raise ValueError(
+                    f"the run in {run} was begun with {k} = {begun!r}, not {v!r}: resume it with that, or start another"
+                )
+    elif run.exists() and any(
+        p.name not in _STARTED and not p.name.startswith(".") for p in run.iterdir()
+    ):
+        raise ValueError(
+            f"the run folder {run} exists already: set resume true to go on with it, or choose another folder "
+            "(parameter out)"
+        )
     run.mkdir(parents=True, exist_ok=True)
-    if not cfg.resume: write_text(saved, json.dumps(cfg.resolved(), indent=1))
+    if not cfg.resume:
+        write_text(saved, json.dumps(cfg.resolved(), indent=1))
     return run
 
 def check_base(cfg: TrainSettings, folder: Path, model):
     "Keep the fingerprint of the base in the run folder; on resuming, `ValueError` if `model` has other weights by now."
-    path, now = folder/"base.json", fingerprint(model)
+    path, now = folder / "base.json", fingerprint(model)
     if not cfg.resume or not path.is_file():
         return write_base(folder, cfg.resolved()["model"], now)
     name, begun = read_base(path)
-    exact = lambda seen: {k: v for k, v in seen.items() if not k.endswith(":4bit")}     # which a GPU may pack otherwise than a CPU
+    exact = lambda seen: {
+        k: v for k, v in seen.items() if not k.endswith(":4bit")
+    }  # which a GPU may pack otherwise than a CPU
     if exact(begun) != exact(now) or not same_base(begun, now):
-        raise ValueError(f"the run in {folder} was begun with other weights of its base ({name or 'the embedded nano'}) than "
-                         f"{cfg.model or 'the embedded nano'} has now: restore them, or start another run (parameter out)")
+        raise ValueError(
+            f"the run in {folder} was begun with other weights of its base ({name or 'the embedded nano'}) than "
+            f"{cfg.model or 'the embedded nano'} has now: restore them, or start another run (parameter out)"
+        )
 
 def wholly_fp32(cfg: TrainSettings) -> bool:
     "Whether all weights are trained in fp32."
@@ -115,8 +132,18 @@ DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
     "Model (in the base's precision), tokenizer and codec, on the accelerator's device."
-    base, source = torch.float32 if wholly_fp32(cfg) else DTYPES[cfg.precision], local_or_id(cfg.model) or NANO
-    return load_checkpoint(source, cfg.codec or None, base, accelerator.device, cfg.mode == "qlora", cfg.text_weight > 0)
+    base, source = (
+        torch.float32 if wholly_fp32(cfg) else DTYPES[cfg.precision],
+        local_or_id(cfg.model) or NANO,
+    )
+    return load_checkpoint(
+        source,
+        cfg.codec or None,
+        base,
+        accelerator.device,
+        cfg.mode == "qlora",
+        cfg.text_weight > 0,
+    )
 
 # %% ../nbs/46_loop.ipynb #3e43dbc0
 @dataclass
@@ -174,11 +201,25 @@ def echo(line: str):
 # %% ../nbs/46_loop.ipynb #a0c13ea4
 def build_model(cfg: TrainSettings, parts: Checkpoint):
     "The model to train: LoRA on it or all of it, with checkpointing if asked."
-    if cfg.mode == "full": model = for_full_training(parts.model, torch.float32 if wholly_fp32(cfg) else torch.bfloat16)
-    else: model = add_lora(parts.model, lora_config(cfg.rank, cfg.alpha, cfg.dropout, cfg.targets, cfg.audio_embeddings, cfg.adapter))
+    if cfg.mode == "full":
+        model = for_full_training(
+            parts.model, torch.float32 if wholly_fp32(cfg) else torch.bfloat16
+        )
+    else:
+        model = add_lora(
+            parts.model,
+            lora_config(
+                cfg.rank, cfg.alpha, cfg.dropout, cfg.targets, cfg.audio_embeddings, cfg.adapter
+            ),
+        )
     core = base_of(model).model
-    core.gradient_checkpointing = cfg.checkpointing             # 40_step reads both
-    core.compiled = cfg.compiled and cfg.mode != "qlora" and core.device.type == "cuda" and parts.model.num_parameters() > 1e9
+    core.gradient_checkpointing = cfg.checkpointing  # 40_step reads both
+    core.compiled = (
+        cfg.compiled
+        and cfg.mode != "qlora"
+        and core.device.type == "cuda"
+        and parts.model.num_parameters() > 1e9
+    )
     return model.train()
 
 def find_device(cfg: TrainSettings) -> Accelerator:
@@ -186,11 +227,22 @@ def find_device(cfg: TrainSettings) -> Accelerator:
     has = torch.cuda.is_available()
     cpu = cfg.device == "cpu" or not has
     if cfg.device == "cuda" and not has:
-        raise ValueError("device is cuda but torch sees no GPU: install a torch that fits the driver (see nvidia-smi), or set device cpu")
-    if cfg.device != "cpu" and has and cfg.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            "device is cuda but torch sees no GPU: install a torch that fits the driver (see nvidia-smi), or set device cpu"
+        )
+    if (
+        cfg.device != "cpu"
+        and has
+        and cfg.precision == "bf16"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise ValueError("this GPU has no bf16: set precision fp16")
-    if cpu and cfg.precision == "fp16": raise ValueError("precision fp16 needs a GPU: set bf16 or fp32")
-    if not cpu and cfg.precision != "fp32": torch.set_float32_matmul_precision("high")  # fp32 adapters in TF32, still finer than the base
+    if cpu and cfg.precision == "fp16":
+        raise ValueError("precision fp16 needs a GPU: set bf16 or fp32")
+    if not cpu and cfg.precision != "fp32":
+        torch.set_float32_matmul_precision(
+            "high"
+        )  # fp32 adapters in TF32, still finer than the base
     return Accelerator(cpu=cpu)
 
 def open_run(
@@ -257,16 +309,24 @@ def take_up_last(run: Run, found: list[Path]):
     "Bring a run to the last of its checkpoints that can be read; damaged ones after it are named and set aside."
     damaged = []
     for checkpoint in reversed(found):
-        try: take_up(run, checkpoint)
+        try:
+            take_up(run, checkpoint)
         except Damaged as e:
-            if not run.accelerator.is_main_process: raise       # main has set aside what it met
+            if not run.accelerator.is_main_process:
+                raise  # main has set aside what it met
             damaged.append(checkpoint)
             echo(f"{e}; going back to the checkpoint before it")
-        else: break
-    else: raise ValueError(f"none of the {len(found)} checkpoints in {run.folder} can be read: restore one, or start another run "
-                           "(parameter out)")
+        else:
+            break
+    else:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {run.folder} can be read: restore one, or start another run "
+            "(parameter out)"
+        )
     for checkpoint in damaged:
-        shutil.rmtree(aside := checkpoint.with_name(f"damaged-{checkpoint.name}"), ignore_errors=True)
+        shutil.rmtree(
+            aside := checkpoint.with_name(f"damaged-{checkpoint.name}"), ignore_errors=True
+        )
         checkpoint.rename(aside)
 
 def take_up(run: Run, checkpoint: Path):
@@ -275,14 +335,21 @@ def take_up(run: Run, checkpoint: Path):
     with reading("checkpoint", checkpoint):
         run.scaler.load_state_dict(state.pop("scaler"))
         begun, rng = state.pop("plan"), state.pop("rng")
-        if run.average: run.average.mean = [t.to(m.device) for t, m in zip(state.pop("average"), run.average.mean, strict=True)]
+        if run.average:
+            run.average.mean = [
+                t.to(m.device) for t, m in zip(state.pop("average"), run.average.mean, strict=True)
+            ]
     if begun != plan_key(run):
-        raise ValueError(f"the run in {run.folder} was begun with {begun[1]} clips on {begun[0]} process(es), now there are "
-                         f"{len(run.data.train)} on {run.accelerator.num_processes}, or the clips are others: resume it with the same, "
-                         "or start another")
+        raise ValueError(
+            f"the run in {run.folder} was begun with {begun[1]} clips on {begun[0]} process(es), now there are "
+            f"{len(run.data.train)} on {run.accelerator.num_processes}, or the clips are others: resume it with the same, "
+            "or start another"
+        )
     set_random_state(rng[run.accelerator.process_index], run.accelerator.device)
-    for name, value in state.items(): setattr(run, name, value)
-    if run.cfg.patience and run.stale >= run.cfg.patience: run.stop = "patience"
+    for name, value in state.items():
+        setattr(run, name, value)
+    if run.cfg.patience and run.stale >= run.cfg.patience:
+        run.stop = "patience"
 
 def plan_key(run: Run) -> list:
     "What a run follows from, beside its settings: processes, clips, a hash of their texts, codes and weights."
@@ -308,8 +375,12 @@ def validate(run: Run) -> dict:
     run.model.eval()
     with torch.no_grad(), run.average.instead() if run.average else nullcontext():
         for batch in epoch_batches([len(e) for e in run.data.valid], cfg.budget, cfg.seed):
-            batch = to_device(collate([run.data.valid[i] for i in batch], run.parts.tokenizer), run.accelerator.device)
-            with autocast(run): tally = tally + audio_loss(run.model, batch).tally
+            batch = to_device(
+                collate([run.data.valid[i] for i in batch], run.parts.tokenizer),
+                run.accelerator.device,
+            )
+            with autocast(run):
+                tally = tally + audio_loss(run.model, batch).tally
     run.model.train()
     return per_target(tally, cfg.codebook_weights or None)
 
@@ -318,26 +389,58 @@ def autocast(run: Run):
     layers run under autocast (23): here it would make the sum of the codebooks' embeddings fp32, which does not fit into the prompt's.
     """
     device, cfg = run.accelerator.device.type, run.cfg
-    return torch.autocast(device, DTYPES[cfg.precision], enabled=wholly_fp32(cfg) and cfg.precision != "fp32")
+    return torch.autocast(
+        device, DTYPES[cfg.precision], enabled=wholly_fp32(cfg) and cfg.precision != "fp32"
+    )
 
 # %% ../nbs/46_loop.ipynb #7cd3e17b
-def load_step(run: Run, epoch: int, batches: list[list[int]]) -> tuple[list[dict], torch.Tensor, dict]:
+def load_step(
+    run: Run, epoch: int, batches: list[list[int]]
+) -> tuple[list[dict], torch.Tensor, dict]:
     "This process' share of `batches`, collated (in pinned memory for a GPU); the targets of all by codebook; clips and positions."
-    rng, acc, tokenizer = np.random.default_rng([run.cfg.seed, 3, epoch, batches[0][0]]), run.accelerator, run.parts.tokenizer
+    rng, acc, tokenizer = (
+        np.random.default_rng([run.cfg.seed, 3, epoch, batches[0][0]]),
+        run.accelerator,
+        run.parts.tokenizer,
+    )
     examples = [[corrupt(run.data.train[i], run.cfg.noise, rng) for i in b] for b in batches]
-    if run.cfg.wordless: examples = [[without_words(e, tokenizer) if rng.random() < run.cfg.wordless else e for e in b] for b in examples]
-    text = run.cfg.text_weight and run.cfg.text_weight/sum(len(followed(e, tokenizer)) for b in examples for e in b)
-    mine = [collate(b, tokenizer, text) for b in examples[acc.process_index::acc.num_processes]]
-    if acc.device.type == "cuda": mine = [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in b.items()} for b in mine]
+    if run.cfg.wordless:
+        examples = [
+            [without_words(e, tokenizer) if rng.random() < run.cfg.wordless else e for e in b]
+            for b in examples
+        ]
+    text = run.cfg.text_weight and run.cfg.text_weight / sum(
+        len(followed(e, tokenizer)) for b in examples for e in b
+    )
+    mine = [collate(b, tokenizer, text) for b in examples[acc.process_index :: acc.num_processes]]
+    if acc.device.type == "cuda":
+        mine = [
+            {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in b.items()}
+            for b in mine
+        ]
     counts = sum(torch.from_numpy((e.labels >= 0).sum(0)) for b in examples for e in b)
-    return mine, counts, dict(samples=sum(map(len, batches)), tokens=sum(len(e) for b in examples for e in b))
+    return (
+        mine,
+        counts,
+        dict(samples=sum(map(len, batches)), tokens=sum(len(e) for b in examples for e in b)),
+    )
 
 def one_step(run: Run, mine: list[dict], counts: torch.Tensor, sizes: dict) -> dict:
     "One optimiser step over what `load_step` gives."
     cfg, acc = run.cfg, run.accelerator
     set_rate(run.optimizer, rate_at(cfg, run.step + 1, run.total))
     everyone = (lambda t: acc.reduce(t, "sum")) if acc.num_processes > 1 else None
-    done = train_step(run.model, run.optimizer, mine, cfg.codebook_weights or None, cfg.clip, counts, autocast(run), run.scaler, everyone)
+    done = train_step(
+        run.model,
+        run.optimizer,
+        mine,
+        cfg.codebook_weights or None,
+        cfg.clip,
+        counts,
+        autocast(run),
+        run.scaler,
+        everyone,
+    )
     return done | sizes
 
 def train(run: Run) -> Run:
@@ -350,29 +453,42 @@ def train(run: Run) -> Run:
     `FloatingPointError` leave the checkpoints before.
     """
     cfg, seen = run.cfg, Counter()
-    if run.rng: set_random_state(run.rng, run.accelerator.device)
+    if run.rng:
+        set_random_state(run.rng, run.accelerator.device)
     run.rng, run.told, run.stop = None, 0, run.stop if run.stop == "patience" else ""
     with heed_signals(run):
-        if run.data.valid and not run.step and run.before is None: judge_before(run)
+        if run.data.valid and not run.step and run.before is None:
+            judge_before(run)
         t0 = time.perf_counter()
         plan = plan_from(cfg, run.data, run.step, run.accelerator.num_processes)
         for (epoch, _), loaded in ahead(plan, lambda step: load_step(run, *step)):
-            if run.step >= run.total or run.stop: break
+            if run.step >= run.total or run.stop:
+                break
             report = one_step(run, *loaded)
             run.step += 1
-            if run.average: run.average.update(run.step)
+            if run.average:
+                run.average.update(run.step)
             agree(run)
-            seen.update(steps=1, samples=report["samples"], tokens=report["tokens"], seconds=time.perf_counter() - t0)
+            seen.update(
+                steps=1,
+                samples=report["samples"],
+                tokens=report["tokens"],
+                seconds=time.perf_counter() - t0,
+            )
             last = run.step == run.total
             if run.step % cfg.report == 0 or last:
                 log_step(run, epoch, report, seen)
                 seen = Counter()
-            if run.data.valid and (run.step % cfg.evaluate == 0 or last): judge(run, epoch)
-            if run.speak and cfg.sample and run.step % cfg.sample == 0: run.speak(run, "during")
-            if run.step % cfg.save == 0 or run.step == run.best_step or last or run.stop: save_run(run)
+            if run.data.valid and (run.step % cfg.evaluate == 0 or last):
+                judge(run, epoch)
+            if run.speak and cfg.sample and run.step % cfg.sample == 0:
+                run.speak(run, "during")
+            if run.step % cfg.save == 0 or run.step == run.best_step or last or run.stop:
+                save_run(run)
             t0 = time.perf_counter()
-        agree(run)      # a signal during the last save
-    if run.stop == "signal": raise stopped(run)
+        agree(run)  # a signal during the last save
+    if run.stop == "signal":
+        raise stopped(run)
     _STOPPED.discard(run.folder)
     return run
 
@@ -386,21 +502,29 @@ def heed_signals(run: Run):
     alone; elsewhere nothing changes.
     """
     first = 0.0
+
     def _note(number, _):
         nonlocal first
         if number == signal.SIGINT and run.told and time.monotonic() - first > 3:
             where = f"in step {run.step + 1} of {run.total}"
             raise Stopped(run, number, f"stopped at once {where}; the last checkpoint stays")
-        if not run.told: run.told, first = number, time.monotonic()
+        if not run.told:
+            run.told, first = number, time.monotonic()
+
     before = {}
     if threading.current_thread() is threading.main_thread():
-        names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]   # Windows has no SIGHUP
+        names = [
+            n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)
+        ]  # Windows has no SIGHUP
         handlers = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
         before = {s: h for s, h in handlers.items() if h not in (None, signal.SIG_IGN)}
-    for s in before: signal.signal(s, _note)
-    try: yield
+    for s in before:
+        signal.signal(s, _note)
+    try:
+        yield
     finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 def agree(run: Run):
     "Stop every process after this step if a signal has told one of them to."
@@ -410,30 +534,47 @@ def agree(run: Run):
 
 def stopped(run: Run) -> Stopped:
     "What `train` raises after a signal; the checkpoint of the run's step is written."
-    run.rng, number = random_state(run.accelerator.device), signal.Signals(run.told or signal.SIGTERM)
+    run.rng, number = (
+        random_state(run.accelerator.device),
+        signal.Signals(run.told or signal.SIGTERM),
+    )
     done = f"after step {run.step} of {run.total}"
     return Stopped(run, number, f"stopped by {number.name} {done}, and saved")
 
 def log_step(run: Run, epoch: int, report: dict, seen: dict):
     "A line of training for metrics, TensorBoard, the figure and the screen; `seen` counts since the last one."
-    if not run.accelerator.is_main_process: return
-    row = dict(step=run.step, epoch=epoch, kind="train", **report, rate=float(run.optimizer.param_groups[0]["lr"]),
-               samples_per_s=seen["samples"]/seen["seconds"], tokens_per_s=seen["tokens"]/seen["seconds"],
-               seconds_left=(run.total - run.step)*seen["seconds"]/seen["steps"], memory_gib=memory_gib(run.accelerator.device),
-               **gpu_use(run.accelerator.device))
+    if not run.accelerator.is_main_process:
+        return
+    row = dict(
+        step=run.step,
+        epoch=epoch,
+        kind="train",
+        **report,
+        rate=float(run.optimizer.param_groups[0]["lr"]),
+        samples_per_s=seen["samples"] / seen["seconds"],
+        tokens_per_s=seen["tokens"] / seen["seconds"],
+        seconds_left=(run.total - run.step) * seen["seconds"] / seen["steps"],
+        memory_gib=memory_gib(run.accelerator.device),
+        **gpu_use(run.accelerator.device),
+    )
     keep_row(run, row)
-    echo(f"step {run.step}/{run.total}  epoch {epoch + 1}  loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  rate {row['rate']:.1e}  "
-         f"{row['samples_per_s']:.1f} clips/s  {row['tokens_per_s']:.0f} tokens/s  {row['memory_gib']:.1f} GiB  "
-         f"{clock(row['seconds_left'])} left")
+    echo(
+        f"step {run.step}/{run.total}  epoch {epoch + 1}  loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  rate {row['rate']:.1e}  "
+        f"{row['samples_per_s']:.1f} clips/s  {row['tokens_per_s']:.0f} tokens/s  {row['memory_gib']:.1f} GiB  "
+        f"{clock(row['seconds_left'])} left"
+    )
 
 def keep_row(run: Run, row: dict):
     "Append a row to metrics.jsonl and TensorBoard, and redraw the figure."
     run.metrics.add(**row)
     for key, value in row.items():
-        if isinstance(value, float): run.board.add_scalar(f"{row['kind']}/{key}", value, run.step)
-    for k, value in enumerate(row["by_codebook"]): run.board.add_scalar(f"{row['kind']}/codebook_{k}", value, run.step)
-    run.board.flush()       # a killed run keeps what it has shown
-    if run.figure: run.figure.update(run.metrics.rows)
+        if isinstance(value, float):
+            run.board.add_scalar(f"{row['kind']}/{key}", value, run.step)
+    for k, value in enumerate(row["by_codebook"]):
+        run.board.add_scalar(f"{row['kind']}/codebook_{k}", value, run.step)
+    run.board.flush()  # a killed run keeps what it has shown
+    if run.figure:
+        run.figure.update(run.metrics.rows)
 
 # %% ../nbs/46_loop.ipynb #3c4436df
 def validation_row(run: Run, epoch: int) -> dict:
@@ -461,24 +602,43 @@ def judge(run: Run, epoch: int):
     "Validate; remember the best, count what did not improve, and stop when patience ends."
     row = validation_row(run, epoch)
     if not math.isfinite(row["loss"]):
-        raise FloatingPointError(f"the validation loss is {row['loss']} at step {run.step}: lower the rate, or train in bf16 or fp32; "
-                                 "go on from the last checkpoint (resume true)")
-    if row["loss"] < run.best: run.best, run.best_step, run.stale = row["loss"], run.step, 0
-    else: run.stale += 1
-    if run.cfg.patience and run.stale >= run.cfg.patience: run.stop = run.stop or "patience"
-    if not run.accelerator.is_main_process: return
+        raise FloatingPointError(
+            f"the validation loss is {row['loss']} at step {run.step}: lower the rate, or train in bf16 or fp32; "
+            "go on from the last checkpoint (resume true)"
+        )
+    if row["loss"] < run.best:
+        run.best, run.best_step, run.stale = row["loss"], run.step, 0
+    else:
+        run.stale += 1
+    if run.cfg.patience and run.stale >= run.cfg.patience:
+        run.stop = run.stop or "patience"
+    if not run.accelerator.is_main_process:
+        return
     keep_row(run, row)
-    news = "best so far" if run.best_step == run.step else f"no better for {run.stale} validation(s)"
-    if run.stop == "patience": news += ": stopping"
-    echo(f"step {run.step}/{run.total}  validation loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  {news}")
+    news = (
+        "best so far" if run.best_step == run.step else f"no better for {run.stale} validation(s)"
+    )
+    if run.stop == "patience":
+        news += ": stopping"
+    echo(
+        f"step {run.step}/{run.total}  validation loss {row['loss']:.3f}  eos {row['eos_loss']:.3f}  {news}"
+    )
 
 def save_run(run: Run):
     "A checkpoint of this step, with the random state of every process; old ones go."
     rng = gather_object([random_state(run.accelerator.device)])
-    if not run.accelerator.is_main_process: return
-    state = dict(best=run.best, best_step=run.best_step, stale=run.stale, plan=plan_key(run), rng=rng,
-                 scaler=run.scaler.state_dict())
-    if run.average: state["average"] = run.average.mean
+    if not run.accelerator.is_main_process:
+        return
+    state = dict(
+        best=run.best,
+        best_step=run.best_step,
+        stale=run.stale,
+        plan=plan_key(run),
+        rng=rng,
+        scaler=run.scaler.state_dict(),
+    )
+    if run.average:
+        state["average"] = run.average.mean
     save_state(run.folder, run.step, run.model, run.optimizer, run.cfg.model, **state)
     prune(run.folder, run.cfg.keep_last, run.best_step)
 

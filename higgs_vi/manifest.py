@@ -25,8 +25,17 @@ def _text_of(folder: Path, name: str, strict: bool) -> str:
         return ""
 
 _TEXT, _TEXTS = "a text", "a text or a list of texts"
-_FIELDS = dict(id=_TEXT, speaker_id=_TEXT, audio_file=_TEXT, transcript_file=_TEXT, ref_audio_file=_TEXTS, ref_transcript=_TEXTS,
-               ref_speakers=_TEXTS, pair_of=_TEXTS, tagged=_TEXTS)
+_FIELDS = dict(
+    id=_TEXT,
+    speaker_id=_TEXT,
+    audio_file=_TEXT,
+    transcript_file=_TEXT,
+    ref_audio_file=_TEXTS,
+    ref_transcript=_TEXTS,
+    ref_speakers=_TEXTS,
+    pair_of=_TEXTS,
+    tagged=_TEXTS,
+)
 
 def _odd(meta: dict) -> str:
     "What in a metadata.json has a type that no step writes; empty if nothing has."
@@ -46,22 +55,34 @@ def _odd(meta: dict) -> str:
 def read_samples(folder: Path, name: str = "metadata.json") -> pd.DataFrame:
     "The `samples` of a Higgs folder's metadata.json (or of `name`); absent values are None. `ValueError` if it is missing, damaged or odd."
     try:
-        meta = json.loads((folder/name).read_text(encoding="utf-8"))
+        meta = json.loads((folder / name).read_text(encoding="utf-8"))
         samples = meta["samples"]
     except (FileNotFoundError, NotADirectoryError):
         why = "it is a file, and no folder with a" if folder.is_file() else "it has no"
-        raise ValueError(f"{folder} is no Higgs dataset folder: {why} {name}; "
-                         "make one with 00_data") from None
+        raise ValueError(
+            f"{folder} is no Higgs dataset folder: {why} {name}; make one with 00_data"
+        ) from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{folder/name} is damaged ({e!r}): it must hold dataset_info and samples; "
-                         "make the folder again with 00_data") from e
-    except RecursionError as e: raise ValueError(f"{folder/name} is nested too deeply: it is not Higgs' format") from e
+        raise ValueError(
+            f"{folder / name} is damaged ({e!r}): it must hold dataset_info and samples; "
+            "make the folder again with 00_data"
+        ) from e
+    except RecursionError as e:
+        raise ValueError(f"{folder / name} is nested too deeply: it is not Higgs' format") from e
     if not isinstance(samples, list) or not all(isinstance(s, dict) for s in samples):
-        raise ValueError(f"the samples in {folder/name} are no list of objects: it is not Higgs' format")
-    if odd := _odd(meta): raise ValueError(f"{folder/name} is damaged ({odd}): restore it, or make the folder again with 00_data")
+        raise ValueError(
+            f"the samples in {folder / name} are no list of objects: it is not Higgs' format"
+        )
+    if odd := _odd(meta):
+        raise ValueError(
+            f"{folder / name} is damaged ({odd}): restore it, or make the folder again with 00_data"
+        )
     df = pd.DataFrame(samples, dtype=object)
     for need in ("id", "audio_file", "transcript_file", "speaker_id"):
-        if need not in df: raise ValueError(f"the samples in {folder/name} have no {need}: it is not Higgs' format")
+        if need not in df:
+            raise ValueError(
+                f"the samples in {folder / name} have no {need}: it is not Higgs' format"
+            )
     return df.where(df.notna(), None)
 
 # %% ../nbs/26_manifest.ipynb #1b64d108
@@ -74,7 +95,10 @@ def read_higgs(folder: str | Path) -> pd.DataFrame:
     df = read_samples(folder)
     df["audio_path"] = [str(inside(folder, f)) for f in df["audio_file"]]
     df["text"] = [_text_of(folder, f, strict=True) for f in df["transcript_file"]]
-    df["ref_paths"] = [[str(inside(folder, f)) for f in as_list(r)] for r in df.get("ref_audio_file", [None]*len(df))]
+    df["ref_paths"] = [
+        [str(inside(folder, f)) for f in as_list(r)]
+        for r in df.get("ref_audio_file", [None] * len(df))
+    ]
     return df
 
 def read_higgs_rows(folder: Path) -> pd.DataFrame:
@@ -83,11 +107,19 @@ def read_higgs_rows(folder: Path) -> pd.DataFrame:
     df["speaker_id"] = df["speaker_id"].map(lambda s: "" if s is None else str(s))
     names = df.get("speaker_name", df["speaker_id"])
     names = names.where(~names.map(is_nobody), df["speaker_id"]).map(str)
-    shared = df["speaker_id"].groupby(names).transform("nunique") > 1           # a name of several people is no name
+    shared = (
+        df["speaker_id"].groupby(names).transform("nunique") > 1
+    )  # a name of several people is no name
     rows = df.rename(columns=dict(original_audio_path="origin")).assign(
-        speaker=names.where(~shared, df["speaker_id"]), text=[_text_of(folder, str(f), strict=False) for f in df["transcript_file"]],
-        file=[str(f or "") for f in df["audio_file"]], ref_paths=[as_list(r) for r in df.get("ref_audio_file", [None]*len(df))])
+        speaker=names.where(~shared, df["speaker_id"]),
+        text=[_text_of(folder, str(f), strict=False) for f in df["transcript_file"]],
+        file=[str(f or "") for f in df["audio_file"]],
+        ref_paths=[as_list(r) for r in df.get("ref_audio_file", [None] * len(df))],
+    )
     known = dict(zip(df["speaker_id"], rows["speaker"]))
-    rows["ref_speakers"] = [[known.get(str(s), str(s)) for s in as_list(r)] for r in df.get("ref_speakers", [None]*len(df))]
+    rows["ref_speakers"] = [
+        [known.get(str(s), str(s)) for s in as_list(r)]
+        for r in df.get("ref_speakers", [None] * len(df))
+    ]
     kept = [*COLUMNS, "ref_paths", "ref_transcript", "ref_speakers", "problem"]
     return rows[[c for c in kept if c in rows and c not in ("source", "start", "end")]]

@@ -54,52 +54,85 @@ def probe(parts: Checkpoint) -> tuple[torch.Tensor, list[np.ndarray]]:
     "The logits `(N, K, V)` of a model on fixed prompts with fixed noise as codes, and its greedy columns (2 s at most) for them."
     parts.model.eval()
     prompts, rng = [make_prompt(t) for t in PROBES], np.random.default_rng(0)
-    batch = collate([build_example(parts.tokenizer, p, rng.integers(0, 1024, (8, 25))) for p in prompts], parts.tokenizer)
-    with torch.no_grad(): logits = target_logits(parts.model, batch)
-    return logits, [generate_columns(parts, p, Sampling(temperature=0, ras=0, seconds=2)) for p in prompts]
+    batch = collate(
+        [build_example(parts.tokenizer, p, rng.integers(0, 1024, (8, 25))) for p in prompts],
+        parts.tokenizer,
+    )
+    with torch.no_grad():
+        logits = target_logits(parts.model, batch)
+    return logits, [
+        generate_columns(parts, p, Sampling(temperature=0, ras=0, seconds=2)) for p in prompts
+    ]
 
 def difference(a, b) -> dict:
     "Two probes compared: largest and mean difference of logits, the share of equal likeliest codes, the share of equal greedy codes."
     (logits_a, codes_a), (logits_b, codes_b) = a, b
     gap = (logits_a - logits_b).abs()
-    same = [np.mean(x[:len(y)] == y[:len(x)])*min(len(x), len(y))/max(len(x), len(y)) for x, y in zip(codes_a, codes_b)]
+    same = [
+        np.mean(x[: len(y)] == y[: len(x)]) * min(len(x), len(y)) / max(len(x), len(y))
+        for x, y in zip(codes_a, codes_b)
+    ]
     likeliest = (logits_a.argmax(-1) == logits_b.argmax(-1)).float().mean().item()
-    return dict(largest=gap.max().item(), mean=gap.mean().item(), likeliest_equal=likeliest,
-                greedy_equal=float(np.mean(same)))
+    return dict(
+        largest=gap.max().item(),
+        mean=gap.mean().item(),
+        likeliest_equal=likeliest,
+        greedy_equal=float(np.mean(same)),
+    )
 
 # %% ../nbs/05_merge.ipynb #e31b4b48
 def find_adapter(folder: str | Path) -> Path:
     "The adapter folder in a run folder, or the folder itself."
-    folder = (project_root()/folder).resolve()
-    if not folder.is_dir(): raise ValueError(f"there is no folder {folder}: train first (04_train), or name the adapter")
-    return folder/"adapter" if (folder/"adapter").is_dir() else folder
+    folder = (project_root() / folder).resolve()
+    if not folder.is_dir():
+        raise ValueError(
+            f"there is no folder {folder}: train first (04_train), or name the adapter"
+        )
+    return folder / "adapter" if (folder / "adapter").is_dir() else folder
 
 def base_name(adapter: Path, base: str) -> str | Path:
     "What to load as the base: `base` if given, else what the adapter names; an empty name is the embedded nano."
-    named = adapter/"base.json"
+    named = adapter / "base.json"
     if not base and not named.is_file():
-        raise ValueError(f"the adapter {adapter} does not name its base (base.json): give it (parameter base)")
+        raise ValueError(
+            f"the adapter {adapter} does not name its base (base.json): give it (parameter base)"
+        )
     return local_or_id(base or read_base(named)[0]) or NANO
 
 def merge(cfg: MergeSettings) -> dict:
     "Merge and write; the differences `adapter_merged` and `merged_base`, and the paths. The written folder is read back and compared too."
-    folder, out = find_adapter(cfg.adapter), (project_root()/cfg.out).resolve()
-    if out.exists(): raise ValueError(f"{out} exists already: choose another folder (parameter out), or delete it")
-    parts = load_checkpoint(base_name(folder, cfg.base), cfg.codec or None, torch.float32 if cfg.precision == "fp32" else torch.bfloat16)
+    folder, out = find_adapter(cfg.adapter), (project_root() / cfg.out).resolve()
+    if out.exists():
+        raise ValueError(
+            f"{out} exists already: choose another folder (parameter out), or delete it"
+        )
+    parts = load_checkpoint(
+        base_name(folder, cfg.base),
+        cfg.codec or None,
+        torch.float32 if cfg.precision == "fp32" else torch.bfloat16,
+    )
     dtype, before = parts.model.dtype, probe(parts)
     parts.model = load_adapter(parts.model, folder)
     adapted = probe(parts)
     parts.model = parts.model.merge_and_unload().to(dtype)
     if bad := not_finite(parts.model.state_dict().items()):
-        raise ValueError(f"{bad} is not finite once the adapter {folder} is merged into its base in {cfg.precision}, so nothing is "
-                         "written: its weights are too large; take an adapter that was trained at a lower rate")
+        raise ValueError(
+            f"{bad} is not finite once the adapter {folder} is merged into its base in {cfg.precision}, so nothing is "
+            "written: its weights are too large; take an adapter that was trained at a lower rate"
+        )
     merged = probe(parts)
     save_checkpoint(out, parts)
     again = load_model(out, dtype).state_dict()
     if lost := [n for n, w in parts.model.state_dict().items() if not torch.equal(w, again[n])]:
         shutil.rmtree(out)
-        raise ValueError(f"{out} does not read back as it was written ({lost[0]}): the disk may be failing; merge again elsewhere")
-    return dict(adapter_merged=difference(adapted, merged), merged_base=difference(merged, before), folder=str(out))
+        raise ValueError(
+            f"{out} does not read back as it was written ({lost[0]}): the disk may be failing; merge again elsewhere"
+        )
+    return dict(
+        adapter_merged=difference(adapted, merged),
+        merged_base=difference(merged, before),
+        folder=str(out),
+    )
 
 # %% ../nbs/05_merge.ipynb #300bd891
 PLAIN = """\
@@ -122,8 +155,14 @@ def report(differences: dict) -> str:
 
 def hear(cfg: MergeSettings) -> dict[str, Speech]:
     "The sentence of `cfg` by the base (`before`) and by the merged model (`after`), with the same seed."
-    sources = dict(before=base_name(find_adapter(cfg.adapter), cfg.base), after=(project_root()/cfg.out).resolve())
-    return {when: say(load_checkpoint(source, cfg.codec or None), make_prompt(cfg.text)) for when, source in sources.items()}
+    sources = dict(
+        before=base_name(find_adapter(cfg.adapter), cfg.base),
+        after=(project_root() / cfg.out).resolve(),
+    )
+    return {
+        when: say(load_checkpoint(source, cfg.codec or None), make_prompt(cfg.text))
+        for when, source in sources.items()
+    }
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-merge."

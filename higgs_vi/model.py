@@ -52,18 +52,27 @@ from .weights import no_bars, not_finite, read_tensors, reading
 NANO = Path(str(files("higgs_vi")))/"assets"/"nano"
 
 # %% ../nbs/36_model.ipynb #51848ff9
-logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)    # that a text embedding waits on the host, where it shall be
+logging.getLogger("accelerate.big_modeling").setLevel(
+    logging.ERROR
+)  # that a text embedding waits on the host, where it shall be
 
 # %% ../nbs/36_model.ipynb #29176e8f
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     "All tensors of the safetensors shards in `folder`, which must be those that its index names."
-    index = folder/"model.safetensors.index.json"
-    shards = (sorted({inside(folder, f) for f in read_json(index)["weight_map"].values()}) if index.is_file()
-              else sorted(folder.glob("*.safetensors")))
-    if not shards: raise ValueError(f"{folder} holds no *.safetensors: fetch the model's weights into it")
+    index = folder / "model.safetensors.index.json"
+    shards = (
+        sorted({inside(folder, f) for f in read_json(index)["weight_map"].values()})
+        if index.is_file()
+        else sorted(folder.glob("*.safetensors"))
+    )
+    if not shards:
+        raise ValueError(f"{folder} holds no *.safetensors: fetch the model's weights into it")
     weights = {}
     for shard in shards:
-        if not shard.is_file(): raise ValueError(f"{shard} is missing though the index names it: fetch the checkpoint again")
+        if not shard.is_file():
+            raise ValueError(
+                f"{shard} is missing though the index names it: fetch the checkpoint again"
+            )
         weights |= read_tensors(shard)
     return weights
 
@@ -71,28 +80,53 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def _model_from_boson(folder: Path, dtype, text_head: bool):
     "HF's model with the weights of a folder in Boson's layout."
     tokenizer = load_tokenizer(folder)
-    config = model_config_from_boson(read_json(folder/"config.json"), tokenizer)
+    config = model_config_from_boson(read_json(folder / "config.json"), tokenizer)
     model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=model_weights_from_boson(_read_weights(folder)), dtype=dtype, use_text_head=text_head,
-        output_loading_info=True)
+        None,
+        config=config,
+        state_dict=model_weights_from_boson(_read_weights(folder)),
+        dtype=dtype,
+        use_text_head=text_head,
+        output_loading_info=True,
+    )
     model.generation_config = generation_settings(config)
     return model, info
 
 # %% ../nbs/36_model.ipynb #6e5161b8
-def generation_settings(config: HiggsAudioV2Config, read: GenerationConfig | None = None) -> GenerationConfig:
+def generation_settings(
+    config: HiggsAudioV2Config, read: GenerationConfig | None = None
+) -> GenerationConfig:
     """HF's own settings for Higgs v2: its end ids, and RAS (a code seen twice in the last 7 columns is drawn again).
 
     What a checkpoint's own settings, as they were `read`, say of these and of our `text_guidance` stays; nothing else of them is
     taken, for HF's decoding of Higgs knows no other. `ValueError` for values without sense.
     """
-    own = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
-                           ras_win_len=7, ras_win_max_num_repeat=2)
-    for name, most in dict(bos_token_id=2**31, eos_token_id=2**31, pad_token_id=2**31, ras_win_len=10**6, ras_win_max_num_repeat=10**6,
-                           text_guidance=100).items():
+    own = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        ras_win_len=7,
+        ras_win_max_num_repeat=2,
+    )
+    for name, most in dict(
+        bos_token_id=2**31,
+        eos_token_id=2**31,
+        pad_token_id=2**31,
+        ras_win_len=10**6,
+        ras_win_max_num_repeat=10**6,
+        text_guidance=100,
+    ).items():
         value = getattr(read, name, None)
-        if value is None: continue
-        if isinstance(value, bool) or not isinstance(value, int if most > 100 else (int, float)) or not 0 <= value <= most:
-            raise ValueError(f"its generation_config says {name} = {value!r:.60}: it takes a number from 0 to {most}")
+        if value is None:
+            continue
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if most > 100 else (int, float))
+            or not 0 <= value <= most
+        ):
+            raise ValueError(
+                f"its generation_config says {name} = {value!r:.60}: it takes a number from 0 to {most}"
+            )
         setattr(own, name, value)
     return own
 
@@ -105,33 +139,59 @@ def _check_sizes(source, config: dict):
     for name, most in _SIZES.items():
         size = config.get(name, 1)
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
-            raise Damaged(f"the configuration of {str(source)!r}", f"{name} is {size!r:.60}", f"it must be a number from 1 to {most}")
+            raise Damaged(
+                f"the configuration of {str(source)!r}",
+                f"{name} is {size!r:.60}",
+                f"it must be a number from 1 to {most}",
+            )
 
 def _read_model(source, dtype, device, text_head: bool, quantised: bool):
     "The model of `source`, and which of its weights did not arrive."
     with reading("model", source):
         config = PreTrainedConfig.get_config_dict(source, trust_remote_code=False)[0]
-        if not isinstance(config, dict): raise TypeError(f"config.json holds {type(config).__name__}, not an object")
+        if not isinstance(config, dict):
+            raise TypeError(f"config.json holds {type(config).__name__}, not an object")
     kind = config.get("model_type")
     if kind == "higgs_audio" and quantised:
-        raise ValueError(f"{str(source)!r} is in Boson's first layout, which is not read in 4 bits: convert it once with "
-                         "save_checkpoint(folder, load_checkpoint(source)), and give that folder")
+        raise ValueError(
+            f"{str(source)!r} is in Boson's first layout, which is not read in 4 bits: convert it once with "
+            "save_checkpoint(folder, load_checkpoint(source)), and give that folder"
+        )
     if kind == "higgs_audio":
-        folder = Path(source if Path(source).is_dir() else snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-        with reading("model", source): return _model_from_boson(folder, dtype, text_head)
+        folder = Path(
+            source
+            if Path(source).is_dir()
+            else snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"])
+        )
+        with reading("model", source):
+            return _model_from_boson(folder, dtype, text_head)
     if kind != "higgs_audio_v2":
-        raise ValueError(f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
-                         "(higgs_audio_v2, or Boson's higgs_audio)")
+        raise ValueError(
+            f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
+            "(higgs_audio_v2, or Boson's higgs_audio)"
+        )
     more = nf4(dtype, device, text_head) if quantised else {}
     _check_sizes(source, config)
     with reading("model", source):
         return HiggsAudioV2ForConditionalGeneration.from_pretrained(
-            source, dtype=dtype, use_text_head=text_head, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa",
-            output_loading_info=True, **more)
+            source,
+            dtype=dtype,
+            use_text_head=text_head,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **more,
+        )
 
 @no_bars()
-def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", text_head: bool = False,
-               quantised: bool = False):
+def load_model(
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    text_head: bool = False,
+    quantised: bool = False,
+):
     """`HiggsAudioV2ForConditionalGeneration` of a hub id or folder, in HF's layout or Boson's first one, in evaluation mode.
 
     Raises `ValueError` for an unknown, damaged or incomplete checkpoint. `text_head` loads the head that only a text loss needs;
@@ -139,22 +199,38 @@ def load_model(source: str | Path, dtype: torch.dtype = torch.float32, device: s
     """
     model, info = _read_model(source, dtype, device, text_head, quantised)
     if "text_lm_head.weight" in info["missing_keys"]:
-        raise ValueError(f"the model {str(source)!r} has no text head (text_lm_head.weight): set text_weight to 0")
-    lost = (sorted(info["missing_keys"]) + sorted(str(m[0]) for m in info["mismatched_keys"])
-            + sorted(k for k in info["unexpected_keys"] if "text_lm_head" not in k))
+        raise ValueError(
+            f"the model {str(source)!r} has no text head (text_lm_head.weight): set text_weight to 0"
+        )
+    lost = (
+        sorted(info["missing_keys"])
+        + sorted(str(m[0]) for m in info["mismatched_keys"])
+        + sorted(k for k in info["unexpected_keys"] if "text_lm_head" not in k)
+    )
     if lost:
-        raise Damaged(f"the model {str(source)!r}", f"it does not fit its configuration: {len(lost)} weights are missing, misshapen "
-                      f"or unknown, for example {lost[0]}", "fetch the checkpoint again")
+        raise Damaged(
+            f"the model {str(source)!r}",
+            f"it does not fit its configuration: {len(lost)} weights are missing, misshapen "
+            f"or unknown, for example {lost[0]}",
+            "fetch the checkpoint again",
+        )
     if bad := not_finite(model.state_dict().items()):
-        raise Damaged(f"the model {str(source)!r}", f"{bad} holds values that are not finite", "fetch the checkpoint again")
-    with reading("model", source): model.generation_config = generation_settings(model.config, model.generation_config)
-    if quantised: keep_text_on_host(model)
+        raise Damaged(
+            f"the model {str(source)!r}",
+            f"{bad} holds values that are not finite",
+            "fetch the checkpoint again",
+        )
+    with reading("model", source):
+        model.generation_config = generation_settings(model.config, model.generation_config)
+    if quantised:
+        keep_text_on_host(model)
     return route((model if quantised else model.to(device)).eval())
 
 # %% ../nbs/36_model.ipynb #c443ad36
 def load_tokenizer(source: str | Path):
     "The text tokenizer of a hub id or folder, padding with <|end_of_text|>; `ValueError` if it is none of Higgs v2's."
-    with reading("tokenizer of", source): tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    with reading("tokenizer of", source):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     token_id(tokenizer, AUDIO_TOKEN)
     tokenizer.pad_token = "<|end_of_text|>"
     return tokenizer
@@ -163,15 +239,22 @@ def load_tokenizer(source: str | Path):
 def need_bitsandbytes(what: str, instead: str):
     "`ValueError` that names the way out if the package is not there."
     if not find_spec("bitsandbytes"):
-        raise ValueError(f"{what} needs the package bitsandbytes: pip install 'higgs-vi[quant]', or {instead}")
+        raise ValueError(
+            f"{what} needs the package bitsandbytes: pip install 'higgs-vi[quant]', or {instead}"
+        )
 
 def nf4(dtype: torch.dtype, device: str | torch.device, text_head: bool) -> dict:
     "What HF's `from_pretrained` is told of a base in 4 bits on `device` that computes in `dtype`; `ValueError` without bitsandbytes."
     need_bitsandbytes("a base in 4 bits", "train with mode lora")
     where = places(device, text_head)
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-                             llm_int8_skip_modules=["audio_lm_head", "text_lm_head"],
-                             llm_int8_enable_fp32_cpu_offload="model.embed_tokens" in where)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["audio_lm_head", "text_lm_head"],
+        llm_int8_enable_fp32_cpu_offload="model.embed_tokens" in where,
+    )
     return dict(quantization_config=how, device_map=where)
 
 # %% ../nbs/36_model.ipynb #4b2d10d0
@@ -185,8 +268,15 @@ def places(device: str | torch.device, text_head: bool) -> dict:
     """HF's `device_map` of a base in 4 bits whose text embedding never passes through the GPU. Named part by part: accelerate
     would take all of what "" names there first.
     """
-    if torch.device(device).type == "cpu": return {"": device}
-    parts = ["model.layers", "model.norm", "model.rotary_emb", "model.embed_audio_tokens", "audio_lm_head"] + ["text_lm_head"]*text_head
+    if torch.device(device).type == "cpu":
+        return {"": device}
+    parts = [
+        "model.layers",
+        "model.norm",
+        "model.rotary_emb",
+        "model.embed_audio_tokens",
+        "audio_lm_head",
+    ] + ["text_lm_head"] * text_head
     return {"model.embed_tokens": "cpu"} | dict.fromkeys(parts, device)
 
 def keep_text_on_host(model):
@@ -195,7 +285,10 @@ def keep_text_on_host(model):
     off: `HostEmbedding` does its work, and PEFT would dispatch the model anew.
     """
     remove_hook_from_module(model, recurse=True)
-    for m in model.modules(): vars(m).pop("forward", None)      # HF's, left by a hook, would hide a HostEmbedding's and a RoutedLayer's
+    for m in model.modules():
+        vars(m).pop(
+            "forward", None
+        )  # HF's, left by a hook, would hide a HostEmbedding's and a RoutedLayer's
     words = model.model.embed_tokens
     table = words.weight.detach().to("cpu")
     del words.weight
@@ -217,17 +310,46 @@ def routes(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 class RoutedLayer(HiggsAudioV2DecoderLayer):
     "HF's decoder layer, each position sent through its own norms and feed-forward network by index."
-    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, audio_token_mask=None, **kwargs):
+
+    def forward(
+        self,
+        hidden_states,
+        position_embeddings=None,
+        attention_mask=None,
+        audio_token_mask=None,
+        **kwargs,
+    ):
         "As HF's: `(B, S, H)` to `(B, S, H)`; without `audio_token_mask` `(B, S)` all positions are sound."
-        if audio_token_mask is None: return super().forward(hidden_states, position_embeddings, attention_mask, None, **kwargs)
-        (text, audio), x = routes(audio_token_mask.to(hidden_states.device)), hidden_states.flatten(0, 1)
+        if audio_token_mask is None:
+            return super().forward(
+                hidden_states, position_embeddings, attention_mask, None, **kwargs
+            )
+        (text, audio), x = (
+            routes(audio_token_mask.to(hidden_states.device)),
+            hidden_states.flatten(0, 1),
+        )
         said, heard = self.input_layernorm(x[text]), self.audio_input_layernorm(x[audio])
-        normed = torch.empty_like(x).index_copy(0, text, said.to(x.dtype)).index_copy(0, audio, heard.to(x.dtype))
-        out, _ = self.self_attn(normed.view_as(hidden_states), position_embeddings=position_embeddings,
-                                attention_mask=attention_mask, **kwargs)
+        normed = (
+            torch.empty_like(x)
+            .index_copy(0, text, said.to(x.dtype))
+            .index_copy(0, audio, heard.to(x.dtype))
+        )
+        out, _ = self.self_attn(
+            normed.view_as(hidden_states),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
         x = x + out.flatten(0, 1)
-        said, heard = self.mlp(self.post_attention_layernorm(x[text])), self.audio_mlp(self.audio_post_attention_layernorm(x[audio]))
-        return x.index_add(0, text, said.to(x.dtype)).index_add(0, audio, heard.to(x.dtype)).view_as(hidden_states)
+        said, heard = (
+            self.mlp(self.post_attention_layernorm(x[text])),
+            self.audio_mlp(self.audio_post_attention_layernorm(x[audio])),
+        )
+        return (
+            x.index_add(0, text, said.to(x.dtype))
+            .index_add(0, audio, heard.to(x.dtype))
+            .view_as(hidden_states)
+        )
 
 def route(model):
     "`model` with routed layers, in place."
@@ -240,15 +362,28 @@ def find_codec(source: str | Path, codec: str | Path | None = None) -> str | Pat
 
     A checkpoint without processor (Boson's layout) means Boson's own codec on the hub.
     """
-    if codec is not None: return codec
-    if (Path(source)/"codec").is_dir(): return Path(source)/"codec"
-    saved = cached_file(source, "processor_config.json", _raise_exceptions_for_missing_entries=False,
-                        _raise_exceptions_for_connection_errors=False)
+    if codec is not None:
+        return codec
+    if (Path(source) / "codec").is_dir():
+        return Path(source) / "codec"
+    saved = cached_file(
+        source,
+        "processor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     with reading("processor of", source):
-        stored = read_json(saved).get("audio_tokenizer", {}).get("audio_tokenizer_name_or_path") if saved else ""
-        if not isinstance(stored, str | None): raise TypeError(f"the codec's name is {stored!r:.60}")
+        stored = (
+            read_json(saved).get("audio_tokenizer", {}).get("audio_tokenizer_name_or_path")
+            if saved
+            else ""
+        )
+        if not isinstance(stored, str | None):
+            raise TypeError(f"the codec's name is {stored!r:.60}")
     if stored == "codec":
-        raise ValueError(f"the checkpoint {source} says that its codec lies in {source}/codec, and it does not: fetch it again")
+        raise ValueError(
+            f"the checkpoint {source} says that its codec lies in {source}/codec, and it does not: fetch it again"
+        )
     return stored or "bosonai/higgs-audio-v2-tokenizer"
 
 # %% ../nbs/36_model.ipynb #047cc63d
@@ -257,23 +392,40 @@ def build_processor(tokenizer, codec) -> HiggsAudioV2Processor:
 
     Saved, it names the codec by the word `codec` or its hub id.
     """
-    features = DacFeatureExtractor(feature_size=1, sampling_rate=codec.config.sample_rate, hop_length=codec.config.hop_length)
-    if not codec.name_or_path or Path(codec.name_or_path).is_absolute() or Path(codec.name_or_path).exists(): codec.name_or_path = "codec"
-    return HiggsAudioV2Processor(features, tokenizer, audio_tokenizer=codec, chat_template=CHAT_TEMPLATE)
+    features = DacFeatureExtractor(
+        feature_size=1, sampling_rate=codec.config.sample_rate, hop_length=codec.config.hop_length
+    )
+    if (
+        not codec.name_or_path
+        or Path(codec.name_or_path).is_absolute()
+        or Path(codec.name_or_path).exists()
+    ):
+        codec.name_or_path = "codec"
+    return HiggsAudioV2Processor(
+        features, tokenizer, audio_tokenizer=codec, chat_template=CHAT_TEMPLATE
+    )
 
 # %% ../nbs/36_model.ipynb #f667c753
 def check_parts(config: HiggsAudioV2Config, tokenizer, codec):
     "`ValueError` unless the language model, the tokenizer and the codec speak of the same codes and ids."
     c = codec.config
     if (config.num_codebooks, config.codebook_size) != (c.num_quantizers, c.codebook_size + 2):
-        raise ValueError(f"the model has {config.num_codebooks} codebooks of {config.codebook_size} (codes and 2 markers) "
-                         f"but the codec {c.num_quantizers} of {c.codebook_size}: load the codec this model was trained with; "
-                         "HF's default codebook_size of 1024 is wrong, Higgs v2 has 1026")
-    for name, token in dict(audio_token_id=AUDIO_TOKEN, audio_bos_token_id=AUDIO_BOS, audio_delay_token_id=DELAY_TOKEN,
-                            eos_token_id="<|eot_id|>").items():
+        raise ValueError(
+            f"the model has {config.num_codebooks} codebooks of {config.codebook_size} (codes and 2 markers) "
+            f"but the codec {c.num_quantizers} of {c.codebook_size}: load the codec this model was trained with; "
+            "HF's default codebook_size of 1024 is wrong, Higgs v2 has 1026"
+        )
+    for name, token in dict(
+        audio_token_id=AUDIO_TOKEN,
+        audio_bos_token_id=AUDIO_BOS,
+        audio_delay_token_id=DELAY_TOKEN,
+        eos_token_id="<|eot_id|>",
+    ).items():
         if getattr(config, name) != token_id(tokenizer, token):
-            raise ValueError(f"the model's {name} is {getattr(config, name)} but the tokenizer's {token} is "
-                             f"{token_id(tokenizer, token)}: they belong to different checkpoints")
+            raise ValueError(
+                f"the model's {name} is {getattr(config, name)} but the tokenizer's {token} is "
+                f"{token_id(tokenizer, token)}: they belong to different checkpoints"
+            )
 
 # %% ../nbs/36_model.ipynb #a3753163
 @dataclass
@@ -284,11 +436,20 @@ class Checkpoint:
     codec: object
 
 # %% ../nbs/36_model.ipynb #614099e7
-def load_checkpoint(source: str | Path, codec: str | Path | None = None, dtype: torch.dtype = torch.float32,
-                    device: str | torch.device = "cpu", quantised: bool = False, text_head: bool = False) -> Checkpoint:
+def load_checkpoint(
+    source: str | Path,
+    codec: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    quantised: bool = False,
+    text_head: bool = False,
+) -> Checkpoint:
     "Model, tokenizer and codec of a hub id or folder (any layout). `codec` names another codec than the one that `find_codec` finds."
-    parts = Checkpoint(load_model(source, dtype, device, text_head, quantised), load_tokenizer(source),
-                       load_codec(find_codec(source, codec), device))
+    parts = Checkpoint(
+        load_model(source, dtype, device, text_head, quantised),
+        load_tokenizer(source),
+        load_codec(find_codec(source, codec), device),
+    )
     check_parts(parts.model.config, parts.tokenizer, parts.codec)
     return parts
 
@@ -307,35 +468,61 @@ def save_checkpoint(folder: str | Path, parts: Checkpoint):
     try:
         with atomic_folder(folder) as tmp:
             parts.model.save_pretrained(tmp)
-            parts.codec.save_pretrained(tmp/"codec")
+            parts.codec.save_pretrained(tmp / "codec")
             build_processor(parts.tokenizer, parts.codec).save_pretrained(tmp)
-    except SafetensorError as e: raise OSError(f"the checkpoint {folder} cannot be written ({e}): choose another folder") from e
+    except SafetensorError as e:
+        raise OSError(
+            f"the checkpoint {folder} cannot be written ({e}): choose another folder"
+        ) from e
 
 # %% ../nbs/36_model.ipynb #856e1111
-def nano_config(tokenizer, hidden: int = 128, layers: int = 2, feedforward: int = 0) -> HiggsAudioV2Config:
+def nano_config(
+    tokenizer, hidden: int = 128, layers: int = 2, feedforward: int = 0
+) -> HiggsAudioV2Config:
     "The released architecture at `hidden` width, with the ids of `tokenizer`; `feedforward` units a branch, twice the width by default."
     return HiggsAudioV2Config(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=feedforward or 2*hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=hidden//4, codebook_size=1026, num_codebooks=8, audio_stream_bos_id=1024,
-        audio_stream_eos_id=1025, pad_token_id=tokenizer.pad_token_id,
-        **stop_ids(tokenizer), audio_token_id=token_id(tokenizer, AUDIO_TOKEN), audio_bos_token_id=token_id(tokenizer, AUDIO_BOS),
-        audio_delay_token_id=token_id(tokenizer, DELAY_TOKEN))
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=feedforward or 2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=hidden // 4,
+        codebook_size=1026,
+        num_codebooks=8,
+        audio_stream_bos_id=1024,
+        audio_stream_eos_id=1025,
+        pad_token_id=tokenizer.pad_token_id,
+        **stop_ids(tokenizer),
+        audio_token_id=token_id(tokenizer, AUDIO_TOKEN),
+        audio_bos_token_id=token_id(tokenizer, AUDIO_BOS),
+        audio_delay_token_id=token_id(tokenizer, DELAY_TOKEN),
+    )
 
 # %% ../nbs/36_model.ipynb #dc32aa8f
-def untrained(tokenizer, codec, hidden: int, layers: int, seed: int = 0, feedforward: int = 0) -> Checkpoint:
+def untrained(
+    tokenizer, codec, hidden: int, layers: int, seed: int = 0, feedforward: int = 0
+) -> Checkpoint:
     "A random language model of `nano_config` with this tokenizer and codec."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = route(HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden, layers, feedforward)).eval())
+        model = route(
+            HiggsAudioV2ForConditionalGeneration(
+                nano_config(tokenizer, hidden, layers, feedforward)
+            ).eval()
+        )
     model.generation_config = generation_settings(model.config)
     return Checkpoint(model, tokenizer, codec)
 
 def nano(seed: int = 0, hidden: int = 128, layers: int = 2) -> Checkpoint:
     "An untrained nano: random language model, tokenizer and codec fitted to the demo clips. Its speech is noise."
     import pandas as pd
-    texts = pd.read_csv(DEMO/"demo.csv")["normalized_text"].dropna().tolist()
-    tokenizer = tiny_tokenizer(texts + [INSTRUCTION, DIALOGUE_INSTRUCTION, "Audio is recorded from a quiet room."])
-    codec = tiny_codec([read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))], seed)
+
+    texts = pd.read_csv(DEMO / "demo.csv")["normalized_text"].dropna().tolist()
+    tokenizer = tiny_tokenizer(
+        texts + [INSTRUCTION, DIALOGUE_INSTRUCTION, "Audio is recorded from a quiet room."]
+    )
+    codec = tiny_codec([read_audio(p) for p in sorted((DEMO / "clips").glob("*_*.ogg"))], seed)
     return untrained(tokenizer, codec, hidden, layers, seed)
 
 # %% ../nbs/36_model.ipynb #7f8e358d

@@ -24,12 +24,17 @@ def memory_gib(device: "torch.device | None" = None) -> float:
     "Peak memory in GiB: the GPU's, or without one this process' resident memory."
     if device is not None and device.type == "cuda":
         import torch
-        return torch.cuda.max_memory_allocated(device)/2**30
+
+        return torch.cuda.max_memory_allocated(device) / 2**30
     status = Path("/proc/self/status")
-    if status.is_file():        # a child's ru_maxrss would begin with its parent's
+    if status.is_file():  # a child's ru_maxrss would begin with its parent's
         lines = status.read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))/2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)/2**30
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 2**30
+    )
 
 def gpu_use(device: "torch.device") -> dict:
     "The GPU's busy time as `gpu_percent`; nothing on a CPU or where the driver cannot be asked (package nvidia-ml-py)."
@@ -96,11 +101,13 @@ def _rate_and_norm(ax, train: list[dict], valid: list[dict]):
     "Learning rate (left axis), gradient norm (right axis); a step that fp16 skipped has no norm."
     norms = [math.nan if r["grad_norm"] is None else r["grad_norm"] for r in train]
     rates, right = [r["rate"] for r in train], ax.twinx()
-    lines = right.plot(_steps(train), norms, color="tab:gray", lw=0.9, label="gradient norm (right)")
+    lines = right.plot(
+        _steps(train), norms, color="tab:gray", lw=0.9, label="gradient norm (right)"
+    )
     lines += ax.plot(_steps(train), rates, color="tab:green", label="learning rate (left)")
     ax.set(title="Learning rate and gradient norm", ylabel="learning rate")
     right.set_ylabel("gradient norm")
-    right.legend(handles=lines, fontsize=9)      # these axes are drawn last: no line crosses it
+    right.legend(handles=lines, fontsize=9)  # these axes are drawn last: no line crosses it
 
 def best_row(rows: list[dict]) -> dict | None:
     """The validation row of the best trained step, the first of equals; None without one.
@@ -115,9 +122,12 @@ def outcome(rows: list[dict], total: int) -> str:
     done = max(_steps(rows), default=0)
     steps = f"{done} of {total}" if done < total else f"{total}"
     best, losses = best_row(rows), [r["loss"] for r in rows if r["kind"] == "train"]
-    if not done: return "No step was trained."
+    if not done:
+        return "No step was trained."
     if not best:
-        fell = f": training loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else ""
+        fell = (
+            f": training loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else ""
+        )
         return f"{steps} steps without validation{fell}. The last step's weights are kept."
     before = next((r["loss"] for r in rows if r["kind"] == "valid" and not r["step"]), None)
     compared = "" if before is None else f", {before:.3f} before training"
@@ -126,7 +136,8 @@ def outcome(rows: list[dict], total: int) -> str:
         return f"{said}; training did not help: no step was better than the model before it."
     if best["step"] < max(r["step"] for r in rows if r["kind"] == "valid"):
         return f"{said}; what followed did not help."
-    if done < total: return f"{said}, the last one before the run stopped; it was still improving."
+    if done < total:
+        return f"{said}, the last one before the run stopped; it was still improving."
     return f"{said}, the last step; it was still improving, so more steps may help."
 
 class LiveFigure:

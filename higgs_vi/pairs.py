@@ -25,20 +25,27 @@ from .turns import is_dialogue, task_of
 def snr_of(x: np.ndarray) -> float:
     "Decibels between the loud and the quiet moments of `x` (95th and 10th percentile of 20 ms), those without any sound left aside."
     levels = frame_levels(x)
-    heard = levels[levels > -75]            # coders and editors put digital silence at the ends: it says nothing of the noise
+    heard = levels[
+        levels > -75
+    ]  # coders and editors put digital silence at the ends: it says nothing of the noise
     return float(np.percentile(levels, 95) - np.percentile(heard, 10)) if len(heard) else 0.0
 
 def cleanness(folder: Path, cfg: Settings) -> Callable[[dict], bool]:
     "Whether a row's sound is fit to be a reference: at least `snr` dB, and hardly clipped. Sounds are read when asked for, once."
+
     @cache
     def heard(file):
         "A file's noise, and the share of its samples that are clipped."
         x = read_audio(inside(folder, file))
         return snr_of(x), clipped(x)
+
     def clean(row):
         "Whether the row's sound is fit."
         snr, cut = heard(row["audio_file"])
-        return (row["snr"] if isinstance(row.get("snr"), (int, float)) else snr) >= cfg.snr and cut < 1e-3
+        return (
+            row["snr"] if isinstance(row.get("snr"), (int, float)) else snr
+        ) >= cfg.snr and cut < 1e-3
+
     return clean
 
 # %% ../nbs/29_pairs.ipynb #c0e0bea5
@@ -46,14 +53,19 @@ def plain(row: dict) -> bool:
     "Whether one person speaks in a row, and no reference is given."
     return not is_dialogue(row["text"]) and not row.get("ref_audio_file")
 
-def by_voice(rows: list[dict], shortest: float = 0.0, longest: float = float("inf")) -> dict[tuple, list[dict]]:
+def by_voice(
+    rows: list[dict], shortest: float = 0.0, longest: float = float("inf")
+) -> dict[tuple, list[dict]]:
     "The plain rows of each (side, speaker) that last from `shortest` to `longest` seconds, in the order of their ids."
     out = defaultdict(list)
     for r in sorted(rows, key=lambda r: r["id"]):
-        if plain(r) and shortest <= r["duration"] <= longest: out[r.get("split"), r["speaker_id"]].append(r)
+        if plain(r) and shortest <= r["duration"] <= longest:
+            out[r.get("split"), r["speaker_id"]].append(r)
     return out
 
-def reference(voices: list[dict], taken: set[str], lots: tuple, clean: Callable[[dict], bool]) -> dict | None:
+def reference(
+    voices: list[dict], taken: set[str], lots: tuple, clean: Callable[[dict], bool]
+) -> dict | None:
     "One of `voices` that says nothing of `taken` and is clean, drawn by `lots`; None if there is none."
     drawn = random.Random(repr(lots)).sample(voices, len(voices))
     return next((r for r in drawn if not texts_of(r) & taken and clean(r)), None)
@@ -78,50 +90,87 @@ def clone_pairs(rows: list[dict], share: float, seed: int = 0, shortest: float =
 # %% ../nbs/29_pairs.ipynb #132dada6
 PAUSE, LONGEST_DIALOGUE = 0.25, 20.0     # seconds
 
-def _dialogue(voices: dict[str, list[dict]], references: dict[str, list[dict]], lots: tuple, clean) -> tuple[list[dict], list[dict]] | None:
+def _dialogue(
+    voices: dict[str, list[dict]], references: dict[str, list[dict]], lots: tuple, clean
+) -> tuple[list[dict], list[dict]] | None:
     "Turns and references of a dialogue drawn by `lots`; None if the draw does not do."
     rng = random.Random(repr(lots))
     two = rng.sample(sorted(references), 2)
     turns = [rng.choice(voices[two[i % 2]]) for i in range(rng.randint(2, 4))]
     said = set().union(*map(texts_of, turns))
-    if len(said) < len(turns) or sum(r["duration"] + PAUSE for r in turns) > LONGEST_DIALOGUE: return None
+    if len(said) < len(turns) or sum(r["duration"] + PAUSE for r in turns) > LONGEST_DIALOGUE:
+        return None
     refs = [reference(references[s], said, (*lots, s), clean) for s in two]
     return (turns, refs) if all(refs) else None
 
 def _dialogue_row(name: str, turns: list[dict], refs: list[dict]) -> dict:
     "The row of a dialogue: what all its turns agree on, else `unknown`, or nothing for what is no word."
-    row = {k: v if all(t.get(k) == v for t in turns) else "unknown" for k, v in turns[0].items()
-           if isinstance(v, (str, int, float)) and k not in ("raw_text", "foreign")}
-    line = lambda key: " ".join(f"[SPEAKER{i % 2}] {t.get(key) or t['text']}" for i, t in enumerate(turns))
+    row = {
+        k: v if all(t.get(k) == v for t in turns) else "unknown"
+        for k, v in turns[0].items()
+        if isinstance(v, (str, int, float)) and k not in ("raw_text", "foreign")
+    }
+    line = lambda key: " ".join(
+        f"[SPEAKER{i % 2}] {t.get(key) or t['text']}" for i, t in enumerate(turns)
+    )
     text = line("text")
-    if any(t.get("raw_text") for t in turns): row["raw_text"] = line("raw_text")
-    if odd := [t["foreign"] for t in turns if t.get("foreign")]: row["foreign"] = odd[0]
-    row |= dict(id=name, audio_file=f"{name}.wav", transcript_file=f"{name}.txt", text=text, task_type=task_of(text, True),
-                duration=round(sum(t["duration"] for t in turns) + PAUSE*(len(turns) - 1), 3))
+    if any(t.get("raw_text") for t in turns):
+        row["raw_text"] = line("raw_text")
+    if odd := [t["foreign"] for t in turns if t.get("foreign")]:
+        row["foreign"] = odd[0]
+    row |= dict(
+        id=name,
+        audio_file=f"{name}.wav",
+        transcript_file=f"{name}.txt",
+        text=text,
+        task_type=task_of(text, True),
+        duration=round(sum(t["duration"] for t in turns) + PAUSE * (len(turns) - 1), 3),
+    )
     pair = [r["speaker_id"] for r in refs]
-    return row | dict(speaker_id="+".join(pair), speaker_name="+".join(str(r.get("speaker_name", r["speaker_id"])) for r in refs),
-                      pair_of=[t["id"] for t in turns], ref_audio_file=[r["audio_file"] for r in refs],
-                      ref_transcript=[r["text"] for r in refs], ref_speakers=pair)
+    return row | dict(
+        speaker_id="+".join(pair),
+        speaker_name="+".join(str(r.get("speaker_name", r["speaker_id"])) for r in refs),
+        pair_of=[t["id"] for t in turns],
+        ref_audio_file=[r["audio_file"] for r in refs],
+        ref_transcript=[r["text"] for r in refs],
+        ref_speakers=pair,
+    )
 
 # %% ../nbs/29_pairs.ipynb #75f29ad7
-def make_dialogues(rows: list[dict], share: float, seed: int = 0, shortest: float = 3.0, longest: float = 10.0,
-                   clean: Callable[[dict], bool] = lambda row: True) -> list[dict]:
+def make_dialogues(
+    rows: list[dict],
+    share: float,
+    seed: int = 0,
+    shortest: float = 3.0,
+    longest: float = 10.0,
+    clean: Callable[[dict], bool] = lambda row: True,
+) -> list[dict]:
     "Rows of dialogues, `pair_of` their turns: so many that they are `share` of each side's `rows`, or what ten draws for each can find."
     out = []
     for side, n in sorted(Counter(r.get("split") or "" for r in rows).items()):
         here = [r for r in rows if (r.get("split") or "") == side]
         voices = {s: v for (_, s), v in by_voice(here).items() if len(v) > 1}
-        references = {s: v for (_, s), v in by_voice(here, shortest, longest).items() if s in voices}
-        wanted, found = round(share*n), {}
-        for i in range(10*wanted if len(references) > 1 else 0):
-            if len(found) == wanted: break
+        references = {
+            s: v for (_, s), v in by_voice(here, shortest, longest).items() if s in voices
+        }
+        wanted, found = round(share * n), {}
+        for i in range(10 * wanted if len(references) > 1 else 0):
+            if len(found) == wanted:
+                break
             made = _dialogue(voices, references, (seed, "dialogue", side, i), clean)
-            if made: found.setdefault(tuple(t["id"] for t in made[0]), made)
-        out += [_dialogue_row(f"dialogue_{side or 'all'}_{i:06d}", *made) for i, made in enumerate(found.values())]
+            if made:
+                found.setdefault(tuple(t["id"] for t in made[0]), made)
+        out += [
+            _dialogue_row(f"dialogue_{side or 'all'}_{i:06d}", *made)
+            for i, made in enumerate(found.values())
+        ]
     return out
 
 def joined(sounds: list[np.ndarray]) -> np.ndarray:
     "The turns of a dialogue, each at -23 dBFS or as near as a peak of -1 dBFS allows, with pauses between."
-    even = [x*10**(min(-23 - level(x), -1 - peak(x))/20) if np.isfinite(level(x)) else x for x in sounds]
-    pause = np.zeros(round(PAUSE*SAMPLE_RATE), np.float32)
+    even = [
+        x * 10 ** (min(-23 - level(x), -1 - peak(x)) / 20) if np.isfinite(level(x)) else x
+        for x in sounds
+    ]
+    pause = np.zeros(round(PAUSE * SAMPLE_RATE), np.float32)
     return np.concatenate([part for x in even for part in (pause, x)][1:]).astype(np.float32)

@@ -35,6 +35,7 @@ class Dataset:
     The last `replayed` of `train` keep alive what the model could do before; an epoch takes a share of them. The others are drawn by
     `weights`, if they have any.
     """
+
     train: list[Example]
     valid: list[Example]
     rows: list[dict]
@@ -47,29 +48,42 @@ class Dataset:
         h = hashlib.sha256(repr((len(self.train), self.replayed, self.weights)).encode())
         for e in (*self.train, *self.valid):
             h.update(repr((e.name, e.input_ids.shape, e.columns.shape)).encode())
-            for array in (e.input_ids, e.columns, e.labels): h.update(np.ascontiguousarray(array).tobytes())
+            for array in (e.input_ids, e.columns, e.labels):
+                h.update(np.ascontiguousarray(array).tobytes())
         return h.hexdigest()[:16]
 
-def build_examples(cfg: Settings, parts: Checkpoint, rows: list[dict], run: Path) -> tuple[list[Example], list[dict]]:
+def build_examples(
+    cfg: Settings, parts: Checkpoint, rows: list[dict], run: Path
+) -> tuple[list[Example], list[dict]]:
     "An example for each usable one of a Higgs folder's `rows`, and those rows; the others go to left_out.csv in `run` with their reasons."
     good, left = [], []
     files = list(dict.fromkeys(p for r in rows for p in [r["audio_path"], *r["ref_paths"]]))
-    codes, bad = encode_files(files, CodeCache(project_root()/cfg.cache, parts.codec))
+    codes, bad = encode_files(files, CodeCache(project_root() / cfg.cache, parts.codec))
     told = np.random.default_rng([cfg.seed, 2]).random(len(rows)) < cfg.tags
     for i, r in enumerate(rows):
         try:
-            if broken := [bad[p] for p in [r["audio_path"], *r["ref_paths"]] if p in bad]: raise ValueError(broken[0])
+            if broken := [bad[p] for p in [r["audio_path"], *r["ref_paths"]] if p in bad]:
+                raise ValueError(broken[0])
             if any(np.array_equal(codes[p], codes[r["audio_path"]]) for p in r["ref_paths"]):
-                raise ValueError("its reference is the clip itself: the model would be shown the answer")
+                raise ValueError(
+                    "its reference is the clip itself: the model would be shown the answer"
+                )
             prompt = prompt_from_row(r, r["text"], [codes[p] for p in r["ref_paths"]], tags=told[i])
             e = build_example(parts.tokenizer, prompt, codes[r["audio_path"]], str(r["id"]))
-            if len(e) > cfg.budget: raise ValueError(f"it has {len(e)} positions, more than the budget of {cfg.budget} (parameter budget)")
+            if len(e) > cfg.budget:
+                raise ValueError(
+                    f"it has {len(e)} positions, more than the budget of {cfg.budget} (parameter budget)"
+                )
             good.append((e, r | dict(prompt=prompt)))
-        except ValueError as error: left.append(f"{json.dumps(str(r['id']))},{json.dumps(str(error), ensure_ascii=False)}")
-    if left: print(f"{len(left)} clip(s) set aside, see left_out.csv: {left[0]}", flush=True)
-    write_text(run/"left_out.csv", "\n".join(["id,reason", *left]) + "\n")
+        except ValueError as error:
+            left.append(f"{json.dumps(str(r['id']))},{json.dumps(str(error), ensure_ascii=False)}")
+    if left:
+        print(f"{len(left)} clip(s) set aside, see left_out.csv: {left[0]}", flush=True)
+    write_text(run / "left_out.csv", "\n".join(["id,reason", *left]) + "\n")
     if len(good) < 2:
-        raise ValueError(f"{len(good)} clip(s) can be trained on, of {len(rows)}: see {cfg.out}/left_out.csv for the reasons")
+        raise ValueError(
+            f"{len(good)} clip(s) can be trained on, of {len(rows)}: see {cfg.out}/left_out.csv for the reasons"
+        )
     return [e for e, _ in good], [r for _, r in good]
 
 def of_speaker(rows: list[dict], speaker: str, usual: str = "") -> list[dict]:
@@ -79,11 +93,16 @@ def of_speaker(rows: list[dict], speaker: str, usual: str = "") -> list[dict]:
     who = speaker or usual
     mine = [r for r in rows if who and r.get("speaker_id") == who]
     if not mine and speaker:
-        names = Counter(s for r in rows if isinstance(s := r.get("speaker_id"), str)).most_common(12)
-        raise ValueError(f"no clip is spoken by {speaker!r} alone; clips by speaker: {', '.join(f'{s} {n}' for s, n in names) or 'none'}")
+        names = Counter(s for r in rows if isinstance(s := r.get("speaker_id"), str)).most_common(
+            12
+        )
+        raise ValueError(
+            f"no clip is spoken by {speaker!r} alone; clips by speaker: {', '.join(f'{s} {n}' for s, n in names) or 'none'}"
+        )
     return mine or rows
 
-def _names(row: dict) -> set[str]: return {row["id"], *as_list(row.get("pair_of"))}     # of the clips that are heard in it
+def _names(row: dict) -> set[str]:
+    return {row["id"], *as_list(row.get("pair_of"))}  # of the clips that are heard in it
 
 def _side(row: dict) -> str:
     "The split of a row, train where it has none."
@@ -99,22 +118,40 @@ def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
     """
     said = [_side(r) for r in rows]
     train, valid = (np.flatnonzero(np.array(said) == w) for w in ("train", "valid"))
-    if not len(train): raise ValueError(f"none of the {len(rows)} clips is to be trained on: their split says valid or test")
+    if not len(train):
+        raise ValueError(
+            f"none of the {len(rows)} clips is to be trained on: their split says valid or test"
+        )
     if not len(valid):
-        n = min(len(train) - 1, math.ceil(cfg.validation*len(train)))
+        n = min(len(train) - 1, math.ceil(cfg.validation * len(train)))
         order = train[np.random.default_rng([cfg.seed, 1]).permutation(len(train))]
         held = set().union(*(_names(rows[i]) for i in order[:n]))
         train, valid = sorted(i for i in order[n:] if not _names(rows[i]) & held), order[:n]
     weights = weights_of([rows[i] for i in train])
-    return Dataset([examples[i] for i in train], [examples[i] for i in valid], [rows[i] for i in valid], weights=weights)
+    return Dataset(
+        [examples[i] for i in train],
+        [examples[i] for i in valid],
+        [rows[i] for i in valid],
+        weights=weights,
+    )
 
 def weights_of(rows: list[dict]) -> tuple[float, ...]:
     "The weights of `rows`, 1.0 for those that have none; nothing if no row has one. `ValueError` for what is no number."
     given = [None if (w := r.get("weight")) is None or w != w else w for r in rows]
-    if odd := [(r["id"], w) for r, w in zip(rows, given) if w is not None and (isinstance(w, str) or not 0 <= w < math.inf)]:
-        raise ValueError(f"{len(odd)} clip(s) have a weight that is no number from 0, the first is {odd[0][0]!r}: {odd[0][1]!r}; "
-                         "run 02_speakers again")
-    return tuple(1.0 if w is None else float(w) for w in given) if any(w is not None for w in given) else ()
+    if odd := [
+        (r["id"], w)
+        for r, w in zip(rows, given)
+        if w is not None and (isinstance(w, str) or not 0 <= w < math.inf)
+    ]:
+        raise ValueError(
+            f"{len(odd)} clip(s) have a weight that is no number from 0, the first is {odd[0][0]!r}: {odd[0][1]!r}; "
+            "run 02_speakers again"
+        )
+    return (
+        tuple(1.0 if w is None else float(w) for w in given)
+        if any(w is not None for w in given)
+        else ()
+    )
 
 # %% ../nbs/42_plan.ipynb #c7d865a2
 def with_replay(data: Dataset, old: list[Example]) -> Dataset:
@@ -124,17 +161,24 @@ def with_replay(data: Dataset, old: list[Example]) -> Dataset:
 # %% ../nbs/42_plan.ipynb #71a629e9
 def plan_epoch(cfg: Settings, data: Dataset, epoch: int, world: int) -> list[list[list[int]]]:
     "The steps of an epoch, each a list of batches of indices: `accumulation` batches for each of `world` processes."
-    chosen, size = epoch_clips(cfg, data, epoch), cfg.accumulation*world
+    chosen, size = epoch_clips(cfg, data, epoch), cfg.accumulation * world
     sizes = [len(e) for e in data.train]
     batches = epoch_batches([sizes[i] for i in chosen], cfg.budget, cfg.seed, epoch)
-    return [[[chosen[i] for i in b] for b in batches[i:i + size]] for i in range(0, len(batches), size)]
+    return [
+        [[chosen[i] for i in b] for b in batches[i : i + size]]
+        for i in range(0, len(batches), size)
+    ]
 
 def epoch_clips(cfg: Settings, data: Dataset, epoch: int) -> list[int]:
     "The indices of an epoch's clips: all that are trained on (or as many drawn by weight), and so many replayed ones as their share."
     own = len(data.train) - data.replayed
     clips = draw_clips(data.weights, cfg.seed, epoch) if data.weights else list(range(own))
-    if not data.replayed: return clips
-    n, rng = max(1, round(own*cfg.replay_share/(1 - cfg.replay_share))), np.random.default_rng([cfg.seed, 4, epoch])
+    if not data.replayed:
+        return clips
+    n, rng = (
+        max(1, round(own * cfg.replay_share / (1 - cfg.replay_share))),
+        np.random.default_rng([cfg.seed, 4, epoch]),
+    )
     return [*clips, *(own + rng.choice(data.replayed, n, replace=n > data.replayed)).tolist()]
 
 def total_steps(cfg: Settings, data: Dataset, world: int) -> int:
@@ -168,5 +212,9 @@ def ahead(items: Iterable, work: Callable):
 
 def rate_at(cfg: Settings, step: int, total: int) -> float:
     "The learning rate of step `step` (1 is the first): a linear rise, then half a cosine that would be zero one step after the last."
-    rise = max(1, round(cfg.warmup*total))
-    return cfg.rate*(step/rise if step <= rise else 0.5*(1 + math.cos(math.pi*(step - rise)/(total - rise + 1))))
+    rise = max(1, round(cfg.warmup * total))
+    return cfg.rate * (
+        step / rise
+        if step <= rise
+        else 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise + 1)))
+    )

@@ -25,7 +25,10 @@ _NAMED = ("<|begin_of_text|> <|end_of_text|> <|reserved_special_token_0|> <|rese
           "<|scene_desc_end|> <|generation_instruction_start|> <|generation_instruction_end|> "
           "<SE> </SE> <SE_s> </SE_s> <SE_e> </SE_e>").split()
 SPECIAL_TOKENS = _NAMED + [f"<|reserved_special_token_{i}|>" for i in range(20, 248)]
-AUDIO_TOKEN, DELAY_TOKEN = "<|AUDIO_OUT|>", "<|reserved_special_token_6|>"  # both are placeholders that pass the audio FFN
+AUDIO_TOKEN, DELAY_TOKEN = (
+    "<|AUDIO_OUT|>",
+    "<|reserved_special_token_6|>",
+)  # both are placeholders that pass the audio FFN
 AUDIO_BOS, AUDIO_EOS = "<|audio_out_bos|>", "<|audio_eos|>"
 assert len(SPECIAL_TOKENS) == 256
 
@@ -35,8 +38,10 @@ def token_id(tokenizer, token: str) -> int:
     "The id of a control token; `ValueError` if the tokenizer does not know it as one token."
     i = tokenizer.convert_tokens_to_ids(token)
     if i is None or tokenizer.convert_ids_to_tokens(i) != token:
-        raise ValueError(f"the tokenizer has no token {token}: it is not a Higgs Audio v2 tokenizer; "
-                         "take the one that belongs to the model")
+        raise ValueError(
+            f"the tokenizer has no token {token}: it is not a Higgs Audio v2 tokenizer; "
+            "take the one that belongs to the model"
+        )
     return i
 
 # %% ../nbs/31_prompt.ipynb #e2c115da
@@ -48,53 +53,97 @@ def tiny_tokenizer(texts: list[str], vocab_size: int = 640, normalizer=None, cut
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = cut or pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    if normalizer: bpe.normalizer = normalizer
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    bpe.pre_tokenizer, bpe.decoder = (
+        cut or pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    if normalizer:
+        bpe.normalizer = normalizer
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     bpe.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=SPECIAL_TOKENS[0], eos_token=SPECIAL_TOKENS[1],
-                                   pad_token=SPECIAL_TOKENS[1], clean_up_tokenization_spaces=False,
-                                   model_input_names=["input_ids", "attention_mask"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=SPECIAL_TOKENS[0],
+        eos_token=SPECIAL_TOKENS[1],
+        pad_token=SPECIAL_TOKENS[1],
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 # %% ../nbs/31_prompt.ipynb #b98ddf42
 INSTRUCTION = "Generate audio following instruction."
-DIALOGUE_INSTRUCTION = ("You are an AI assistant designed to convert text into speech.\n"
-                        "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech "
-                        "for the following text, using the specified voice.\n"
-                        "If no speaker tag is present, select a suitable voice on your own.")
-SCENES = dict(quiet_room="Audio is recorded from a quiet room.", studio="Audio is recorded from a studio.",
-              outdoor="Audio is recorded outdoors.")
+DIALOGUE_INSTRUCTION = (
+    "You are an AI assistant designed to convert text into speech.\n"
+    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech "
+    "for the following text, using the specified voice.\n"
+    "If no speaker tag is present, select a suitable voice on your own."
+)
+SCENES = dict(
+    quiet_room="Audio is recorded from a quiet room.",
+    studio="Audio is recorded from a studio.",
+    outdoor="Audio is recorded outdoors.",
+)
 DEFAULT_SCENE = SCENES["quiet_room"]
 
 # %% ../nbs/31_prompt.ipynb #90aecf70
 def scene_sentence(tag: str | None) -> str:
     "The sentence for a scene tag ('quiet_room'); a whole sentence passes as it is; 'unknown' or nothing means the quiet room."
     tag = (tag or "unknown").strip()
-    if tag.endswith("."): return tag
-    return DEFAULT_SCENE if tag in ("unknown", "none", "nan") else SCENES.get(tag, f"Audio is recorded from a {tag.replace('_', ' ')}.")
+    if tag.endswith("."):
+        return tag
+    return (
+        DEFAULT_SCENE
+        if tag in ("unknown", "none", "nan")
+        else SCENES.get(tag, f"Audio is recorded from a {tag.replace('_', ' ')}.")
+    )
 
 # %% ../nbs/31_prompt.ipynb #96eb8cd8
 _ACCENTS = dict(bắc="Northern Vietnamese", trung="Central Vietnamese", nam="Southern Vietnamese")
 
-def voice_words(gender: str | None = None, emotion: str | None = None, dialect: str | None = None, pitch: str | None = None,
-                rate: str | None = None, energy: str | None = None) -> str:
+def voice_words(
+    gender: str | None = None,
+    emotion: str | None = None,
+    dialect: str | None = None,
+    pitch: str | None = None,
+    rate: str | None = None,
+    energy: str | None = None,
+) -> str:
     """A speaker's description from tags; unknown tags say nothing, nor do a neutral emotion and a moderate energy.
 
     A gender alone is 'feminine' or 'masculine', as in Boson's dialogues; with more, the words and order of Boson's voice profiles:
     'Female, Northern Vietnamese accent, slow speaking rate, high-pitch, questioning tone'.
     """
-    gender, tag = (gender or "").lower(), lambda t, *silent: t if t and t not in ("unknown", *silent) else None
-    more = [(tag(dialect), f"{_ACCENTS.get((dialect or '').lower(), dialect)} accent"), (tag(rate), f"{rate} speaking rate"),
-            (tag(pitch), f"{pitch}-pitch"), (tag(emotion, "neutral"), f"{emotion} tone"),
-            (tag(energy, "moderate"), dict(low="soft voice", high="energetic voice").get(energy))]
+    gender, tag = (
+        (gender or "").lower(),
+        lambda t, *silent: t if t and t not in ("unknown", *silent) else None,
+    )
+    more = [
+        (tag(dialect), f"{_ACCENTS.get((dialect or '').lower(), dialect)} accent"),
+        (tag(rate), f"{rate} speaking rate"),
+        (tag(pitch), f"{pitch}-pitch"),
+        (tag(emotion, "neutral"), f"{emotion} tone"),
+        (tag(energy, "moderate"), dict(low="soft voice", high="energetic voice").get(energy)),
+    ]
     said = [words for known, words in more if known and words]
     who = dict(female="feminine", male="masculine").get(gender)
-    return ", ".join([gender.capitalize()]*bool(who) + said) if said else who or ""
+    return ", ".join([gender.capitalize()] * bool(who) + said) if said else who or ""
 
 # %% ../nbs/31_prompt.ipynb #c5900189
-TASKS = ("single_speaker_smart_voice", "zero_shot_voice_cloning", "multi_speaker_smart_voice", "multi_speaker_voice_cloning")
+TASKS = (
+    "single_speaker_smart_voice",
+    "zero_shot_voice_cloning",
+    "multi_speaker_smart_voice",
+    "multi_speaker_voice_cloning",
+)
 _TAG = re.compile(r"\[(SPEAKER[0-9]+)\]")
 
 @dataclass(frozen=True)
@@ -107,15 +156,19 @@ class Reference:
 def reference_text(text: str) -> str:
     "Clean text of a reference, which is one voice: `ValueError` if it has speaker tags."
     if isinstance(text, str) and is_dialogue(text):
-        raise ValueError(f"the reference's transcript {text[:60]!r} has a speaker tag: a reference is "
-                         "one voice; give its words alone")
+        raise ValueError(
+            f"the reference's transcript {text[:60]!r} has a speaker tag: a reference is "
+            "one voice; give its words alone"
+        )
     return clean(text)
 
 def _refuse_control(text: str):
     "`ValueError` if `text` spells a control token: it would be read as one."
     if found := [t for t in SPECIAL_TOKENS if t in text]:
-        raise ValueError(f"the text {text[:60]!r} spells the control token {found[0]}: take it out, "
-                         "it would steer the model instead of being read")
+        raise ValueError(
+            f"the text {text[:60]!r} spells the control token {found[0]}: take it out, "
+            "it would steer the model instead of being read"
+        )
 
 # %% ../nbs/31_prompt.ipynb #f6aa8478
 @dataclass(frozen=True)
@@ -125,6 +178,7 @@ class Prompt:
     `voices` describes the speakers in order ('feminine'); `references` are the voices to clone, in order, standing in their own `turns` or
     in the `scene`. `scene=None` leaves the scene out. Raises `ValueError` where the parts do not fit the task.
     """
+
     text: str
     task: str = "single_speaker_smart_voice"
     scene: str | None = DEFAULT_SCENE
@@ -133,12 +187,20 @@ class Prompt:
     place: str = "turns"
 
     def __post_init__(self):
-        if self.task not in TASKS: raise ValueError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
         if self.place not in ("turns", "scene"):
-            raise ValueError(f"unknown place {self.place!r}: references stand in 'turns' or in the 'scene'")
+            raise ValueError(
+                f"unknown place {self.place!r}: references stand in 'turns' or in the 'scene'"
+            )
         object.__setattr__(self, "text", map_turns(self.text, clean, "\n"))
-        object.__setattr__(self, "references", tuple(Reference(reference_text(r.text), r.codes) for r in self.references))
-        for text in [self.text, self.scene or "", *self.voices, *(r.text for r in self.references)]: _refuse_control(text)
+        object.__setattr__(
+            self,
+            "references",
+            tuple(Reference(reference_text(r.text), r.codes) for r in self.references),
+        )
+        for text in [self.text, self.scene or "", *self.voices, *(r.text for r in self.references)]:
+            _refuse_control(text)
         self._check()
 
     @property
@@ -148,31 +210,53 @@ class Prompt:
 
     def _check(self):
         "The task, the tags and the references agree, or `ValueError`."
-        multi, cloning, n = self.task.startswith("multi"), self.task.endswith("cloning"), len(self.references)
+        multi, cloning, n = (
+            self.task.startswith("multi"),
+            self.task.endswith("cloning"),
+            len(self.references),
+        )
         if cloning and not n:
             raise ValueError(
                 f"{self.task} needs a reference (sound and transcript) for each voice; for a described voice take "
-                f"{self.task.replace('zero_shot_voice_cloning', 'single_speaker_smart_voice').replace('voice_cloning', 'smart_voice')}")
-        if not cloning and n: raise ValueError(f"{self.task} takes no reference: choose a voice-cloning task, or leave the reference out")
-        if multi and not self.speakers: raise ValueError(f"{self.task} needs [SPEAKER0] tags in the text: it has none")
+                f"{self.task.replace('zero_shot_voice_cloning', 'single_speaker_smart_voice').replace('voice_cloning', 'smart_voice')}"
+            )
+        if not cloning and n:
+            raise ValueError(
+                f"{self.task} takes no reference: choose a voice-cloning task, or leave the reference out"
+            )
+        if multi and not self.speakers:
+            raise ValueError(f"{self.task} needs [SPEAKER0] tags in the text: it has none")
         if not multi and (self.speakers or n > 1 or len(self.voices) > 1):
-            raise ValueError(f"{self.task} has one voice: for [SPEAKERn] tags or several voices choose a multi_speaker task")
+            raise ValueError(
+                f"{self.task} has one voice: for [SPEAKERn] tags or several voices choose a multi_speaker task"
+            )
         given = n if cloning else len(self.voices) or 10**9
         if late := [s for s in self.speakers if int(s[7:]) >= given]:
-            raise ValueError(f"[{late[0]}] has no voice: {given} given; voices are numbered from SPEAKER0")
+            raise ValueError(
+                f"[{late[0]}] has no voice: {given} given; voices are numbered from SPEAKER0"
+            )
         if multi and max(n, len(self.voices)) > len(self.speakers):
-            raise ValueError(f"{max(n, len(self.voices))} voices are given for {len(self.speakers)} "
-                             f"speaker(s) in the text ({', '.join(self.speakers)}): give one voice for each")
+            raise ValueError(
+                f"{max(n, len(self.voices))} voices are given for {len(self.speakers)} "
+                f"speaker(s) in the text ({', '.join(self.speakers)}): give one voice for each"
+            )
 
 # %% ../nbs/31_prompt.ipynb #94d78f6b
 _SOUND = f"{AUDIO_BOS}{AUDIO_TOKEN}{AUDIO_EOS}"
 
-def _turn(role: str, content: str) -> str: return f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
+def _turn(role: str, content: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 
 def scene_lines(p: Prompt) -> list[str]:
     "The speakers' lines of the scene: descriptions, or references that stand there. A dialogue without any alternates as Boson's does."
-    if p.references: return [f"SPEAKER{i}: {_SOUND}" for i in range(len(p.references))] if p.place == "scene" else []
-    if p.voices: return [f"SPEAKER{i}: {v}" for i, v in enumerate(p.voices)]
+    if p.references:
+        return (
+            [f"SPEAKER{i}: {_SOUND}" for i in range(len(p.references))]
+            if p.place == "scene"
+            else []
+        )
+    if p.voices:
+        return [f"SPEAKER{i}: {v}" for i, v in enumerate(p.voices)]
     return [f"{s}: {('feminine', 'masculine')[i % 2]}" for i, s in enumerate(p.speakers)]
 
 # %% ../nbs/31_prompt.ipynb #2cd6084e
@@ -183,22 +267,30 @@ def render(p: Prompt, words: bool = True) -> str:
         system += f"\n\n<|scene_desc_start|>\n{scene}\n<|scene_desc_end|>"
     turns = [_turn("system", system)]
     for i, r in enumerate(p.references if p.place == "turns" else ()):
-        turns += [_turn("user", f"[SPEAKER{i}] {r.text}" if len(p.references) > 1 else r.text), _turn("assistant", _SOUND)]
-    return f"<|begin_of_text|>{''.join(turns)}{_turn('user', p.text*words)}<|start_header_id|>assistant<|end_header_id|>\n\n{AUDIO_BOS}"
+        turns += [
+            _turn("user", f"[SPEAKER{i}] {r.text}" if len(p.references) > 1 else r.text),
+            _turn("assistant", _SOUND),
+        ]
+    return f"<|begin_of_text|>{''.join(turns)}{_turn('user', p.text * words)}<|start_header_id|>assistant<|end_header_id|>\n\n{AUDIO_BOS}"
 
 # %% ../nbs/31_prompt.ipynb #5dc3e5f0
 def column_ids(tokenizer, columns: int, codebooks: int) -> list[int]:
     "The placeholder ids for a sound of so many `columns`: audio tokens, then `codebooks - 1` delay tokens."
     late = codebooks - 1
-    return [token_id(tokenizer, AUDIO_TOKEN)]*(columns - late) + [token_id(tokenizer, DELAY_TOKEN)]*late
+    return [token_id(tokenizer, AUDIO_TOKEN)] * (columns - late) + [
+        token_id(tokenizer, DELAY_TOKEN)
+    ] * late
 
 # %% ../nbs/31_prompt.ipynb #d7bd1b3e
-def encode_prompt(tokenizer, p: Prompt, codebooks: int = 8, words: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def encode_prompt(
+    tokenizer, p: Prompt, codebooks: int = 8, words: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """What the model reads before it speaks: token ids `(S,)`, and the columns `(A, K)` of its references in their order.
 
     Training appends the target's columns to both (part 38); inference hands both to `generate`.
     """
     from higgs_vi.delay import delay
+
     sounds = [delay(r.codes) for r in p.references]
     audio, todo, ids = token_id(tokenizer, AUDIO_TOKEN), iter(sounds), []
     for i in tokenizer(render(p, words), add_special_tokens=False).input_ids:
@@ -243,14 +335,36 @@ def to_messages(p: Prompt) -> list[dict]:
     Raises `ValueError` for speakers' lines without a scene sentence before them.
     """
     if not p.scene and (len(scene_lines(p)) > 1 or (p.references and p.place == "scene")):
-        raise ValueError("a conversation cannot list speakers in a scene without a sentence: give the prompt a scene")
+        raise ValueError(
+            "a conversation cannot list speakers in a scene without a sentence: give the prompt a scene"
+        )
     text, audio = (lambda t: {"type": "text", "text": t}), {"type": "audio"}
-    lines = [part for line in scene_lines(p)
-             for part in ([text(line.removesuffix(" " + _SOUND)), audio] if line.endswith(_SOUND) else [text(line)])]
-    scene = [text(p.scene)]*bool(p.scene) + lines
-    messages = [{"role": "system", "content": [text(DIALOGUE_INSTRUCTION if p.task == "multi_speaker_smart_voice" else INSTRUCTION)]}]
-    if scene: messages.append({"role": "scene", "content": scene})
+    lines = [
+        part
+        for line in scene_lines(p)
+        for part in (
+            [text(line.removesuffix(" " + _SOUND)), audio]
+            if line.endswith(_SOUND)
+            else [text(line)]
+        )
+    ]
+    scene = [text(p.scene)] * bool(p.scene) + lines
+    messages = [
+        {
+            "role": "system",
+            "content": [
+                text(DIALOGUE_INSTRUCTION if p.task == "multi_speaker_smart_voice" else INSTRUCTION)
+            ],
+        }
+    ]
+    if scene:
+        messages.append({"role": "scene", "content": scene})
     for i, r in enumerate(p.references if p.place == "turns" else ()):
-        messages += [{"role": "user", "content": [text(f"[SPEAKER{i}] {r.text}" if len(p.references) > 1 else r.text)]},
-                     {"role": "assistant", "content": [audio]}]
+        messages += [
+            {
+                "role": "user",
+                "content": [text(f"[SPEAKER{i}] {r.text}" if len(p.references) > 1 else r.text)],
+            },
+            {"role": "assistant", "content": [audio]},
+        ]
     return messages + [{"role": "user", "content": [text(p.text)]}]

@@ -98,14 +98,50 @@ class TrainSettings(Settings):
 
 # %% ../nbs/41_recipe.ipynb #9a560e9e
 PRESETS = dict(
-    demo=("The nano on the demo clips: a minute on two CPU cores. So few are soon learnt by heart: few passes, part of its past hidden.",
-          dict(targets=["attention", "audio_ffn"], audio_embeddings=True, dropout=0.05, rate=5e-4, epochs=12, noise=0.3, budget=2048,
-               accumulation=1, checkpointing=0, precision="fp32", evaluate=20, save=200, validation=0.1)),
-    voice=("0.1 to 4 hours adapt a voice: a small adapter where sound is made, many passes, stopped when validation no longer gains.",
-           dict(targets=["attention", "audio_ffn"], epochs=10, accumulation=2, evaluate=100, save=200, patience=5)),
-    language=("25 to 250 hours teach a language that the base half knows: a large adapter on attention and audio FFN, audio "
-              "embeddings and head trained whole. Attention alone is what the first Vietnamese attempt used, and it failed.",
-              dict(rank=64, alpha=128.0, targets=["attention", "audio_ffn"], audio_embeddings=True, dropout=0.05, epochs=5)),
-    full=("Every weight, in fp32, at a tenth of the rate, for those with the memory for it (see 03_memory).",
-          dict(mode="full", rate=1e-5, epochs=3, precision="bf16")),
-    none=("The parameters as they stand.", {}))
+    demo=(
+        "The nano on the demo clips: a minute on two CPU cores. So few are soon learnt by heart: few passes, part of its past hidden.",
+        dict(
+            targets=["attention", "audio_ffn"],
+            audio_embeddings=True,
+            dropout=0.05,
+            rate=5e-4,
+            epochs=12,
+            noise=0.3,
+            budget=2048,
+            accumulation=1,
+            checkpointing=0,
+            precision="fp32",
+            evaluate=20,
+            save=200,
+            validation=0.1,
+        ),
+    ),
+    voice=(
+        "0.1 to 4 hours adapt a voice: a small adapter where sound is made, many passes, stopped when validation no longer gains.",
+        dict(
+            targets=["attention", "audio_ffn"],
+            epochs=10,
+            accumulation=2,
+            evaluate=100,
+            save=200,
+            patience=5,
+        ),
+    ),
+    language=(
+        "25 to 250 hours teach a language that the base half knows: a large adapter on attention and audio FFN, audio "
+        "embeddings and head trained whole. Attention alone is what the first Vietnamese attempt used, and it failed.",
+        dict(
+            rank=64,
+            alpha=128.0,
+            targets=["attention", "audio_ffn"],
+            audio_embeddings=True,
+            dropout=0.05,
+            epochs=5,
+        ),
+    ),
+    full=(
+        "Every weight, in fp32, at a tenth of the rate, for those with the memory for it (see 03_memory).",
+        dict(mode="full", rate=1e-5, epochs=3, precision="bf16"),
+    ),
+    none=("The parameters as they stand.", {}),
+)

@@ -61,12 +61,16 @@ from .voices import load_voice, make_prompt
 # %% ../nbs/07_say.ipynb #f16b5143
 def load_speaker(cfg: SaySettings) -> Checkpoint:
     "The checkpoint that speaks: the model asked for, with the adapter unmerged on it if one is named."
-    if cfg.device == "cuda" and not torch.cuda.is_available(): raise ValueError("device is cuda but torch sees no GPU: set device cpu")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda but torch sees no GPU: set device cpu")
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     folder = find_adapter(cfg.adapter) if cfg.adapter else None
     source = base_name(folder, cfg.model) if folder else local_or_id(cfg.model) or NANO
-    parts = load_checkpoint(source, cfg.codec or None, torch.bfloat16 if device == "cuda" else torch.float32, device)
-    if folder: parts.model = load_adapter(parts.model, folder)
+    parts = load_checkpoint(
+        source, cfg.codec or None, torch.bfloat16 if device == "cuda" else torch.float32, device
+    )
+    if folder:
+        parts.model = load_adapter(parts.model, folder)
     return parts
 
 def words_to_say(cfg: SaySettings) -> str:
@@ -76,11 +80,15 @@ def words_to_say(cfg: SaySettings) -> str:
 
 def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
     "Say the text and write the file."
-    references = [load_voice(parts.codec, project_root()/cfg.voices, name) for name in cfg.voice]
+    references = [load_voice(parts.codec, project_root() / cfg.voices, name) for name in cfg.voice]
     scene = None if cfg.scene == "none" else scene_sentence(cfg.scene)
     prompt = make_prompt(words_to_say(cfg), references, cfg.profile, scene, cfg.place)
-    speech = say(parts, prompt, Sampling(cfg.temperature, cfg.topk, cfg.topp, cfg.ras, cfg.seed, cfg.seconds, cfg.guidance))
-    write_wav(project_root()/cfg.out, speech.wave)
+    speech = say(
+        parts,
+        prompt,
+        Sampling(cfg.temperature, cfg.topk, cfg.topp, cfg.ras, cfg.seed, cfg.seconds, cfg.guidance),
+    )
+    write_wav(project_root() / cfg.out, speech.wave)
     return speech
 
 def main(argv: list[str] | None = None):

@@ -23,12 +23,18 @@ from pathlib import Path
 
 # %% ../nbs/10_settings.ipynb #02d8d859
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_TAKES = dict(bool="true or false", int="a whole number", float="a number", list="a list", str="a text")
+_TAKES = dict(
+    bool="true or false", int="a whole number", float="a number", list="a list", str="a text"
+)
 
 def _entries(text: str) -> list[str]:
     "What stands between the commas of `text`; between brackets, as one writes a list elsewhere, quotes are none of it."
     listed = re.fullmatch(r"\s*\[(.*)\]\s*", text, re.DOTALL)
-    return [v for part in (listed[1] if listed else text).split(",") if (v := part.strip(" \n'\"" if listed else None))]
+    return [
+        v
+        for part in (listed[1] if listed else text).split(",")
+        if (v := part.strip(" \n'\"" if listed else None))
+    ]
 
 def _number(value: object, kind: type) -> int | float:
     "`value` as a finite number; `ValueError`, `TypeError` or `OverflowError` for anything else."
@@ -43,19 +49,27 @@ def _number(value: object, kind: type) -> int | float:
 def coerce(name: str, value: object, kind: type) -> object:
     "`value` as a `kind` (str, int, float, bool or list of strings); `ValueError` names the parameter."
     try:
-        if kind is bool: return value if isinstance(value, bool) else _WORDS[str(value).lower()]
-        if kind in (int, float): return _number(value, kind)
+        if kind is bool:
+            return value if isinstance(value, bool) else _WORDS[str(value).lower()]
+        if kind in (int, float):
+            return _number(value, kind)
         if kind is list:
-            if not isinstance(value, (str, list, tuple)): raise TypeError
+            if not isinstance(value, (str, list, tuple)):
+                raise TypeError
             return _entries(value) if isinstance(value, str) else list(value)
-        if not isinstance(value, (str, Path, int, float)) or "\0" in str(value): raise TypeError
+        if not isinstance(value, (str, Path, int, float)) or "\0" in str(value):
+            raise TypeError
         return str(value)
     except (ValueError, TypeError, KeyError, OverflowError):
         shown = repr(value) if len(repr(value)) < 80 else repr(value)[:80] + "…"
-        raise ValueError(f"the parameter {name} is {shown}: it takes {_TAKES[kind.__name__]}") from None
+        raise ValueError(
+            f"the parameter {name} is {shown}: it takes {_TAKES[kind.__name__]}"
+        ) from None
 
 # %% ../nbs/10_settings.ipynb #8874fd8e
-def option(default, *, min=None, max=None, above=None, below=None, choices=None, each=str, path=None):
+def option(
+    default, *, min=None, max=None, above=None, below=None, choices=None, each=str, path=None
+):
     """A field of `Settings` with its `default` and what it takes.
 
     Numbers: from `min` to `max`; `above` and `below` exclude the limit. `choices` are the only values allowed. Of a
@@ -67,20 +81,40 @@ def option(default, *, min=None, max=None, above=None, below=None, choices=None,
 
 def rule_of(limits: dict) -> str:
     "The limits of a field in words, as `from 0 to below 1`; empty where there are none."
-    if "choices" in limits: return "one of " + ", ".join(map(str, limits["choices"]))
-    low = f"from {limits['min']:.10g}" if "min" in limits else f"above {limits['above']:.10g}" if "above" in limits else ""
+    if "choices" in limits:
+        return "one of " + ", ".join(map(str, limits["choices"]))
+    low = (
+        f"from {limits['min']:.10g}"
+        if "min" in limits
+        else f"above {limits['above']:.10g}"
+        if "above" in limits
+        else ""
+    )
     join = ("to ", "to below ") if "min" in limits else ("and at most ", "and below ")
-    high = f"{join[0]}{limits['max']:.10g}" if "max" in limits else f"{join[1]}{limits['below']:.10g}" if "below" in limits else ""
+    high = (
+        f"{join[0]}{limits['max']:.10g}"
+        if "max" in limits
+        else f"{join[1]}{limits['below']:.10g}"
+        if "below" in limits
+        else ""
+    )
     return " ".join(filter(None, (low, high)))
 
 def check_limits(name: str, value: object, limits: dict):
     "`ValueError` unless `value` (of a list, each element) is within the `limits` that `option` keeps."
     for v in value if isinstance(value, list) else [value]:
         if "choices" in limits and v not in limits["choices"]:
-            raise ValueError(f"the parameter {name} is {v!r}: choose one of {', '.join(map(str, limits['choices']))}")
-        good = (v >= limits.get("min", v) and v <= limits.get("max", v)
-                and ("above" not in limits or v > limits["above"]) and ("below" not in limits or v < limits["below"]))
-        if not good: raise ValueError(f"the parameter {name} is {v!r}: it must be {rule_of(limits)}")
+            raise ValueError(
+                f"the parameter {name} is {v!r}: choose one of {', '.join(map(str, limits['choices']))}"
+            )
+        good = (
+            v >= limits.get("min", v)
+            and v <= limits.get("max", v)
+            and ("above" not in limits or v > limits["above"])
+            and ("below" not in limits or v < limits["below"])
+        )
+        if not good:
+            raise ValueError(f"the parameter {name} is {v!r}: it must be {rule_of(limits)}")
 
 # %% ../nbs/10_settings.ipynb #61377de6
 @dataclass
@@ -90,19 +124,23 @@ class Settings:
     Subclasses are dataclasses whose fields are str, int, float, bool or list, each with a default (by `option`, where not
     every value makes sense) and a comment. `given` names the parameters that somebody chose: presets leave them alone.
     """
+
     given = frozenset()
 
     def __post_init__(self):
         for f in fields(self):
             value = coerce(f.name, getattr(self, f.name), f.type)
-            if f.type is list: value = [coerce(f.name, v, f.metadata.get("each", str)) for v in value]
+            if f.type is list:
+                value = [coerce(f.name, v, f.metadata.get("each", str)) for v in value]
             check_limits(f.name, value, f.metadata)
             setattr(self, f.name, value)
 
     def resolved(self) -> dict:
         "The values by name, with paths made absolute: what is compared and stored."
         paths = {f.name: f.metadata["path"] for f in fields(self) if "path" in f.metadata}
-        return asdict(self) | {name: resolve_path(getattr(self, name), kind == "hub") for name, kind in paths.items()}
+        return asdict(self) | {
+            name: resolve_path(getattr(self, name), kind == "hub") for name, kind in paths.items()
+        }
 
     @classmethod
     def of(cls, values: dict):
@@ -111,8 +149,11 @@ class Settings:
         for name in values:
             if name not in names:
                 near = get_close_matches(name, names, 1)
-                raise ValueError(f"unknown parameter {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
-                                 + f" The parameters are {', '.join(names)}")
+                raise ValueError(
+                    f"unknown parameter {name!r}"
+                    + (f": did you mean {near[0]!r}?" if near else "")
+                    + f" The parameters are {', '.join(names)}"
+                )
         settings = cls(**values)
         settings.given = frozenset(values)
         return settings
@@ -123,14 +164,21 @@ _START = dict(folder=None)      # where relative paths start while a command run
 def _is_ours(folder: Path) -> bool:
     "Whether `folder` holds this project's settings.ini."
     ini = configparser.ConfigParser(interpolation=None)
-    try: return bool(ini.read(folder/"settings.ini", encoding="utf-8")) and ini["DEFAULT"].get("lib_name") == "higgs_vi"
-    except (configparser.Error, UnicodeDecodeError, OSError): return False
+    try:
+        return (
+            bool(ini.read(folder / "settings.ini", encoding="utf-8"))
+            and ini["DEFAULT"].get("lib_name") == "higgs_vi"
+        )
+    except (configparser.Error, UnicodeDecodeError, OSError):
+        return False
 
 def find_root() -> tuple[Path, str]:
     "The folder that a notebook's relative paths start from, and what it is."
     here, checkout = Path.cwd(), Path(find_spec("higgs_vi").origin).resolve().parents[1]
-    if ours := next((p for p in [here, *here.parents] if _is_ours(p)), None): return ours, "the project's root"
-    if _is_ours(checkout): return checkout, "the checkout of higgs_vi"
+    if ours := next((p for p in [here, *here.parents] if _is_ours(p)), None):
+        return ours, "the project's root"
+    if _is_ours(checkout):
+        return checkout, "the checkout of higgs_vi"
     return here, "the current directory"
 
 def project_root() -> Path:
@@ -146,7 +194,11 @@ def resolve_path(name: str, hub: bool = False) -> str:
 
 def local_or_id(name: str) -> Path | str:
     "The folder that `name` names, absolute; if there is none, `name` as it is: a hub id, or nothing."
-    return Path(resolve_path(name)) if name and (project_root()/Path(name).expanduser()).is_dir() else name
+    return (
+        Path(resolve_path(name))
+        if name and (project_root() / Path(name).expanduser()).is_dir()
+        else name
+    )
 
 def in_test() -> bool:
     "Whether nbdev's tests are running: steps then make less of everything."
@@ -161,11 +213,24 @@ def from_notebook(cls: type[Settings], namespace: dict) -> Settings:
     """
     _START["folder"] = None
     root, why = find_root()
-    print(f"relative paths start at {why} ({os.path.relpath(root) if root in (cwd := Path.cwd(), *cwd.parents) else root})")
+    print(
+        f"relative paths start at {why} ({os.path.relpath(root) if root in (cwd := Path.cwd(), *cwd.parents) else root})"
+    )
     cells = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
-    given = {t.id for c in cells for n in ast.parse(c).body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-    settings = cls.of({f.name: namespace[f.name] for f in fields(cls)} | {name: namespace[name] for name in given})
-    settings.given = given | {f.name for f in fields(cls) if getattr(settings, f.name) != getattr(cls(), f.name)}
+    given = {
+        t.id
+        for c in cells
+        for n in ast.parse(c).body
+        if isinstance(n, ast.Assign)
+        for t in n.targets
+        if isinstance(t, ast.Name)
+    }
+    settings = cls.of(
+        {f.name: namespace[f.name] for f in fields(cls)} | {name: namespace[name] for name in given}
+    )
+    settings.given = given | {
+        f.name for f in fields(cls) if getattr(settings, f.name) != getattr(cls(), f.name)
+    }
     return settings
 
 # %% ../nbs/10_settings.ipynb #2be6b25e
@@ -208,11 +273,19 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
         default, rule = ",".join(f.default) if f.type is list else f.default, rule_of(f.metadata)
         limits = "; " + rule if rule else ""
         about = f"{notes.get(f.name, '')} (default: {str(default) or 'none'}{limits})"
-        parser.add_argument(f"--{f.name}", default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=about.replace("%", "%%"))
+        parser.add_argument(
+            f"--{f.name}",
+            default=argparse.SUPPRESS,
+            metavar=f.type.__name__.upper(),
+            help=about.replace("%", "%%"),
+        )
     given = vars(parser.parse_args(argv))
-    try: settings = cls.of(given)
-    except ValueError as e: parser.error(str(e))
-    for name, value in settings.resolved().items(): setattr(settings, name, value)
+    try:
+        settings = cls.of(given)
+    except ValueError as e:
+        parser.error(str(e))
+    for name, value in settings.resolved().items():
+        setattr(settings, name, value)
     return settings
 
 def read_options_first(cls: type[Settings], module: str):

@@ -32,19 +32,44 @@ def load_librosa():
 
     Two processes that first use it together tear numba's cache on disk, and a torn cache crashes every later one.
     """
-    with FileLock(Path(tempfile.gettempdir())/f"higgs_vi-librosa-{getattr(os, 'getuid', int)()}.lock"):
+    with FileLock(
+        Path(tempfile.gettempdir()) / f"higgs_vi-librosa-{getattr(os, 'getuid', int)()}.lock"
+    ):
         import librosa
+
         noise = np.random.default_rng(0).normal(0, 0.1, 8192).astype(np.float32)
-        librosa.pyin(noise, fmin=60, fmax=450, sr=SAMPLE_RATE, frame_length=2048, hop_length=480)      # of tests and experiments
-        librosa.power_to_db(librosa.feature.melspectrogram(y=noise, sr=SAMPLE_RATE, n_fft=1024, hop_length=240))
+        librosa.pyin(
+            noise, fmin=60, fmax=450, sr=SAMPLE_RATE, frame_length=2048, hop_length=480
+        )  # of tests and experiments
+        librosa.power_to_db(
+            librosa.feature.melspectrogram(y=noise, sr=SAMPLE_RATE, n_fft=1024, hop_length=240)
+        )
         librosa.effects.pitch_shift(noise, sr=SAMPLE_RATE, n_steps=1)
     return librosa
 
 # %% ../nbs/16_show.ipynb #ef7a3555
-PICTURE_STYLE = {key: "#2b2e33" for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")} | {
-    key: "#d5d8dd" for key in ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")} | {
-    "axes.edgecolor": "#8a8f98", "legend.edgecolor": "#8a8f98", "grid.color": "#55595f",
-    "axes.prop_cycle": "cycler(color=['#7db8f0', '#f5b26b', '#8fd694', '#f28b82', '#c7a4f0', '#d0a58d', '#f0a6d6', '#b8bcc4'])"}
+PICTURE_STYLE = (
+    {
+        key: "#2b2e33"
+        for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
+    }
+    | {
+        key: "#d5d8dd"
+        for key in (
+            "text.color",
+            "axes.labelcolor",
+            "axes.titlecolor",
+            "xtick.color",
+            "ytick.color",
+        )
+    }
+    | {
+        "axes.edgecolor": "#8a8f98",
+        "legend.edgecolor": "#8a8f98",
+        "grid.color": "#55595f",
+        "axes.prop_cycle": "cycler(color=['#7db8f0', '#f5b26b', '#8fd694', '#f28b82', '#c7a4f0', '#d0a58d', '#f0a6d6', '#b8bcc4'])",
+    }
+)
 
 @contextmanager
 def picture_style():
@@ -67,24 +92,34 @@ def _candidates(x: np.ndarray, low: float, high: float, hop: int) -> tuple[np.nd
 
     The first candidate is that there is no voice (0 Hz); it is strong in frames more than 30 dB below the peak of `x`.
     """
-    n = int(3*SAMPLE_RATE/low)                                   # three periods of the lowest pitch
-    padded = np.pad(x.astype(np.float64), n//2 + 1)
-    frames = sliding_window_view(padded, n)[:len(x) + 1:hop]
+    n = int(3 * SAMPLE_RATE / low)  # three periods of the lowest pitch
+    padded = np.pad(x.astype(np.float64), n // 2 + 1)
+    frames = sliding_window_view(padded, n)[: len(x) + 1 : hop]
     frames = frames - frames.mean(1, keepdims=True)
-    window, size = np.hanning(n), 2**int(np.ceil(np.log2(2*n)))
-    def _corr(f): return np.fft.irfft(np.abs(np.fft.rfft(f, size))**2)
-    a, b = int(SAMPLE_RATE/high) - 1, int(SAMPLE_RATE/low) + 2
-    R, W = _corr(frames*window), _corr(window)
-    r = R[:, a:b + 1]/np.maximum(R[:, :1], 1e-12)/(W[a:b + 1]/W[0])          # lags a to b
+    window, size = np.hanning(n), 2 ** int(np.ceil(np.log2(2 * n)))
+
+    def _corr(f):
+        return np.fft.irfft(np.abs(np.fft.rfft(f, size)) ** 2)
+
+    a, b = int(SAMPLE_RATE / high) - 1, int(SAMPLE_RATE / low) + 2
+    R, W = _corr(frames * window), _corr(window)
+    r = R[:, a : b + 1] / np.maximum(R[:, :1], 1e-12) / (W[a : b + 1] / W[0])  # lags a to b
     left, top, right = r[:, :-2], r[:, 1:-1], r[:, 2:]
-    bend = np.minimum(left - 2*top + right, -1e-9)
-    lag = np.arange(a + 1, b) + np.clip(0.5*(left - right)/bend, -0.5, 0.5)
-    height = np.minimum(top - 0.125*(left - right)**2/bend, 1.0)
-    strength = np.where((top > left) & (top >= right) & (top > 0), height - 0.01*np.log2(low*lag/SAMPLE_RATE), -np.inf)
+    bend = np.minimum(left - 2 * top + right, -1e-9)
+    lag = np.arange(a + 1, b) + np.clip(0.5 * (left - right) / bend, -0.5, 0.5)
+    height = np.minimum(top - 0.125 * (left - right) ** 2 / bend, 1.0)
+    strength = np.where(
+        (top > left) & (top >= right) & (top > 0),
+        height - 0.01 * np.log2(low * lag / SAMPLE_RATE),
+        -np.inf,
+    )
     best = np.argsort(-strength, axis=1)[:, :_CANDIDATES]
-    peak = np.abs(frames).max(1)/max(np.abs(x - x.mean()).max(), 1e-9)
-    silent = 0.45 + np.maximum(0, 2 - peak/(0.03/1.45))
-    hz, found = np.take_along_axis(SAMPLE_RATE/lag, best, 1), np.take_along_axis(strength, best, 1)
+    peak = np.abs(frames).max(1) / max(np.abs(x - x.mean()).max(), 1e-9)
+    silent = 0.45 + np.maximum(0, 2 - peak / (0.03 / 1.45))
+    hz, found = (
+        np.take_along_axis(SAMPLE_RATE / lag, best, 1),
+        np.take_along_axis(strength, best, 1),
+    )
     return np.hstack([np.zeros((len(r), 1)), hz]), np.hstack([silent[:, None], found])
 
 def pitch(x: np.ndarray, low: float = LOWEST, high: float = HIGHEST, hop: int = 240) -> np.ndarray:
@@ -111,19 +146,35 @@ def pitch(x: np.ndarray, low: float = LOWEST, high: float = HIGHEST, hop: int = 
 def draw(ax, x: np.ndarray, title: str = ""):
     "Draw the mel spectrogram of `x` (24 kHz) in dB on `ax`, with its pitch as a line on a logarithmic axis of its own, at the right."
     librosa = load_librosa()
-    mel = librosa.feature.melspectrogram(y=x.astype(np.float32), sr=SAMPLE_RATE, n_fft=1024, hop_length=240, n_mels=80, fmax=8000)
-    seconds = len(x)/SAMPLE_RATE
-    ax.imshow(librosa.power_to_db(mel, ref=1.0), origin="lower", aspect="auto", extent=(0, seconds, 0, 80), vmin=-60, vmax=20, cmap="magma")
+    mel = librosa.feature.melspectrogram(
+        y=x.astype(np.float32), sr=SAMPLE_RATE, n_fft=1024, hop_length=240, n_mels=80, fmax=8000
+    )
+    seconds = len(x) / SAMPLE_RATE
+    ax.imshow(
+        librosa.power_to_db(mel, ref=1.0),
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, 0, 80),
+        vmin=-60,
+        vmax=20,
+        cmap="magma",
+    )
     track, marks = pitch(x), [100, 500, 1000, 2000, 4000, 8000]
-    row = lambda hz: 80*librosa.hz_to_mel(hz)/librosa.hz_to_mel(8000)
+    row = lambda hz: 80 * librosa.hz_to_mel(hz) / librosa.hz_to_mel(8000)
     line, ticks = ax.twinx(), [75, 100, 150, 200, 300, 400]
-    line.plot(np.arange(len(track))*240/SAMPLE_RATE, track, color="cyan", lw=1.5)
+    line.plot(np.arange(len(track)) * 240 / SAMPLE_RATE, track, color="cyan", lw=1.5)
     line.set_yscale("log")
     line.set(ylim=(LOWEST, HIGHEST), ylabel="pitch, Hz")
     line.set_yticks(ticks, ticks, minor=False)
     line.set_yticks([], minor=True)
     line.tick_params(labelsize=7)
-    ax.set(yticks=[row(m) for m in marks], yticklabels=marks, xlim=(0, seconds), xlabel="s", ylabel="Hz")
+    ax.set(
+        yticks=[row(m) for m in marks],
+        yticklabels=marks,
+        xlim=(0, seconds),
+        xlabel="s",
+        ylabel="Hz",
+    )
     ax.set_title(title, fontsize=8)
     ax.tick_params(labelsize=7)
 
@@ -131,6 +182,7 @@ def draw(ax, x: np.ndarray, title: str = ""):
 @dataclass
 class Clip:
     "A sound to look at and listen to: float32 `(samples,)` at 24 kHz, brought to `lufs` for comparison."
+
     wave: np.ndarray
     title: str = ""
     lufs: float = -23.0
@@ -138,11 +190,13 @@ class Clip:
     @property
     def seconds(self) -> float:
         "Length."
-        return len(self.wave)/SAMPLE_RATE
+        return len(self.wave) / SAMPLE_RATE
 
     def level(self) -> np.ndarray:
         "The wave at the common loudness; shorter than 0.4 s it is padded, which is what BS.1770 needs."
-        return at_loudness(np.pad(self.wave, (0, max(0, int(0.4*SAMPLE_RATE) + 1 - len(self.wave)))), self.lufs)
+        return at_loudness(
+            np.pad(self.wave, (0, max(0, int(0.4 * SAMPLE_RATE) + 1 - len(self.wave)))), self.lufs
+        )
 
     def packed(self, kind: str = "mp3") -> bytes:
         "The file that a browser plays: `mp3`, or `flac` for blind tests."
@@ -154,6 +208,7 @@ class Clip:
     def picture(self, width: float = 4.5, height: float = 1.7) -> bytes:
         "Spectrogram with pitch, as JPEG."
         from matplotlib.figure import Figure
+
         fig, out = Figure(figsize=(width, height), layout="constrained"), io.BytesIO()
         draw(fig.add_subplot(), self.wave, self.title)
         fig.savefig(out, format="jpg", dpi=100, pil_kwargs=dict(quality=80))
@@ -162,9 +217,12 @@ class Clip:
     def html(self, kind: str = "mp3") -> str:
         "Picture and player as HTML that carries its data. With HIGGS_VI_PLAYERS=0 (notebooks kept in git) the picture alone."
         picture = base64.b64encode(self.picture()).decode()
-        img = (f'<img alt="{html.escape(self.title)}" style="max-width:100%" '
-               f'src="data:image/jpeg;base64,{picture}">')
-        if os.environ.get("HIGGS_VI_PLAYERS") == "0": return img
+        img = (
+            f'<img alt="{html.escape(self.title)}" style="max-width:100%" '
+            f'src="data:image/jpeg;base64,{picture}">'
+        )
+        if os.environ.get("HIGGS_VI_PLAYERS") == "0":
+            return img
         data = base64.b64encode(self.packed(kind)).decode()
         source = f'src="data:audio/{"mpeg" if kind == "mp3" else kind};base64,{data}"'
         return f'{img}<br><audio controls preload="metadata" style="width:100%" {source}></audio>'
@@ -179,10 +237,13 @@ def _cell(key: str, value: object) -> str:
 def _row(row: dict) -> str:
     "A row of `table`."
     cells, heading = list(row.items()), ""
-    if not isinstance(cells[0][1], Clip): heading = f"<p><b>{html.escape(str(cells.pop(0)[1]))}</b></p>"
+    if not isinstance(cells[0][1], Clip):
+        heading = f"<p><b>{html.escape(str(cells.pop(0)[1]))}</b></p>"
     side_by_side = "".join(_cell(*c) for c in cells)
-    return (f'<div style="border-bottom:1px solid #8886;padding:.5rem 0">{heading}'
-            f'<div style="display:flex;flex-wrap:wrap;gap:.75rem">{side_by_side}</div></div>')
+    return (
+        f'<div style="border-bottom:1px solid #8886;padding:.5rem 0">{heading}'
+        f'<div style="display:flex;flex-wrap:wrap;gap:.75rem">{side_by_side}</div></div>'
+    )
 
 def table(rows: list[dict]) -> str:
     """HTML of `rows`: the same keys in each, strings or clips as cells.
@@ -199,7 +260,9 @@ body{{font:15px/1.5 system-ui,sans-serif;margin:1rem auto;padding:0 1rem;max-wid
 
 def gallery(path: str | Path, rows: list[dict], title: str, note: str = "") -> Path:
     "Write `rows` as one self-contained page that plays offline."
-    write_text(path, _PAGE.format(title=html.escape(title), note=html.escape(note), table=table(rows)))
+    write_text(
+        path, _PAGE.format(title=html.escape(title), note=html.escape(note), table=table(rows))
+    )
     return Path(path)
 
 def show(rows: list[dict]):

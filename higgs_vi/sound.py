@@ -22,10 +22,16 @@ WINDOW, HOP = 512, 256       # samples: 21 and 10.7 ms
 
 def power(x: np.ndarray) -> np.ndarray:
     "Power spectra `(frames, 257)` of `x` (24 kHz), scaled so that their sum over bins is the mean square; `ValueError` under 0.2 s."
-    if len(x) < 0.2*SAMPLE_RATE: raise ValueError(f"it lasts {len(x)/SAMPLE_RATE:.2f} s: sound is measured from 0.2 s on")
+    if len(x) < 0.2 * SAMPLE_RATE:
+        raise ValueError(f"it lasts {len(x) / SAMPLE_RATE:.2f} s: sound is measured from 0.2 s on")
     window = np.hanning(WINDOW).astype(np.float32)
-    spectrum = np.abs(np.fft.rfft(sliding_window_view(x.astype(np.float32), WINDOW)[::HOP]*window, axis=1))**2
-    return spectrum*2/(window**2).sum()/WINDOW
+    spectrum = (
+        np.abs(
+            np.fft.rfft(sliding_window_view(x.astype(np.float32), WINDOW)[::HOP] * window, axis=1)
+        )
+        ** 2
+    )
+    return spectrum * 2 / (window**2).sum() / WINDOW
 
 def db(x: np.ndarray | float) -> np.ndarray | float:
     "Power in dB, -120 for nothing."
@@ -48,16 +54,19 @@ _FALL = 14         # frames, 150 ms, that a line is laid through
 # %% ../nbs/24_sound.ipynb #68fcfb49
 def decay(P: np.ndarray, noise: np.ndarray) -> float:
     "Seconds in which sound would fall by 60 dB, from the steepest tenth of the falls in three bands; NaN where nothing falls by 6 dB."
-    t, found = (np.arange(_FALL) - (_FALL - 1)/2)*HOP/SAMPLE_RATE, []
+    t, found = (np.arange(_FALL) - (_FALL - 1) / 2) * HOP / SAMPLE_RATE, []
     for low, high in _BANDS:
-        a, b = (round(f*WINDOW/SAMPLE_RATE) for f in (low, high))
-        if len(P) < _FALL + 5: return float("nan")
-        runs = sliding_window_view(db(np.convolve(P[:, a:b].sum(1), np.ones(3)/3, "valid")), _FALL)     # (starts, _FALL)
-        slopes = runs @ t/(t @ t)                                                                       # dB/s
+        a, b = (round(f * WINDOW / SAMPLE_RATE) for f in (low, high))
+        if len(P) < _FALL + 5:
+            return float("nan")
+        runs = sliding_window_view(
+            db(np.convolve(P[:, a:b].sum(1), np.ones(3) / 3, "valid")), _FALL
+        )  # (starts, _FALL)
+        slopes = runs @ t / (t @ t)  # dB/s
         falls = (runs[:, 0] - runs[:, -1] > 6) & (runs[:, -1] > db(noise[a:b].sum()) + 6)
         found.append(slopes[falls])
     slopes = np.concatenate(found)
-    return float(-60/np.percentile(slopes, 10)) if len(slopes) else float("nan")
+    return float(-60 / np.percentile(slopes, 10)) if len(slopes) else float("nan")
 
 # %% ../nbs/24_sound.ipynb #0d445c50
 def _lag(R: np.ndarray, W: np.ndarray, a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +98,7 @@ def f0(x: np.ndarray, low: float = 65, high: float = 450, hop: int = 480) -> np.
     return np.where((top > 0.6) & (R[:, 0] > R[:, 0].max()/1000), SAMPLE_RATE/lag, np.nan)
 
 # %% ../nbs/24_sound.ipynb #91d6f3ab
-LOW_RATE = 8_000             # Hz: enough to hear that somebody speaks, and to know a recording again
+LOW_RATE = 8_000  # Hz: enough to hear that somebody speaks, and to know a recording again
 
 def _low(x: np.ndarray) -> np.ndarray:
     "`x` (24 kHz) as float32 at 8 kHz."
@@ -107,10 +116,18 @@ def _spectra(x: np.ndarray, wide: int, hop: int, size: int) -> np.ndarray:
     return F.real**2 + F.imag**2
 
 # %% ../nbs/24_sound.ipynb #f155ef1c
-_VOICED, _EVERY, _SIZE = 400, 160, 1000      # samples at 8 kHz: 50 ms each 20 ms, zero-padded for the FFT
+_VOICED, _EVERY, _SIZE = (
+    400,
+    160,
+    1000,
+)  # samples at 8 kHz: 50 ms each 20 ms, zero-padded for the FFT
 _HZ = np.fft.rfftfreq(_SIZE, 1/LOW_RATE).astype(np.float32)
 _WINDOW = np.fft.irfft(np.abs(np.fft.rfft(np.hanning(_VOICED), _SIZE))**2).astype(np.float32)
-_EARS = np.round(np.array([100, 200, 300, 450, 600, 800, 1000, 1300, 1600, 2000, 2500, 3100, 3800])*_SIZE/LOW_RATE).astype(int)
+_EARS = np.round(
+    np.array([100, 200, 300, 450, 600, 800, 1000, 1300, 1600, 2000, 2500, 3100, 3800])
+    * _SIZE
+    / LOW_RATE
+).astype(int)
 
 _FLAT = _HZ*(_HZ > 60)/1000                  # 3 dB an octave, without what lies below 60 Hz
 
@@ -169,8 +186,12 @@ def no_speech(x: np.ndarray, silence: float = -50.0, voice: bool = True) -> str:
             "as in tones, chords or noise of a narrow band (parameter voice)")
 
 # %% ../nbs/24_sound.ipynb #e4a95c30
-FINGERPRINT = 2                              # the version: fingerprints of two versions do not compare
-_WIDE, _STEP, _SAME = 2700, 400, 0.3         # samples at 8 kHz of a window and between windows; share of bits that may differ
+FINGERPRINT = 2  # the version: fingerprints of two versions do not compare
+_WIDE, _STEP, _SAME = (
+    2700,
+    400,
+    0.3,
+)  # samples at 8 kHz of a window and between windows; share of bits that may differ
 _LEAST = 12                                  # windows that must be judged
 _ONES = np.array([bin(i).count("1") for i in range(2**16)], np.uint8)
 
@@ -179,16 +200,20 @@ def fingerprint(x: np.ndarray) -> str:
 
     '' for what has less than 0.6 s that can be judged. Quiet is 40 dB below the loudest window.
     """
-    if len(low := _low(x)) < _WIDE + 12*_STEP: return ""
+    if len(low := _low(x)) < _WIDE + 12 * _STEP:
+        return ""
     P = _spectra(low, _WIDE, _STEP, _WIDE)
-    edges = np.round(np.geomspace(300, 3000, 18)*_WIDE/LOW_RATE).astype(int)
-    bands = np.add.reduceat(P[:, :edges[-1]], edges[:-1], axis=1)
-    bands = np.log(bands + 1e-7*max(bands.max(), 1e-5*P[:, 8:].sum(1).max()) + 1e-9)     # rounding is no sound
-    grows = np.diff(np.diff(bands, axis=1), axis=0)              # (frames - 1, 16)
-    heard = P[:, edges[0]:edges[-1]].sum(1)                      # without an offset
-    loud = heard > 1e-4*heard.max()
+    edges = np.round(np.geomspace(300, 3000, 18) * _WIDE / LOW_RATE).astype(int)
+    bands = np.add.reduceat(P[:, : edges[-1]], edges[:-1], axis=1)
+    bands = np.log(
+        bands + 1e-7 * max(bands.max(), 1e-5 * P[:, 8:].sum(1).max()) + 1e-9
+    )  # rounding is no sound
+    grows = np.diff(np.diff(bands, axis=1), axis=0)  # (frames - 1, 16)
+    heard = P[:, edges[0] : edges[-1]].sum(1)  # without an offset
+    loud = heard > 1e-4 * heard.max()
     judged = loud[1:] & loud[:-1] & (np.mean(np.abs(grows) > 0.02, axis=1) >= 0.5)
-    if judged.sum() < _LEAST: return ""
+    if judged.sum() < _LEAST:
+        return ""
     return f"{FINGERPRINT}:" + np.packbits((grows > 0) & judged[:, None], axis=1).tobytes().hex()
 
 class Recordings:
@@ -196,30 +221,38 @@ class Recordings:
 
     A candidate shares two words of 16 bits at one offset (up to 0.2 s); it is the same if 30 % of the bits differ at most.
     """
-    def __init__(self): self.names, self.prints, self.index = [], [], defaultdict(list)
+
+    def __init__(self):
+        self.names, self.prints, self.index = [], [], defaultdict(list)
 
     def find(self, mark: str) -> Hashable | None:
         "The name of a recording of which `mark` is a copy, or None."
         own, votes = self._words(mark), Counter()
         for i, word in enumerate(own):
             for j, at in self.index.get(int(word), ()) if word else ():
-                if abs(at - i) <= 4: votes[j, at - i] += 1
+                if abs(at - i) <= 4:
+                    votes[j, at - i] += 1
         for (j, by), n in votes.most_common(50):
-            if n < 2: break
-            a, b = self.prints[j][max(by, 0):], own[max(-by, 0):]
-            a, b = a[:len(b)], b[:len(a)]
+            if n < 2:
+                break
+            a, b = self.prints[j][max(by, 0) :], own[max(-by, 0) :]
+            a, b = a[: len(b)], b[: len(a)]
             both = (a > 0) & (b > 0)
-            if both.sum() < max(_LEAST - 2, 0.7*max((own > 0).sum(), (self.prints[j] > 0).sum())): continue
-            if _ONES[(a ^ b)[both]].sum() <= _SAME*16*both.sum(): return self.names[j]
+            if both.sum() < max(_LEAST - 2, 0.7 * max((own > 0).sum(), (self.prints[j] > 0).sum())):
+                continue
+            if _ONES[(a ^ b)[both]].sum() <= _SAME * 16 * both.sum():
+                return self.names[j]
         return None
 
     def add(self, mark: str, name: Hashable):
         "Remember `mark` under `name`."
-        if not mark: return
+        if not mark:
+            return
         self.names.append(name)
         self.prints.append(self._words(mark))
         for at, word in enumerate(self.prints[-1]):
-            if word: self.index[int(word)].append((len(self.names) - 1, at))
+            if word:
+                self.index[int(word)].append((len(self.names) - 1, at))
 
     @staticmethod
     def _words(mark: str) -> np.ndarray:
@@ -230,8 +263,12 @@ class Recordings:
 def final_rise(track: np.ndarray, seconds: float = 0.16) -> float:
     "Semitones by which the last voiced `seconds` of a pitch track lie above its median; NaN with less voiced than three times that."
     voiced = track[np.isfinite(track)]
-    n = max(2, round(seconds/0.02))
-    return float(12*np.log2(np.median(voiced[-n:])/np.median(voiced))) if len(voiced) >= 3*n else float("nan")
+    n = max(2, round(seconds / 0.02))
+    return (
+        float(12 * np.log2(np.median(voiced[-n:]) / np.median(voiced)))
+        if len(voiced) >= 3 * n
+        else float("nan")
+    )
 
 # %% ../nbs/24_sound.ipynb #66969387
 def measure(x: np.ndarray) -> dict:
@@ -243,16 +280,23 @@ def measure(x: np.ndarray) -> dict:
     """
     P, track = power(x), f0(x)
     total, noise = P.sum(1), noise_spectrum(P)
-    quiet, cut = noise[2:].sum(), round(300*WINDOW/SAMPLE_RATE)
-    if total.max() < 1e-12: raise ValueError("it is silent: there is nothing to measure")
-    bar = max(np.percentile(total, 95)/300, min(2*quiet, np.percentile(total, 90)))
-    loud = total > min(bar, 0.999*total.max())                 # of an even tone too something is loud
+    quiet, cut = noise[2:].sum(), round(300 * WINDOW / SAMPLE_RATE)
+    if total.max() < 1e-12:
+        raise ValueError("it is silent: there is nothing to measure")
+    bar = max(np.percentile(total, 95) / 300, min(2 * quiet, np.percentile(total, 90)))
+    loud = total > min(bar, 0.999 * total.max())  # of an even tone too something is loud
     active, at = P[loud].mean(0), np.flatnonzero(loud)
-    return dict(level=float(db(active.sum())), floor=float(db(quiet)),
-                snr=float(min(80, db(max(active[2:].sum() - quiet, 1e-12)) - db(quiet))), low=float(noise[2:cut].sum()/max(quiet, 1e-12)),
-                bandwidth=bandwidth(active), decay=decay(P, noise),
-                hz=float(np.nanmedian(track)) if np.isfinite(track).any() else float("nan"),
-                rise=final_rise(track), speech=float((at[-1] - at[0] + 1)*HOP/SAMPLE_RATE))
+    return dict(
+        level=float(db(active.sum())),
+        floor=float(db(quiet)),
+        snr=float(min(80, db(max(active[2:].sum() - quiet, 1e-12)) - db(quiet))),
+        low=float(noise[2:cut].sum() / max(quiet, 1e-12)),
+        bandwidth=bandwidth(active),
+        decay=decay(P, noise),
+        hz=float(np.nanmedian(track)) if np.isfinite(track).any() else float("nan"),
+        rise=final_rise(track),
+        speech=float((at[-1] - at[0] + 1) * HOP / SAMPLE_RATE),
+    )
 
 # %% ../nbs/24_sound.ipynb #74f95a84
 def add_noise(x: np.ndarray, snr: float, colour: str = "white", seed: int = 0) -> np.ndarray:
@@ -283,14 +327,30 @@ def telephone(x: np.ndarray) -> np.ndarray:
     return np.fft.irfft(np.fft.rfft(x)*((hz > 300) & (hz < 3400)), len(x)).astype(np.float32)
 
 # %% ../nbs/24_sound.ipynb #88914cc8
-SCENE_BOUNDS = dict(phone=4200.0, noisy=15.0, rumble=0.5, room=0.42, studio_snr=40.0, studio_decay=0.27, studio_band=7500.0)
+SCENE_BOUNDS = dict(
+    phone=4200.0,
+    noisy=15.0,
+    rumble=0.5,
+    room=0.42,
+    studio_snr=40.0,
+    studio_decay=0.27,
+    studio_band=7500.0,
+)
 
 def scene_of(m: dict) -> str:
     "The scene of what `measure` gave: phone_call, outdoor, noisy_room, reverberant_room, studio, quiet_room; 'unknown' for near silence."
     b = SCENE_BOUNDS
-    if m["level"] < -60: return "unknown"
-    if m["bandwidth"] <= b["phone"]: return "phone_call"
-    if m["snr"] < b["noisy"]: return "outdoor" if m["low"] > b["rumble"] else "noisy_room"
-    if m["decay"] > b["room"]: return "reverberant_room"
-    still, dry, wide = m["snr"] >= b["studio_snr"], m["decay"] <= b["studio_decay"], m["bandwidth"] >= b["studio_band"]
+    if m["level"] < -60:
+        return "unknown"
+    if m["bandwidth"] <= b["phone"]:
+        return "phone_call"
+    if m["snr"] < b["noisy"]:
+        return "outdoor" if m["low"] > b["rumble"] else "noisy_room"
+    if m["decay"] > b["room"]:
+        return "reverberant_room"
+    still, dry, wide = (
+        m["snr"] >= b["studio_snr"],
+        m["decay"] <= b["studio_decay"],
+        m["bandwidth"] >= b["studio_band"],
+    )
     return "studio" if still and dry and wide else "quiet_room"

@@ -126,46 +126,84 @@ def told(rows: list[dict], samples: list[dict], dropped: pd.DataFrame) -> list[s
     "What was done, in lines."
     plain_rows, n = [s for s in samples if "pair_of" not in s], Counter(s["split"] for s in samples)
     train = [s for s in samples if s["split"] == "train"]
-    paired, able = {s["speaker_id"] for s in samples if "pair_of" in s}, {s["speaker_id"] for s in plain_rows}
+    paired, able = (
+        {s["speaker_id"] for s in samples if "pair_of" in s},
+        {s["speaker_id"] for s in plain_rows},
+    )
     made = Counter(kind_of(s) for s in samples)
-    hours = {side: sum(s["duration"] for s in plain_rows if s["split"] == side)/3600 for side in SIDES}
-    return [f"{len(rows)} clips in = {len(plain_rows)} kept + {len(dropped)} dropped",
-            f"on top: {made['pair']} pairs, {made['dialogue']} dialogues; {len(able - paired)} of {len(able)} speakers have no pair",
-            "; ".join(f"{side}: {n[side]} rows, {hours[side]:.2f} h of clips" for side in SIDES if n[side]),
-            f"effective number of speakers: {effective(seconds_by(rows)):.1f} of {len({r['speaker_id'] for r in rows})} before, "
-            f"{effective(seconds_by(train)):.1f} of {len({s for r in train for s in speakers_of(r)})} in training after"]
+    hours = {
+        side: sum(s["duration"] for s in plain_rows if s["split"] == side) / 3600 for side in SIDES
+    }
+    return [
+        f"{len(rows)} clips in = {len(plain_rows)} kept + {len(dropped)} dropped",
+        f"on top: {made['pair']} pairs, {made['dialogue']} dialogues; {len(able - paired)} of {len(able)} speakers have no pair",
+        "; ".join(
+            f"{side}: {n[side]} rows, {hours[side]:.2f} h of clips" for side in SIDES if n[side]
+        ),
+        f"effective number of speakers: {effective(seconds_by(rows)):.1f} of {len({r['speaker_id'] for r in rows})} before, "
+        f"{effective(seconds_by(train)):.1f} of {len({s for r in train for s in speakers_of(r)})} in training after",
+    ]
 
 # %% ../nbs/02_speakers.ipynb #e9cd736c
 def _info(old: dict, samples: list[dict], cfg: Settings) -> dict:
     "The head of the balanced `metadata.json`."
     total, counts = sum(s["duration"] for s in samples), Counter(s["speaker_id"] for s in samples)
-    return old | dict(total_samples=len(samples), speakers=list(counts), total_duration=round(total, 2), speaker_counts=dict(counts),
-                      avg_duration=round(total/len(samples), 2),
-                      balanced={k: v for k, v in asdict(cfg).items() if k != "data"} | dict(sum=_sum_of(samples)))
+    return old | dict(
+        total_samples=len(samples),
+        speakers=list(counts),
+        total_duration=round(total, 2),
+        speaker_counts=dict(counts),
+        avg_duration=round(total / len(samples), 2),
+        balanced={k: v for k, v in asdict(cfg).items() if k != "data"} | dict(sum=_sum_of(samples)),
+    )
 
 def made_files(folder: Path, rows: list[dict]) -> set[str]:
     "The files in `folder` that have names of dialogues and are not of its `rows` as they were: this step made them, also if broken off."
     own = {s[k] for s in rows for k in ("audio_file", "transcript_file")}
-    return {p.name for p in folder.iterdir() if re.fullmatch(r"dialogue_(?:train|valid|test|all)_\d{6}\.(wav|txt)", p.name)} - own
+    return {
+        p.name
+        for p in folder.iterdir()
+        if re.fullmatch(r"dialogue_(?:train|valid|test|all)_\d{6}\.(wav|txt)", p.name)
+    } - own
 
-def write(folder: Path, source: str, rows: list[dict], samples: list[dict], dropped: pd.DataFrame, cfg: Settings):
+def write(
+    folder: Path,
+    source: str,
+    rows: list[dict],
+    samples: list[dict],
+    dropped: pd.DataFrame,
+    cfg: Settings,
+):
     """Write what `balance` gave; metadata.json comes last and whole, so a run that is broken off leaves the folder unbalanced.
 
     An earlier run's metadata goes first: it lists dialogues that this run overwrites.
     """
-    before, file = (folder/source).read_text(encoding="utf-8"), {r["id"]: r["audio_file"] for r in rows}
-    if source != "metadata.json": write_text(folder/"metadata.json", before)
+    before, file = (
+        (folder / source).read_text(encoding="utf-8"),
+        {r["id"]: r["audio_file"] for r in rows},
+    )
+    if source != "metadata.json":
+        write_text(folder / "metadata.json", before)
     old = made_files(folder, rows)
     for s in samples:
         if kind_of(s) == "dialogue":
-            write_wav(folder/s["audio_file"], joined([read_audio(inside(folder, file[i])) for i in s["pair_of"]]))
-            write_text(folder/s["transcript_file"], s["text"] + "\n")
-    if source == "metadata.json": write_text(folder/"unbalanced.json", before)
-    with atomic(folder/"dropped.csv") as tmp: dropped.to_csv(tmp, index=False)
+            write_wav(
+                folder / s["audio_file"],
+                joined([read_audio(inside(folder, file[i])) for i in s["pair_of"]]),
+            )
+            write_text(folder / s["transcript_file"], s["text"] + "\n")
+    if source == "metadata.json":
+        write_text(folder / "unbalanced.json", before)
+    with atomic(folder / "dropped.csv") as tmp:
+        dropped.to_csv(tmp, index=False)
     bare = [{k: v for k, v in s.items() if k != "text"} for s in samples]
     info = _info(json.loads(before).get("dataset_info") or {}, bare, cfg)
-    write_text(folder/"metadata.json", json.dumps(dict(dataset_info=info, samples=bare), ensure_ascii=False, indent=1))
-    for f in old - {s[k] for s in samples for k in ("audio_file", "transcript_file")}: (folder/f).unlink()
+    write_text(
+        folder / "metadata.json",
+        json.dumps(dict(dataset_info=info, samples=bare), ensure_ascii=False, indent=1),
+    )
+    for f in old - {s[k] for s in samples for k in ("audio_file", "transcript_file")}:
+        (folder / f).unlink()
 
 # %% ../nbs/02_speakers.ipynb #ff46ae8b
 def execute(cfg: Settings) -> tuple[list[dict], list[dict], pd.DataFrame]:

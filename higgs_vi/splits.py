@@ -40,7 +40,11 @@ def texts_of(row: dict) -> set[str]:
 
 def speakers_of(row: dict) -> list[str]:
     "Who speaks in a row: its turns' speakers, or its one speaker."
-    return as_list(row.get("ref_speakers")) if is_dialogue(row["text"]) and row.get("ref_speakers") else [row["speaker_id"]]
+    return (
+        as_list(row.get("ref_speakers"))
+        if is_dialogue(row["text"]) and row.get("ref_speakers")
+        else [row["speaker_id"]]
+    )
 
 def linked(keys: list[set[str]]) -> list[str]:
     "A name for each row, given its `keys`: rows that share a key, also by way of others, have the same name. It is their smallest key."
@@ -60,15 +64,23 @@ def over_cap(rows: list[dict], cfg: Settings) -> dict[str, str]:
 
     Which clips of a speaker stay is drawn at random under `cfg.seed`.
     """
-    most, number = cfg.minutes*60 or float("inf"), cfg.clips or float("inf")
+    most, number = cfg.minutes * 60 or float("inf"), cfg.clips or float("inf")
     own, out = defaultdict(list), {}
-    for r in rows: own[r["speaker_id"]].append(r)
+    for r in rows:
+        own[r["speaker_id"]].append(r)
     for speaker, its in own.items():
         seconds = n = 0
         for r in sorted(its, key=lambda r: lot(cfg.seed, "cap", r["id"])):
-            if n < number and seconds + r["duration"] <= most: n, seconds = n + 1, seconds + r["duration"]
-            else: out[r["id"]] = (f"{speaker} has {len(its)} clips, {sum(r['duration'] for r in its)/60:.1f} min; kept are at most "
-                                  + " and ".join([f"{cfg.clips} clips"]*bool(cfg.clips) + [f"{cfg.minutes:g} min"]*bool(cfg.minutes)))
+            if n < number and seconds + r["duration"] <= most:
+                n, seconds = n + 1, seconds + r["duration"]
+            else:
+                out[r["id"]] = (
+                    f"{speaker} has {len(its)} clips, {sum(r['duration'] for r in its) / 60:.1f} min; kept are at most "
+                    + " and ".join(
+                        [f"{cfg.clips} clips"] * bool(cfg.clips)
+                        + [f"{cfg.minutes:g} min"] * bool(cfg.minutes)
+                    )
+                )
     return out
 
 # %% ../nbs/28_splits.ipynb #138df3f4
@@ -87,9 +99,18 @@ def _fill(units: list[str], size: dict[str, float], want: float) -> list[str]:
 
 def draw_sides(size: dict[str, float], cfg: Settings, draw: int = 0) -> dict[str, str]:
     "The side of each unit (a speaker, or clips with one text) of so many seconds, so that valid and test have their shares."
-    left, side, total = sorted(size, key=lambda u: lot(cfg.seed, "side", draw, u)), dict.fromkeys(size, "train"), sum(size.values())
-    for name, others in (("test", 1 + bool(cfg.valid)), ("valid", 1)):      # each other side needs a unit at least
-        side |= dict.fromkeys(_fill(left[:len(left) - others], size, getattr(cfg, name)*total), name)
+    left, side, total = (
+        sorted(size, key=lambda u: lot(cfg.seed, "side", draw, u)),
+        dict.fromkeys(size, "train"),
+        sum(size.values()),
+    )
+    for name, others in (
+        ("test", 1 + bool(cfg.valid)),
+        ("valid", 1),
+    ):  # each other side needs a unit at least
+        side |= dict.fromkeys(
+            _fill(left[: len(left) - others], size, getattr(cfg, name) * total), name
+        )
         left = [u for u in left if side[u] == "train"]
     return side
 
@@ -98,13 +119,17 @@ def settle(sides: list[str], topics: list[str]) -> list[str]:
     "The side that each row's text (`topics`) belongs to: the one where most rows say it; of equals test, then valid."
     count = Counter(zip(topics, sides))
     best = {}
-    for (topic, side), n in count.items(): best[topic] = max(best.get(topic, (0, 0)), (n, SIDES.index(side)))
+    for (topic, side), n in count.items():
+        best[topic] = max(best.get(topic, (0, 0)), (n, SIDES.index(side)))
     return [SIDES[best[t][1]] for t in topics]
 
 def given_sides(rows: list[dict]) -> list[str]:
     "The table's own split; rows without one train. `ValueError` for other words, or if there is none at all."
     said = [split_of(r.get("split")) for r in rows]
-    if not any(said): raise ValueError(f"none of the {len(rows)} clips has a split: set disjoint to utterance or speaker")
+    if not any(said):
+        raise ValueError(
+            f"none of the {len(rows)} clips has a split: set disjoint to utterance or speaker"
+        )
     return [side or "train" for side in said]
 
 # %% ../nbs/28_splits.ipynb #b21b0ac5
@@ -113,27 +138,47 @@ def _enough(size: dict, cfg: Settings):
     sides = ["train"] + [s for s in ("valid", "test") if getattr(cfg, s)]
     if len(size) < len(sides):
         what = "speaker(s)" if cfg.disjoint == "speaker" else "different text(s)"
-        raise ValueError(f"{len(size)} {what} cannot be divided into {len(sides)} sides ({', '.join(sides)}): set valid or test to 0"
-                         + (", or disjoint to utterance" if cfg.disjoint == "speaker" else ", or add clips with other texts"))
+        raise ValueError(
+            f"{len(size)} {what} cannot be divided into {len(sides)} sides ({', '.join(sides)}): set valid or test to 0"
+            + (
+                ", or disjoint to utterance"
+                if cfg.disjoint == "speaker"
+                else ", or add clips with other texts"
+            )
+        )
 
-def divide(rows: list[dict], cfg: Settings, copies: dict[str, str] | None = None) -> tuple[list[str], list[str]]:
+def divide(
+    rows: list[dict], cfg: Settings, copies: dict[str, str] | None = None
+) -> tuple[list[str], list[str]]:
     """The side drawn for each row, and the side that owns its text: where they differ the row goes.
 
     `copies` names the recording of clips that are one (id -> name): they stand on one side, as a text does. Raises `ValueError`
     with counts if too many rows would go.
     """
-    def _said(row): return texts_of(row) | ({f"\0{copies[row['id']]}"} if row["id"] in (copies or {}) else set())
+
+    def _said(row):
+        return texts_of(row) | (
+            {f"\0{copies[row['id']]}"} if row["id"] in (copies or {}) else set()
+        )
+
     topics, size = linked([_said(r) for r in rows]), Counter()
-    if cfg.disjoint == "given": tries = [given_sides(rows)]
+    if cfg.disjoint == "given":
+        tries = [given_sides(rows)]
     else:
-        units = topics if cfg.disjoint == "utterance" else linked([{*speakers_of(r), *as_list(r.get("ref_speakers"))} for r in rows])
-        for u, r in zip(units, rows): size[u] += r["duration"]
+        units = (
+            topics
+            if cfg.disjoint == "utterance"
+            else linked([{*speakers_of(r), *as_list(r.get("ref_speakers"))} for r in rows])
+        )
+        for u, r in zip(units, rows):
+            size[u] += r["duration"]
         _enough(size, cfg)
         draws = (draw_sides(size, cfg, d) for d in range(DRAWS if cfg.disjoint == "speaker" else 1))
         tries = [[side[u] for u in units] for side in draws]
     found = [(sides, settle(sides, topics)) for sides in tries]
     sides, owners = min(found, key=_loss)
-    if _loss((sides, owners))[0]: raise ValueError(_why_not(rows, sides, owners, topics, cfg))
+    if _loss((sides, owners))[0]:
+        raise ValueError(_why_not(rows, sides, owners, topics, cfg))
     return sides, owners
 
 def _loss(found: tuple[list[str], list[str]]) -> tuple[int, int]:
@@ -149,45 +194,71 @@ def copies_of(folder: Path, rows: list[dict]) -> dict[str, str]:
     left to the steps that need them.
     """
     known, seen, out = Fingerprints(folder), Recordings(), {}
+
     def _mark(row: dict) -> str:
         "The fingerprint of a row's sound."
-        try: return known.of_file(row["audio_file"])
-        except (ValueError, OSError): return ""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool: marks = list(pool.map(_mark, rows))
+        try:
+            return known.of_file(row["audio_file"])
+        except (ValueError, OSError):
+            return ""
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        marks = list(pool.map(_mark, rows))
     for row, mark in zip(rows, marks):
-        if (twin := seen.find(mark)) is not None: out[row["id"]] = out[twin] = twin
-        else: seen.add(mark, row["id"])
+        if (twin := seen.find(mark)) is not None:
+            out[row["id"]] = out[twin] = twin
+        else:
+            seen.add(mark, row["id"])
     return out
 
 # %% ../nbs/28_splits.ipynb #723fcb72
 def _why_not(rows, sides, owners, topics, cfg) -> str:
     "Why the rows cannot be divided, with counts."
     said = defaultdict(set)
-    for r, t in zip(rows, topics): said[t].update(speakers_of(r))
+    for r, t in zip(rows, topics):
+        said[t].update(speakers_of(r))
     had, kept = Counter(sides), Counter(s for s, o in zip(sides, owners) if s == o)
-    tail = (f"of {DRAWS} draws of speakers the best" if cfg.disjoint == "speaker" else "the table's own split")
-    return (f"{sum(len(s) > 1 for s in said.values())} of {len(said)} texts are said by several of "
-            f"{len({r['speaker_id'] for r in rows})} speakers, so the sides cannot be apart in text too: {tail} would keep "
-            + ", ".join(f"{kept[s]} of {had[s]} clips in {s}" for s in SIDES if had[s])
-            + "; set disjoint to utterance, or valid and test to smaller shares, or add sentences that one speaker alone says")
+    tail = (
+        f"of {DRAWS} draws of speakers the best"
+        if cfg.disjoint == "speaker"
+        else "the table's own split"
+    )
+    return (
+        f"{sum(len(s) > 1 for s in said.values())} of {len(said)} texts are said by several of "
+        f"{len({r['speaker_id'] for r in rows})} speakers, so the sides cannot be apart in text too: {tail} would keep "
+        + ", ".join(f"{kept[s]} of {had[s]} clips in {s}" for s in SIDES if had[s])
+        + "; set disjoint to utterance, or valid and test to smaller shares, or add sentences that one speaker alone says"
+    )
 
 # %% ../nbs/28_splits.ipynb #17d592b9
 def add_weights(rows: list[dict], temperature: float) -> list[dict]:
     "`rows` whose train side has weights, 1 on average; a dialogue has the mean of its speakers' weights. None for temperature 1."
-    if temperature == 1: return rows
+    if temperature == 1:
+        return rows
     seconds = Counter()
     for r in rows:
-        for s in speakers_of(r): seconds[s] += r["duration"]/len(speakers_of(r))*(r["split"] == "train")
-    raw = [np.mean([seconds[s]**(1/temperature - 1) for s in speakers_of(r)]) if r["split"] == "train" else 0.0 for r in rows]
-    mean = sum(raw)/max(1, sum(w > 0 for w in raw))
-    return [r | dict(weight=round(float(w/mean), 6)) if w else r for r, w in zip(rows, raw)]
+        for s in speakers_of(r):
+            seconds[s] += r["duration"] / len(speakers_of(r)) * (r["split"] == "train")
+    raw = [
+        np.mean([seconds[s] ** (1 / temperature - 1) for s in speakers_of(r)])
+        if r["split"] == "train"
+        else 0.0
+        for r in rows
+    ]
+    mean = sum(raw) / max(1, sum(w > 0 for w in raw))
+    return [r | dict(weight=round(float(w / mean), 6)) if w else r for r, w in zip(rows, raw)]
 
 def seconds_by(rows: list[dict], key: str = "speaker_id") -> Counter:
     "The seconds of sound for each value of a column, rows counted by weight; a dialogue's are divided among its speakers, else apart."
     out = Counter()
     for r in rows:
-        values = speakers_of(r) if key == "speaker_id" else ["dialogue" if is_dialogue(r["text"]) else str(r.get(key) or "unknown")]
-        for v in values: out[v] += r["duration"]*r.get("weight", 1.0)/len(values)
+        values = (
+            speakers_of(r)
+            if key == "speaker_id"
+            else ["dialogue" if is_dialogue(r["text"]) else str(r.get(key) or "unknown")]
+        )
+        for v in values:
+            out[v] += r["duration"] * r.get("weight", 1.0) / len(values)
     return out
 
 def effective(seconds: Counter) -> float:

@@ -39,6 +39,7 @@ class _Spread(torch.autograd.Function):
 
 class _Collect(torch.autograd.Function):
     "The padded rectangle `(B·S, …)` to rows `(N, …)`, without the padding."
+
     @staticmethod
     def forward(ctx, x, place):
         "`place` `(N,)` is the place in the rectangle that each row is taken from."
@@ -49,29 +50,58 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         "The gradient `(B·S, …)` of the rectangle: each row's gradient at its place, zeros at padding."
-        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy(0, ctx.saved_tensors[0], grad), None
+        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy(
+            0, ctx.saved_tensors[0], grad
+        ), None
 
 # %% ../nbs/40_step.ipynb #7cc56b72
 def _shares_heads(v: torch.Tensor) -> bool:
     "Whether a fast kernel for `v` takes fewer key heads than query heads: not in fp32 on a GPU, nor on cards before 2020."
-    return v.device.type != "cuda" or (v.dtype != torch.float32 and torch.cuda.get_device_capability(v.device)[0] >= 8)
+    return v.device.type != "cuda" or (
+        v.dtype != torch.float32 and torch.cuda.get_device_capability(v.device)[0] >= 8
+    )
 
 def _attend(attn, x: torch.Tensor, turn: tuple, batch: dict) -> torch.Tensor:
     "Causal attention within each clip, `x` `(N, H)` to `(N, H)`; `turn` is the rotary embedding's cosine and sine `(N, head)`."
-    q, k, v = (project(x).unflatten(-1, (-1, attn.head_dim)) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
-    q, k = apply_rotary_pos_emb(q, k, *turn)                                                        # (N, heads, head)
+    q, k, v = (
+        project(x).unflatten(-1, (-1, attn.head_dim))
+        for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+    )
+    q, k = apply_rotary_pos_emb(q, k, *turn)  # (N, heads, head)
     shared = _shares_heads(v)
-    if not shared: k, v = (t.repeat_interleave(attn.num_key_value_groups, 1) for t in (k, v))
-    q, k, v = (_Spread.apply(t, batch["order"], batch["place"]).unflatten(0, batch["shape"]).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared, scale=attn.scaling,
-                                         dropout_p=attn.attention_dropout if attn.training else 0.0)  # (B, heads, S, head)
+    if not shared:
+        k, v = (t.repeat_interleave(attn.num_key_value_groups, 1) for t in (k, v))
+    q, k, v = (
+        _Spread.apply(t, batch["order"], batch["place"])
+        .unflatten(0, batch["shape"])
+        .transpose(1, 2)
+        for t in (q, k, v)
+    )
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        enable_gqa=shared,
+        scale=attn.scaling,
+        dropout_p=attn.attention_dropout if attn.training else 0.0,
+    )  # (B, heads, S, head)
     return attn.o_proj(_Collect.apply(out.transpose(1, 2).flatten(2).flatten(0, 1), batch["place"]))
 
-def _layer(layer, text: torch.Tensor, audio: torch.Tensor, turn: tuple, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def _layer(
+    layer, text: torch.Tensor, audio: torch.Tensor, turn: tuple, batch: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
     "One decoder layer on the block of text `(Nt, H)` and the block of sound `(Na, H)`."
-    x = _attend(layer.self_attn, torch.cat([layer.input_layernorm(text), layer.audio_input_layernorm(audio)]), turn, batch)
-    text, audio = text + x[:len(text)], audio + x[len(text):]
-    return text + layer.mlp(layer.post_attention_layernorm(text)), audio + layer.audio_mlp(layer.audio_post_attention_layernorm(audio))
+    x = _attend(
+        layer.self_attn,
+        torch.cat([layer.input_layernorm(text), layer.audio_input_layernorm(audio)]),
+        turn,
+        batch,
+    )
+    text, audio = text + x[: len(text)], audio + x[len(text) :]
+    return text + layer.mlp(layer.post_attention_layernorm(text)), audio + layer.audio_mlp(
+        layer.audio_post_attention_layernorm(audio)
+    )
 
 # %% ../nbs/40_step.ipynb #3f1b7fcc
 @lru_cache(1)
@@ -86,18 +116,35 @@ def hidden_states(model, batch: dict) -> torch.Tensor:
     attribute `compiled` sends them through the compiled layer.
     """
     core = base_of(model).model
-    every, way = int(core.gradient_checkpointing and core.training and core.gradient_checkpointing), _layer
-    if getattr(core, "compiled", False): way = _compiled()
+    every, way = (
+        int(core.gradient_checkpointing and core.training and core.gradient_checkpointing),
+        _layer,
+    )
+    if getattr(core, "compiled", False):
+        way = _compiled()
     audio, words = core.embed_audio_tokens(batch["columns"]), core.embed_tokens
-    text = words(batch["text_ids"].to(words.weight.device, non_blocking=True)).to(audio.device, non_blocking=True)
+    text = words(batch["text_ids"].to(words.weight.device, non_blocking=True)).to(
+        audio.device, non_blocking=True
+    )
     turn = tuple(t[0] for t in core.rotary_emb(text, (batch["place"] % batch["shape"][1])[None]))
-    where = {k: batch[k] for k in ("order", "place", "shape")}      # no names: compiled layers ask how many
-    with nullcontext() if audio.dtype == torch.float32 else torch.autocast(audio.device.type, audio.dtype):
+    where = {
+        k: batch[k] for k in ("order", "place", "shape")
+    }  # no names: compiled layers ask how many
+    with (
+        nullcontext()
+        if audio.dtype == torch.float32
+        else torch.autocast(audio.device.type, audio.dtype)
+    ):
         for i, layer in enumerate(core.layers):
             args = layer, text, audio, turn, where
-            text, audio = checkpoint(way, *args, use_reentrant=False) if every and i % every == 0 else way(*args)
+            text, audio = (
+                checkpoint(way, *args, use_reentrant=False)
+                if every and i % every == 0
+                else way(*args)
+            )
     at = batch["order"][batch["predict_at"]]
-    if "text_from" in batch: at = torch.cat([at, batch["text_from"]])
+    if "text_from" in batch:
+        at = torch.cat([at, batch["text_from"]])
     return core.norm(torch.cat([text, audio]).index_select(0, at))
 
 # %% ../nbs/40_step.ipynb #5f0314e1
@@ -113,18 +160,26 @@ class Loss:
 def per_target(tally: torch.Tensor, weights: list[float] | None = None) -> dict:
     "Cross-entropy per target from a tally: `loss` (codebooks weighted as in training), `by_codebook` `(K,)`, `eos_loss`, `text_loss`."
     sums, counts, eos_sums, eos_counts, said = tally.double().cpu()
-    by_codebook = sums/counts.clamp_min(1)
-    text = dict(text_loss=(said[0]/said[1]).item()) if said[1] else {}
-    return dict(loss=(codebook_weights(weights, len(sums))*by_codebook).mean().item(), by_codebook=by_codebook.tolist(),
-                eos_loss=(eos_sums.sum()/eos_counts.sum().clamp_min(1)).item()) | text
+    by_codebook = sums / counts.clamp_min(1)
+    text = dict(text_loss=(said[0] / said[1]).item()) if said[1] else {}
+    return (
+        dict(
+            loss=(codebook_weights(weights, len(sums)) * by_codebook).mean().item(),
+            by_codebook=by_codebook.tolist(),
+            eos_loss=(eos_sums.sum() / eos_counts.sum().clamp_min(1)).item(),
+        )
+        | text
+    )
 
 # %% ../nbs/40_step.ipynb #81be47db
 def codebook_weights(weights: list[float] | None, codebooks: int) -> torch.Tensor:
     "`weights` `(K,)` scaled to sum to K; equal ones by default."
     w = torch.ones(codebooks) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
     if w.shape != (codebooks,) or (w < 0).any() or not w.sum() > 0:
-        raise ValueError(f"codebook weights {weights}: give {codebooks} numbers, none negative, not all zero")
-    return w*codebooks/w.sum()
+        raise ValueError(
+            f"codebook weights {weights}: give {codebooks} numbers, none negative, not all zero"
+        )
+    return w * codebooks / w.sum()
 
 def target_counts(batches: list[dict]) -> torch.Tensor:
     "How many targets each codebook has in `batches`, `(K,)`. Sum it over ranks for a step of several."
@@ -134,7 +189,11 @@ def target_counts(batches: list[dict]) -> torch.Tensor:
 def target_logits(model, batch: dict, states: torch.Tensor | None = None) -> torch.Tensor:
     "The logits `(P, K, V)` in fp32 at the positions of `batch` that predict; no other position reaches the head."
     core, states = base_of(model), hidden_states(model, batch) if states is None else states
-    return core.audio_lm_head(states[:len(batch["targets"])]).float().unflatten(-1, (core.config.num_codebooks, core.config.codebook_size))
+    return (
+        core.audio_lm_head(states[: len(batch["targets"])])
+        .float()
+        .unflatten(-1, (core.config.num_codebooks, core.config.codebook_size))
+    )
 
 # %% ../nbs/40_step.ipynb #7299287b
 TEXT_ROWS = 256
@@ -148,43 +207,68 @@ def text_loss(model, states: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
         raise ValueError("a text loss needs the model's text head: load it with text_head=True")
     part = lambda h, t: F.cross_entropy(head(h).float(), t, reduction="sum")
     rows = zip(states.split(TEXT_ROWS), targets.split(TEXT_ROWS))
-    return sum((checkpoint(part, h, t, use_reentrant=False) for h, t in rows), states.new_zeros((), dtype=torch.float))
+    return sum(
+        (checkpoint(part, h, t, use_reentrant=False) for h, t in rows),
+        states.new_zeros((), dtype=torch.float),
+    )
 
-def audio_loss(model, batch: dict, counts: torch.Tensor | None = None, weights: list[float] | None = None) -> Loss:
+def audio_loss(
+    model, batch: dict, counts: torch.Tensor | None = None, weights: list[float] | None = None
+) -> Loss:
     """The share of `batch` in the loss of a step whose targets number `counts` `(K,)`; alone, the batch is the step.
 
     A batch that asks for text as well (`collate`) adds that, each word with the batch's weight.
     """
     states, targets = hidden_states(model, batch), batch["targets"]
     logits = target_logits(model, batch, states)
-    ce = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view_as(targets)  # (N, K)
+    ce = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view_as(targets)  # (N, K)
     own, eos = target_counts([batch]), targets == base_of(model).config.audio_stream_eos_id
-    scale = codebook_weights(weights, targets.shape[1]).to(ce.device)/(own if counts is None else counts.to(ce.device)).clamp_min(1)
+    scale = codebook_weights(weights, targets.shape[1]).to(ce.device) / (
+        own if counts is None else counts.to(ce.device)
+    ).clamp_min(1)
     known, text, said = ce.detach(), 0.0, torch.zeros_like(own, dtype=torch.double)
     if "text_from" in batch:
-        text = text_loss(model, states[len(targets):], batch["text_targets"])
+        text = text_loss(model, states[len(targets) :], batch["text_targets"])
         said[0], said[1] = text.detach(), len(batch["text_targets"])
-        text = text*batch["text_weight"]
-    return Loss((ce.sum(0)*scale).sum() + text, torch.stack([known.sum(0), own, (known*eos).sum(0), eos.sum(0), said]).double())
+        text = text * batch["text_weight"]
+    return Loss(
+        (ce.sum(0) * scale).sum() + text,
+        torch.stack([known.sum(0), own, (known * eos).sum(0), eos.sum(0), said]).double(),
+    )
 
 # %% ../nbs/40_step.ipynb #c44f580a
-OPTIMIZERS = dict(adamw="AdamW", adamw8bit="AdamW8bit", paged8bit="PagedAdamW8bit", rounded8bit="AdamW8bit")
+OPTIMIZERS = dict(
+    adamw="AdamW", adamw8bit="AdamW8bit", paged8bit="PagedAdamW8bit", rounded8bit="AdamW8bit"
+)
 
-def build_optimizer(trained: list[torch.nn.Parameter], name: str, rate: float, decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    trained: list[torch.nn.Parameter], name: str, rate: float, decay: float
+) -> torch.optim.Optimizer:
     "The optimiser `name` of `OPTIMIZERS`; `ValueError` where a package is needed and not there."
-    if name == "adamw": return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
     if name != "rounded8bit":
         need_bitsandbytes(f"the optimizer {name}", "take adamw")
-        return getattr(import_module("bitsandbytes.optim"), OPTIMIZERS[name])(trained, lr=rate, weight_decay=decay)
+        return getattr(import_module("bitsandbytes.optim"), OPTIMIZERS[name])(
+            trained, lr=rate, weight_decay=decay
+        )
     if not find_spec("torchao"):
-        raise ValueError("the optimizer rounded8bit needs the package torchao: pip install 'higgs-vi[full]', or take adamw")
-    return import_module("torchao.optim").AdamW8bit(trained, lr=torch.tensor(rate), weight_decay=decay, bf16_stochastic_round=True)
+        raise ValueError(
+            "the optimizer rounded8bit needs the package torchao: pip install 'higgs-vi[full]', or take adamw"
+        )
+    return import_module("torchao.optim").AdamW8bit(
+        trained, lr=torch.tensor(rate), weight_decay=decay, bf16_stochastic_round=True
+    )
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float):
     "The learning rate of the next step."
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor): group["lr"].fill_(rate)      # torchao keeps it in a tensor
-        else: group["lr"] = rate
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)  # torchao keeps it in a tensor
+        else:
+            group["lr"] = rate
 
 # %% ../nbs/40_step.ipynb #359a7288
 class OutOfMemory(RuntimeError):
@@ -192,35 +276,48 @@ class OutOfMemory(RuntimeError):
 
 def to_device(batch: dict, device) -> dict:
     "`batch` with its tensors on `device`, except its text, which goes where the text embedding is."
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) and k != "text_ids" else v for k, v in batch.items()}
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) and k != "text_ids" else v
+        for k, v in batch.items()
+    }
 
 # %% ../nbs/40_step.ipynb #f0256be6
 def _backward(model, batch, counts, weights, autocast, scaler) -> Loss:
     "Loss and gradients of one batch; `OutOfMemory` or `FloatingPointError` with its clips."
     shape, clips = batch["shape"], ", ".join(batch["names"][:8])
     try:
-        with autocast: loss = audio_loss(model, batch, counts, weights)
+        with autocast:
+            loss = audio_loss(model, batch, counts, weights)
         if not torch.isfinite(loss.total):
-            raise FloatingPointError(f"the loss is {loss.total.item()} on the clips {clips}: lower the learning rate, or train in "
-                                     "bf16 or fp32 instead of fp16; the weights are as before this step")
+            raise FloatingPointError(
+                f"the loss is {loss.total.item()} on the clips {clips}: lower the learning rate, or train in "
+                "bf16 or fp32 instead of fp16; the weights are as before this step"
+            )
         scaler.scale(loss.total).backward()
     except torch.OutOfMemoryError as e:
-        raise OutOfMemory(f"out of memory on a batch of {shape[0]} clips x {shape[1]} positions ({clips}): lower the token budget, "
-                          f"or switch checkpointing on ({str(e).splitlines()[0]})") from e
+        raise OutOfMemory(
+            f"out of memory on a batch of {shape[0]} clips x {shape[1]} positions ({clips}): lower the token budget, "
+            f"or switch checkpointing on ({str(e).splitlines()[0]})"
+        ) from e
     return loss
 
 def _share(trained: list[torch.Tensor], everyone: Callable):
     "Replace the gradients of `trained` by their sums over processes, in one message."
-    flat = everyone(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]))
-    for p, g in zip(trained, flat.split([p.numel() for p in trained])): p.grad = g.view_as(p).clone()
+    flat = everyone(
+        torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+    )
+    for p, g in zip(trained, flat.split([p.numel() for p in trained])):
+        p.grad = g.view_as(p).clone()
 
 def _clip(optimizer, trained: list[torch.Tensor], max_norm: float, scaler) -> float:
     "Scale the gradients back and down to `max_norm`; their norm. fp16's scaler itself skips a step whose gradients overflow."
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(trained, max_norm).item()
     if not math.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() < 1):
-        raise FloatingPointError(f"the gradient norm is {norm}: lower the learning rate, or train in bf16 or fp32 "
-                                 "instead of fp16; the weights are as before this step")
+        raise FloatingPointError(
+            f"the gradient norm is {norm}: lower the learning rate, or train in bf16 or fp32 "
+            "instead of fp16; the weights are as before this step"
+        )
     return norm
 
 # %% ../nbs/40_step.ipynb #9d69f66b

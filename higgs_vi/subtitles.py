@@ -40,7 +40,8 @@ class Cue:
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)"
 _ARROW = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s|$)")
 
-def _at(h: str | None, m: str, s: str) -> float: return 3600*int(h or 0) + 60*int(m) + float(s.replace(",", "."))
+def _at(h: str | None, m: str, s: str) -> float:
+    return 3600 * int(h or 0) + 60 * int(m) + float(s.replace(",", "."))
 
 # %% ../nbs/23_subtitles.ipynb #54661330
 _NOTE = re.compile(r"(?:NOTE|STYLE|REGION|WEBVTT)(?:\s|$)")
@@ -68,13 +69,18 @@ def _blocks(lines: list[str], vtt: bool) -> list[tuple[str, str, list[str]]]:
     numbered = bool(at) and at[0] > 0 and lines[at[0] - 1].strip().isdigit()
     out, number = [], lines[at[0] - 1].strip() if numbered else ""
     for i, j in zip(at, [*at[1:], len(lines)]):
-        body, before = lines[i + 1:j], ""
+        body, before = lines[i + 1 : j], ""
         last = body[-1].strip() if body and j < len(lines) else ""
-        if last and (last.isdigit() and numbered or vtt and (len(body) < 2 or not body[-2].strip())): before = body.pop().strip()
+        if last and (
+            last.isdigit() and numbered or vtt and (len(body) < 2 or not body[-2].strip())
+        ):
+            before = body.pop().strip()
         kept, skip = [], False
         for k, line in enumerate(body):
-            if vtt and line.strip() and (k == 0 or not body[k - 1].strip()): skip = k > 0 and bool(_NOTE.match(line.strip()))
-            if line.strip() and not skip: kept.append(line)
+            if vtt and line.strip() and (k == 0 or not body[k - 1].strip()):
+                skip = k > 0 and bool(_NOTE.match(line.strip()))
+            if line.strip() and not skip:
+                kept.append(line)
         out.append((number, lines[i].strip(), kept))
         number = before
     return out
@@ -84,14 +90,19 @@ def _ass(lines: list[str]) -> list[tuple[str, str, list[str]]]:
     names, out, events = [], [], False
     for line in lines:
         kind, _, rest = line.partition(":")
-        if line.startswith("["): events = line.strip().lower() == "[events]"
-        elif events and kind.strip() == "Format": names = [n.strip().lower() for n in rest.split(",")]
+        if line.startswith("["):
+            events = line.strip().lower() == "[events]"
+        elif events and kind.strip() == "Format":
+            names = [n.strip().lower() for n in rest.split(",")]
         elif events and kind.strip() == "Dialogue":
             cell = dict(zip(names, rest.split(",", max(len(names) - 1, 0))))
             said = re.split(r"\\[Nn]", cell.get("text", "").replace("\\h", " "))
             who = cell.get("name", cell.get("actor", "")).strip()
-            if who: said = [f"<v {who}>{said[0]}", *said[1:]]
-            out.append(("", f"{cell.get('start', '').strip()} --> {cell.get('end', '').strip()}", said))
+            if who:
+                said = [f"<v {who}>{said[0]}", *said[1:]]
+            out.append(
+                ("", f"{cell.get('start', '').strip()} --> {cell.get('end', '').strip()}", said)
+            )
     return out
 
 _LABEL = re.compile(r"\s*(-?\d+(?:[.,]\d+)?)\t\s*(-?\d+(?:[.,]\d+)?)(?:\t(.*))?$")
@@ -105,10 +116,25 @@ def _labels(text: str) -> list[Cue]:
     "The cues of Audacity's labels."
     out = []
     for line in text.splitlines():
-        if not line.strip() or line.startswith("\\"): continue         # the second line of a label: a band of frequencies
+        if not line.strip() or line.startswith("\\"):
+            continue  # the second line of a label: a band of frequencies
         if not (m := _LABEL.match(line)):
-            out.append(Cue(0, 0, line.strip(), problem=f"the line {line.strip()[:60]!r} has no start and end"))
-        else: out.append(_spoken(Cue(*(float(t.replace(",", ".")) for t in m.groups()[:2]), ""), [m[3] or ""], line.strip()))
+            out.append(
+                Cue(
+                    0,
+                    0,
+                    line.strip(),
+                    problem=f"the line {line.strip()[:60]!r} has no start and end",
+                )
+            )
+        else:
+            out.append(
+                _spoken(
+                    Cue(*(float(t.replace(",", ".")) for t in m.groups()[:2]), ""),
+                    [m[3] or ""],
+                    line.strip(),
+                )
+            )
     return out
 
 # %% ../nbs/23_subtitles.ipynb #a70c44d1
@@ -121,15 +147,18 @@ def _voices(lines: list[str]) -> tuple[list[str], list[str]]:
     names = [w.strip() for line in lines for w in re.findall(r"<v(?:\.[^\s>]*)?\s+([^>]+)>", line)]
     said, turns = [], 0
     for line in (html.unescape(re.sub(r"<[^>]*>|\{\\[^}]*\}", "", line)).strip() for line in lines):
-        turns += len([t for t in _TURN.split(line)[:-1] if t.strip()]) + (bool(said) and bool(_TURN.match(line)))
+        turns += len([t for t in _TURN.split(line)[:-1] if t.strip()]) + (
+            bool(said) and bool(_TURN.match(line))
+        )
         line = _TURN.sub(" ", line).strip()
         m = _NAME.match(line)
         if m and m[1].upper() == m[1] and len(m[1]) > 1:
             names.append(m[1].strip().title())
-            line = line[m.end():]
+            line = line[m.end() :]
         said.append(line)
     dashes = [i for i, line in enumerate(said) if re.match(r"[-–—]\s*\w", line)]
-    if (turns or len(dashes) > 1) and len(set(names)) < 2: names = ["one", "another"]
+    if (turns or len(dashes) > 1) and len(set(names)) < 2:
+        names = ["one", "another"]
     return [re.sub(r"^[-–—]\s*(?=\w)", "", line) for line in said], list(dict.fromkeys(names))
 
 def _spoken(cue: Cue, lines: list[str], shown: str) -> Cue:
@@ -139,15 +168,25 @@ def _spoken(cue: Cue, lines: list[str], shown: str) -> Cue:
     words = " ".join(" ".join(said).split())
     spoken = without_notes(re.sub(r"^\([^)]*\)$", " ", words))[0]
     why = ""
-    if cue.start < 0 or cue.end < 0: why = f"the cue {shown!r} has a negative time"
-    elif cue.end <= cue.start: why = f"the cue {shown!r} ends before it starts, or when it does"
-    elif re.search("[♪♫♬]", words): why = "it is sung (♪)"
-    elif unheard: why = f"words were not understood in it ({unheard[0]!r})"
-    elif words and not spoken: why = f"it describes a sound, nothing is said: {words[:60]!r}"
-    elif not words: why = "it has no text"
-    elif _ADVERT.search(words): why = f"it is an advertisement or a credit: {words[:60]!r}"
-    elif len(names) > 1: why = f"{' + '.join(names)} speak in one cue: part it, a clip has one voice"
-    return replace(cue, text=spoken or words, speaker=names[0] if len(names) == 1 else "", problem=why)
+    if cue.start < 0 or cue.end < 0:
+        why = f"the cue {shown!r} has a negative time"
+    elif cue.end <= cue.start:
+        why = f"the cue {shown!r} ends before it starts, or when it does"
+    elif re.search("[♪♫♬]", words):
+        why = "it is sung (♪)"
+    elif unheard:
+        why = f"words were not understood in it ({unheard[0]!r})"
+    elif words and not spoken:
+        why = f"it describes a sound, nothing is said: {words[:60]!r}"
+    elif not words:
+        why = "it has no text"
+    elif _ADVERT.search(words):
+        why = f"it is an advertisement or a credit: {words[:60]!r}"
+    elif len(names) > 1:
+        why = f"{' + '.join(names)} speak in one cue: part it, a clip has one voice"
+    return replace(
+        cue, text=spoken or words, speaker=names[0] if len(names) == 1 else "", problem=why
+    )
 
 def parse_cues(text: str, name: str) -> list[Cue]:
     """The cues of SRT, WebVTT, ASS or Audacity's labels in order of time, without markup.
@@ -157,17 +196,28 @@ def parse_cues(text: str, name: str) -> list[Cue]:
     """
     text = re.sub(r"\r\n?", "\n", text).removeprefix("\ufeff")
     lines = text.split("\n")
-    if is_labels(text): cues = _labels(text)
+    if is_labels(text):
+        cues = _labels(text)
     else:
         script = any(line.strip().lower() == "[events]" for line in lines)
         cues = []
-        for number, times, said in _ass(lines) if script else _blocks(lines, lines[0].startswith("WEBVTT")):
+        for number, times, said in (
+            _ass(lines) if script else _blocks(lines, lines[0].startswith("WEBVTT"))
+        ):
             m = _ARROW.match(times)
             span = (_at(*m.groups()[:3]), _at(*m.groups()[3:])) if m else (0.0, 0.0)
-            cue = _spoken(Cue(*span, "", number=int(number) if number.isdigit() and len(number) < 9 else -1), said, times)
-            if not m: cue.problem = f"the times {times[:60]!r} cannot be read, or are negative"
+            cue = _spoken(
+                Cue(*span, "", number=int(number) if number.isdigit() and len(number) < 9 else -1),
+                said,
+                times,
+            )
+            if not m:
+                cue.problem = f"the times {times[:60]!r} cannot be read, or are negative"
             cues.append(cue)
-    if not cues: raise ValueError(f"{name} has no cue: it takes SRT, WebVTT or ASS, or Audacity's labels (start, end, text by tabs)")
+    if not cues:
+        raise ValueError(
+            f"{name} has no cue: it takes SRT, WebVTT or ASS, or Audacity's labels (start, end, text by tabs)"
+        )
     return overlapping(unrolled(sorted(cues, key=lambda c: c.start)))
 
 # %% ../nbs/23_subtitles.ipynb #b9e1f7a3
@@ -184,14 +234,22 @@ def unrolled(cues: list[Cue]) -> list[Cue]:
     """
     usable = [c for c in cues if not c.problem]
     again = [_repeated(a, b) for a, b in zip(usable, usable[1:])]
-    if not again or sum(n > 1 for n in again) < max(1, len(again)/2): return cues
+    if not again or sum(n > 1 for n in again) < max(1, len(again) / 2):
+        return cues
     out, shown = [], None
     for c in cues:
         n = _repeated(shown, c) if shown else 0
-        fresh = replace(c, text=" ".join(c.text.split()[n:]), start=max(c.start, min(shown.end, c.end - 0.01)) if n else c.start)
-        if n and not fresh.text: out[-1].end = max(out[-1].end, c.end)
-        else: out.append(fresh)
-        if not c.problem: shown = c
+        fresh = replace(
+            c,
+            text=" ".join(c.text.split()[n:]),
+            start=max(c.start, min(shown.end, c.end - 0.01)) if n else c.start,
+        )
+        if n and not fresh.text:
+            out[-1].end = max(out[-1].end, c.end)
+        else:
+            out.append(fresh)
+        if not c.problem:
+            shown = c
     return out
 
 def overlapping(cues: list[Cue], most: float = 0.3) -> list[Cue]:
@@ -201,16 +259,28 @@ def overlapping(cues: list[Cue], most: float = 0.3) -> list[Cue]:
     """
     out, usable = list(cues), [i for i, c in enumerate(cues) if not c.problem]
     numbers = sorted(cues[i].number for i in usable)
-    odd = {n for n, after in zip(numbers[::-1], numbers[-2::-1]) if n > after + 100 and n > 2*len(cues)} if len(numbers) > 1 else set()
+    odd = (
+        {
+            n
+            for n, after in zip(numbers[::-1], numbers[-2::-1])
+            if n > after + 100 and n > 2 * len(cues)
+        }
+        if len(numbers) > 1
+        else set()
+    )
     for at, i in enumerate(usable):
-        for j in usable[at + 1:at + 50]:
+        for j in usable[at + 1 : at + 50]:
             a, b = cues[i], cues[j]
-            if (shared := min(a.end, b.end) - b.start) <= most: continue
+            if (shared := min(a.end, b.end) - b.start) <= most:
+                continue
             one = [k for k in (i, j) if cues[k].number in odd]
             for k in one if len(one) == 1 else (i, j):
                 other = cues[j if k == i else i]
-                out[k] = replace(cues[k], problem=f"it shares {shared:.2f} s with the cue "
-                                 f"{other.text[:40]!r}: whose words are where is not known")
+                out[k] = replace(
+                    cues[k],
+                    problem=f"it shares {shared:.2f} s with the cue "
+                    f"{other.text[:40]!r}: whose words are where is not known",
+                )
     return out
 
 # %% ../nbs/23_subtitles.ipynb #a18efb08
@@ -222,8 +292,16 @@ def sentences(cues: list[Cue], longest: float, pause: float = 1.0) -> list[Cue]:
     for c in cues:
         last = out[-1] if out else None
         ended = last is None or re.search(_END + "$", last.text) or c.start - last.end > pause
-        if ended or c.problem or last.problem or c.speaker != last.speaker or c.end - last.start > longest: out.append(replace(c))
-        else: last.end, last.text = max(last.end, c.end), f"{last.text} {c.text}"
+        if (
+            ended
+            or c.problem
+            or last.problem
+            or c.speaker != last.speaker
+            or c.end - last.start > longest
+        ):
+            out.append(replace(c))
+        else:
+            last.end, last.text = max(last.end, c.end), f"{last.text} {c.text}"
     return out
 
 # %% ../nbs/23_subtitles.ipynb #87956372
@@ -234,24 +312,43 @@ def levels_of(path: str | Path) -> tuple[np.ndarray, float]:
     """
     try:
         with sound_file(path, str(path)) as (f, counted):
-            if f.frames >= 2**62 or not counted: raise RuntimeError("its length is not stated")
-            n = f.samplerate//100
-            parts = [frame_levels(mono(x - x.mean(0), f.samplerate)[0], 1, n) for x in f.blocks(n*1000, dtype="float32", always_2d=True)]
-            return np.concatenate([*parts, np.zeros(0)]), n/f.samplerate
+            if f.frames >= 2**62 or not counted:
+                raise RuntimeError("its length is not stated")
+            n = f.samplerate // 100
+            parts = [
+                frame_levels(mono(x - x.mean(0), f.samplerate)[0], 1, n)
+                for x in f.blocks(n * 1000, dtype="float32", always_2d=True)
+            ]
+            return np.concatenate([*parts, np.zeros(0)]), n / f.samplerate
     except (sf.LibsndfileError, RuntimeError) as e:
-        with by_ffmpeg(path, str(path), e) as whole: return levels_of(whole)
+        with by_ffmpeg(path, str(path), e) as whole:
+            return levels_of(whole)
 
-def speech(levels: np.ndarray, hop: float, pause: float = 0.15, least: float = 0.08) -> list[tuple[float, float]]:
+def speech(
+    levels: np.ndarray, hop: float, pause: float = 0.15, least: float = 0.08
+) -> list[tuple[float, float]]:
     "Stretches of speech in seconds: pauses shorter than `pause` are in them, bursts shorter than `least` are not. No rise, no speech."
-    if not len(levels) or (rise := np.subtract(*np.percentile(levels, [95, 10]))) < 6: return []
-    loud = np.flatnonzero(levels > np.percentile(levels, 10) + rise/4)
-    spans = np.split(loud, np.flatnonzero(np.diff(loud) > pause/hop) + 1)
-    return [(s[0]*hop, (s[-1] + 1)*hop) for s in spans if (s[-1] + 1 - s[0])*hop >= least]
+    if not len(levels) or (rise := np.subtract(*np.percentile(levels, [95, 10]))) < 6:
+        return []
+    loud = np.flatnonzero(levels > np.percentile(levels, 10) + rise / 4)
+    spans = np.split(loud, np.flatnonzero(np.diff(loud) > pause / hop) + 1)
+    return [(s[0] * hop, (s[-1] + 1) * hop) for s in spans if (s[-1] + 1 - s[0]) * hop >= least]
 
 # %% ../nbs/23_subtitles.ipynb #9e388249
-def fit(cues: list[Cue], spans: list[tuple[float, float]], total: float, reach: float = 0.4, air: float = 0.1) -> list[Cue]:
+def fit(
+    cues: list[Cue],
+    spans: list[tuple[float, float]],
+    total: float,
+    reach: float = 0.4,
+    air: float = 0.1,
+) -> list[Cue]:
     "`cues` with their limits in the silences between `spans`, within a recording of `total` seconds; neighbours meet halfway."
-    def _near(t, borders): return min((b for b in borders if abs(b - t) <= reach), key=lambda b: abs(b - t), default=None)
+
+    def _near(t, borders):
+        return min(
+            (b for b in borders if abs(b - t) <= reach), key=lambda b: abs(b - t), default=None
+        )
+
     starts, ends, out = [a for a, _ in spans], [b for _, b in spans], []
     for c in cues:
         if c.problem:
@@ -259,8 +356,11 @@ def fit(cues: list[Cue], spans: list[tuple[float, float]], total: float, reach: 
             continue
         a, b = _near(c.start, starts), _near(c.end, ends)
         a, b = c.start if a is None else max(a - air, 0.0), c.end if b is None else b + air
-        if out and not out[-1].problem and a < out[-1].end and c.start >= out[-1].end - 2*reach: a = out[-1].end = (a + out[-1].end)/2
-        b = min(b, total) if c.end <= total + 0.5 else b     # what ends later is another recording's: it will be refused
+        if out and not out[-1].problem and a < out[-1].end and c.start >= out[-1].end - 2 * reach:
+            a = out[-1].end = (a + out[-1].end) / 2
+        b = (
+            min(b, total) if c.end <= total + 0.5 else b
+        )  # what ends later is another recording's: it will be refused
         out.append(replace(c, start=a, end=b) if b > a else replace(c))
     return out
 
@@ -282,18 +382,27 @@ def _scores(cues: list[Cue], spans: list[tuple[float, float]], moves: np.ndarray
     missed = between/np.maximum(_talk(a[:, 0], b.max(1)), 0.05)
     return 0.45*_meet(a, starts) + 0.15*_meet(b, ends) + 0.4*full*(1 - np.clip(missed, 0, 1))
 
-_RATES = [(a, b) for a in (23.976, 24.0, 25.0) for b in (23.976, 24.0, 25.0) if a != b]       # frames a second
+_RATES = [
+    (a, b) for a in (23.976, 24.0, 25.0) for b in (23.976, 24.0, 25.0) if a != b
+]  # frames a second
 
-def _stretched(cues: list[Cue], spans: list[tuple[float, float]], moves: np.ndarray, fps: tuple[float, float]) -> float:
+def _stretched(
+    cues: list[Cue], spans: list[tuple[float, float]], moves: np.ndarray, fps: tuple[float, float]
+) -> float:
     """The best score of `cues` whose times were made for a film at `fps[0]` and are converted to `fps[1]`.
 
     0 for fewer than five cues, and where that moves the last cue by less than 0.8 s against the first: too little to tell.
     """
-    by = fps[0]/fps[1]
-    if len(cues) < 5 or abs(by - 1)*(cues[-1].start - cues[0].start) < 0.8: return 0.0
-    return float(_scores([replace(c, start=c.start*by, end=c.end*by) for c in cues], spans, moves).max())
+    by = fps[0] / fps[1]
+    if len(cues) < 5 or abs(by - 1) * (cues[-1].start - cues[0].start) < 0.8:
+        return 0.0
+    return float(
+        _scores([replace(c, start=c.start * by, end=c.end * by) for c in cues], spans, moves).max()
+    )
 
-def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.6, most: float = 10.0) -> str:
+def misfit(
+    cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.6, most: float = 10.0
+) -> str:
     """Why the times of `cues` are not those of the speech in `spans` (both in seconds), or ''.
 
     Compared are the scores of shifts within `reach` seconds, of larger ones, up to `most` seconds, and of another rate of frames.
@@ -301,43 +410,70 @@ def misfit(cues: list[Cue], spans: list[tuple[float, float]], reach: float = 0.6
     Nothing is said of a sound without speech.
     """
     cues = [c for c in cues if not c.problem and spans and c.start < spans[-1][1] + most]
-    if not cues: return ""
+    if not cues:
+        return ""
     moves = np.round(np.arange(-most, most + 0.05, 0.1), 1)
     found, small = _scores(cues, spans, moves), np.abs(moves) <= reach + 0.01
     now, best = found[small].max(), found[~small].max()
-    moved = best > now + max(0.12, 0.6/len(cues))
-    fps, drifting = max(((pair, _stretched(cues, spans, moves, pair)) for pair in _RATES), key=lambda t: t[1])
-    if drifting > max(now, best if moved else 0) + max(0.12, 0.6/len(cues)):
-        return (f"the times drift against the sound: its cues and its speech agree to {now:.0%}, "
-                f"and to {drifting:.0%} if they are converted from {fps[0]:g} to {fps[1]:g} "
-                "frames a second: convert them, or use the subtitles of this recording")
-    if not moved and now >= (0.5 if len(cues) > 2 else 0.3): return ""
+    moved = best > now + max(0.12, 0.6 / len(cues))
+    fps, drifting = max(
+        ((pair, _stretched(cues, spans, moves, pair)) for pair in _RATES), key=lambda t: t[1]
+    )
+    if drifting > max(now, best if moved else 0) + max(0.12, 0.6 / len(cues)):
+        return (
+            f"the times drift against the sound: its cues and its speech agree to {now:.0%}, "
+            f"and to {drifting:.0%} if they are converted from {fps[0]:g} to {fps[1]:g} "
+            "frames a second: convert them, or use the subtitles of this recording"
+        )
+    if not moved and now >= (0.5 if len(cues) > 2 else 0.3):
+        return ""
     by = moves[~small][found[~small].argmax()]
     better = f"; moved by {by:+.1f} s, it would be {best:.0%}" if moved else ""
-    return (f"the times do not fit the sound: its cues and its speech agree only to {now:.0%}{better}: "
-            "move them, or use the subtitles of this recording")
+    return (
+        f"the times do not fit the sound: its cues and its speech agree only to {now:.0%}{better}: "
+        "move them, or use the subtitles of this recording"
+    )
 
 # %% ../nbs/23_subtitles.ipynb #83f3efa4
 def by_pauses(text: str, spans: list[tuple[float, float]], clearly: float = 1.25) -> list[Cue]:
     "The sentences of `text`, cut at the longest pauses between `spans`; `ValueError` with what speaks against it."
     said = re.findall(rf"\S.*?(?:{_END}(?=\s)|\Z)", text.strip(), re.S)
     gaps = np.array([b - a for (_, a), (b, _) in zip(spans, spans[1:])])
-    if len(said) < 2 or len(gaps) < len(said) - 1: raise ValueError(f"{len(said)} sentence(s) with an end mark, {len(gaps)} pause(s)")
+    if len(said) < 2 or len(gaps) < len(said) - 1:
+        raise ValueError(f"{len(said)} sentence(s) with an end mark, {len(gaps)} pause(s)")
     order = np.argsort(-gaps, kind="stable")
-    cut = np.sort(order[:len(said) - 1])
-    rest = max(gaps[order[len(said) - 1:]], default=0.0)
-    if gaps[cut].min() < max(0.3, clearly*rest):
-        raise ValueError(f"the {len(cut)} longest pauses, of {gaps[cut].min():.2f} s and more, are not clearly longer than the others, "
-                         f"of up to {rest:.2f} s, or than 0.3 s")
-    cues = [Cue(spans[a][0], spans[b][1], x) for a, b, x in zip([0, *cut + 1], [*cut, len(spans) - 1], said)]
-    lasts, syllables = np.array([c.end - c.start for c in cues]), np.array([len(c.text.split()) for c in cues])
-    expected = syllables*lasts.sum()/syllables.sum()
-    odd = np.flatnonzero((np.abs(lasts - expected) > 0.35 + 0.4*expected) | (lasts < 0.1*syllables) | (lasts > 0.6*syllables + 0.6))
-    if len(odd): raise ValueError(f"{said[odd[0]]!r} would last {lasts[odd[0]]:.1f} s, {expected[odd[0]]:.1f} s by the others")
+    cut = np.sort(order[: len(said) - 1])
+    rest = max(gaps[order[len(said) - 1 :]], default=0.0)
+    if gaps[cut].min() < max(0.3, clearly * rest):
+        raise ValueError(
+            f"the {len(cut)} longest pauses, of {gaps[cut].min():.2f} s and more, are not clearly longer than the others, "
+            f"of up to {rest:.2f} s, or than 0.3 s"
+        )
+    cues = [
+        Cue(spans[a][0], spans[b][1], x)
+        for a, b, x in zip([0, *cut + 1], [*cut, len(spans) - 1], said)
+    ]
+    lasts, syllables = (
+        np.array([c.end - c.start for c in cues]),
+        np.array([len(c.text.split()) for c in cues]),
+    )
+    expected = syllables * lasts.sum() / syllables.sum()
+    odd = np.flatnonzero(
+        (np.abs(lasts - expected) > 0.35 + 0.4 * expected)
+        | (lasts < 0.1 * syllables)
+        | (lasts > 0.6 * syllables + 0.6)
+    )
+    if len(odd):
+        raise ValueError(
+            f"{said[odd[0]]!r} would last {lasts[odd[0]]:.1f} s, {expected[odd[0]]:.1f} s by the others"
+        )
     return cues
 
 # %% ../nbs/23_subtitles.ipynb #b1ecdcf4
-_SUBTITLE = re.compile(r"(.+?)(\.(?:vi|vie|vn|vietnamese)(?:[-_]\w+)?)?(\.(?:sdh|cc|forced))?\.(srt|vtt|ass|ssa)$", re.I)
+_SUBTITLE = re.compile(
+    r"(.+?)(\.(?:vi|vie|vn|vietnamese)(?:[-_]\w+)?)?(\.(?:sdh|cc|forced))?\.(srt|vtt|ass|ssa)$",
+    re.I,
+)
 
 def subtitles(folder: Path) -> dict[Path, Path]:
     """The subtitles below `folder`: path of a sound without its ending -> path of its subtitles.
@@ -347,21 +483,29 @@ def subtitles(folder: Path) -> dict[Path, Path]:
     """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith("."): continue
+        if path.name.startswith("."):
+            continue
         if m := _SUBTITLE.match(path.name):
-            found.setdefault(path.with_name(m[1]), []).append((bool(m[2]), "srt vtt ass ssa".split().index(m[4].lower()), path))
-        elif path.suffix.lower() == ".txt" and _starts_as_labels(path): found.setdefault(path.with_suffix(""), []).append((True, 9, path))
+            found.setdefault(path.with_name(m[1]), []).append(
+                (bool(m[2]), "srt vtt ass ssa".split().index(m[4].lower()), path)
+            )
+        elif path.suffix.lower() == ".txt" and _starts_as_labels(path):
+            found.setdefault(path.with_suffix(""), []).append((True, 9, path))
     return {stem: min(paths)[2] for stem, paths in found.items()}
 
 def _starts_as_labels(path: Path) -> bool:
     "Whether the first line of a file is one of Audacity's labels."
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as f: return bool(_LABEL.match(f.readline(10_000).rstrip("\n")))
-    except OSError: return False
+        with open(path, encoding="utf-8-sig", errors="replace") as f:
+            return bool(_LABEL.match(f.readline(10_000).rstrip("\n")))
+    except OSError:
+        return False
 
 def _is_long(sound: Path, longest: float) -> bool:
-    try: return sf.info(sound).duration > longest
-    except (sf.LibsndfileError, RuntimeError): return False          # what it is will show when it is read
+    try:
+        return sf.info(sound).duration > longest
+    except (sf.LibsndfileError, RuntimeError):
+        return False  # what it is will show when it is read
 
 def has_recordings(folder: Path, longest: float) -> bool:
     "Whether a folder holds a sound with subtitles, or one of more than `longest` seconds."
@@ -372,19 +516,36 @@ def _rows(folder: Path, row: dict, encoding: str, longest: float, path: Path | N
     "The rows of a recording with subtitles at `path`, or one with the problem."
     file = row["file"]
     try:
-        cues = path and sentences(parse_cues(read_text(inside(folder, path.relative_to(folder)), encoding), path.name), longest - 1)
+        cues = path and sentences(
+            parse_cues(read_text(inside(folder, path.relative_to(folder)), encoding), path.name),
+            longest - 1,
+        )
         levels, hop = levels_of(inside(folder, file))
         spans = speech(levels, hop)
         cues = cues or by_pauses(row["text"], spans)
     except (ValueError, OSError) as e:
         why = f"it cannot be cut: {e}".replace("the table", "the subtitles")
-        if not path: why = (f"it lasts more than {longest:g} s, and its pauses do not part its sentences: {e}; "
-                            "a recording with subtitles beside it (.srt, .vtt) is cut into its sentences")
-        return [dict(file=file, problem=why) if path else row | dict(problem=row.get("problem") or why)]
-    total = len(levels)*hop
+        if not path:
+            why = (
+                f"it lasts more than {longest:g} s, and its pauses do not part its sentences: {e}; "
+                "a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"
+            )
+        return [
+            dict(file=file, problem=why) if path else row | dict(problem=row.get("problem") or why)
+        ]
+    total = len(levels) * hop
     wrong = misfit(cues, spans) if path else ""
-    return [dict(file=file, text=c.text, start=f"{c.start:.3f}", end=f"{c.end:.3f}", voice=c.speaker, problem=c.problem or wrong)
-            for c in fit(cues, spans, total)]
+    return [
+        dict(
+            file=file,
+            text=c.text,
+            start=f"{c.start:.3f}",
+            end=f"{c.end:.3f}",
+            voice=c.speaker,
+            problem=c.problem or wrong,
+        )
+        for c in fit(cues, spans, total)
+    ]
 
 # %% ../nbs/23_subtitles.ipynb #ce63e42b
 def read_recordings(folder: Path, encoding: str = "", longest: float = 30.0) -> Table:
@@ -395,18 +556,35 @@ def read_recordings(folder: Path, encoding: str = "", longest: float = 30.0) -> 
     """
     rows, beside = [], subtitles(folder)
     for row in read_pairs(folder, encoding).to_dict("records"):
-        sound = folder/row["file"]
+        sound = folder / row["file"]
         path = beside.get(sound.with_suffix(""))
-        rows += _rows(folder, row, encoding, longest, path) if path or _is_long(sound, longest) else [row]
-    df = pd.DataFrame(rows, columns=["file", "text", "start", "end", "voice", "problem"], dtype=object).fillna("")
+        rows += (
+            _rows(folder, row, encoding, longest, path)
+            if path or _is_long(sound, longest)
+            else [row]
+        )
+    df = pd.DataFrame(
+        rows, columns=["file", "text", "start", "end", "voice", "problem"], dtype=object
+    ).fillna("")
     folders, note = by_folder(list(df["file"]), folder.resolve().name)
     cut = df[(df["start"] != "") & (df["problem"] == "")].groupby("file", sort=False).size()
-    few = [str(f) for f, n in cut.items() if n < 4 and (folder/f).with_suffix("") in beside]
-    notes = [f"{sum(df['start'] != '')} sentences cut from {df['file'][df['start'] != ''].nunique()} recordings"]
+    few = [str(f) for f, n in cut.items() if n < 4 and (folder / f).with_suffix("") in beside]
+    notes = [
+        f"{sum(df['start'] != '')} sentences cut from {df['file'][df['start'] != ''].nunique()} recordings"
+    ]
     if few:
-        notes.append(f"{len(few)} recording(s) have 3 cues or fewer, first {few[0]}: alignment not checked, too few to tell whether "
-                     "their times fit the sound; listen to them")
-    if (df["voice"] == "").any(): notes.append(note)
-    df["speaker"] = [f"{Path(file).with_suffix('')}/{v}" if re.search(r"\d$", v) else v or f         # 'Speaker 1' is no name
-                     for file, v, f in zip(df["file"], map(nfc, df["voice"]), folders)]
-    return Table(df.drop(columns="voice").assign(row=range(1, len(df) + 1)), folder, "recordings", notes)
+        notes.append(
+            f"{len(few)} recording(s) have 3 cues or fewer, first {few[0]}: alignment not checked, too few to tell whether "
+            "their times fit the sound; listen to them"
+        )
+    if (df["voice"] == "").any():
+        notes.append(note)
+    df["speaker"] = [
+        f"{Path(file).with_suffix('')}/{v}"
+        if re.search(r"\d$", v)
+        else v or f  # 'Speaker 1' is no name
+        for file, v, f in zip(df["file"], map(nfc, df["voice"]), folders)
+    ]
+    return Table(
+        df.drop(columns="voice").assign(row=range(1, len(df) + 1)), folder, "recordings", notes
+    )

@@ -54,23 +54,90 @@ from .text import nfc
 
 # %% ../nbs/22_tables.ipynb #67b1a1cc
 EQUAL = ["text", "transcription", "transcript", "sentence"]
-COLUMNS = dict(                # ours: theirs, the first match first
-    file=["wav_filename", "audio_file", "audio_filepath", "audio_path", "file_name", "filename", "wav_path", "audio",
-          "path", "file", "wav", "wav_file", "filepath", "file_path", "audio_filename", "audio_name", "audiopath",
-          "clip", "sound", "vocal_path", "tên_file", "tên_tệp", "file_âm_thanh", "tệp_âm_thanh",
-          "âm_thanh", "đường_dẫn"],
-    text=["normalized_text", "normalised_text", *EQUAL, "normalized_transcription", "utterance", "script", "content",
-          "câu", "văn_bản", "nội_dung"],
-    speaker=["speaker", "speaker_id", "speaker_name", "spk_id", "spk", "client_id", "spk_name", "speaker_code", "reader",
-             "reader_id", "narrator", "voice", "voice_id", "user_id", "người_nói", "người_đọc", "giọng_đọc", "giọng",
-             "channel", "channel_name", "channel_id"],
-    duration=["duration", "duration_s", "duration_sec", "duration_seconds", "audio_duration",
-              "thời_lượng"],
-    valid=["valid", "is_valid"], gender=["gender", "sex", "giới_tính"], origin=["raw_path"],
-    scene=["scene"], emotion=["emotion", "cảm_xúc"],
-    dialect=["dialect", "accents", "accent"], topic=["topic"], split=["split", "subset"],
+COLUMNS = dict(  # ours: theirs, the first match first
+    file=[
+        "wav_filename",
+        "audio_file",
+        "audio_filepath",
+        "audio_path",
+        "file_name",
+        "filename",
+        "wav_path",
+        "audio",
+        "path",
+        "file",
+        "wav",
+        "wav_file",
+        "filepath",
+        "file_path",
+        "audio_filename",
+        "audio_name",
+        "audiopath",
+        "clip",
+        "sound",
+        "vocal_path",
+        "tên_file",
+        "tên_tệp",
+        "file_âm_thanh",
+        "tệp_âm_thanh",
+        "âm_thanh",
+        "đường_dẫn",
+    ],
+    text=[
+        "normalized_text",
+        "normalised_text",
+        *EQUAL,
+        "normalized_transcription",
+        "utterance",
+        "script",
+        "content",
+        "câu",
+        "văn_bản",
+        "nội_dung",
+    ],
+    speaker=[
+        "speaker",
+        "speaker_id",
+        "speaker_name",
+        "spk_id",
+        "spk",
+        "client_id",
+        "spk_name",
+        "speaker_code",
+        "reader",
+        "reader_id",
+        "narrator",
+        "voice",
+        "voice_id",
+        "user_id",
+        "người_nói",
+        "người_đọc",
+        "giọng_đọc",
+        "giọng",
+        "channel",
+        "channel_name",
+        "channel_id",
+    ],
+    duration=[
+        "duration",
+        "duration_s",
+        "duration_sec",
+        "duration_seconds",
+        "audio_duration",
+        "thời_lượng",
+    ],
+    valid=["valid", "is_valid"],
+    gender=["gender", "sex", "giới_tính"],
+    origin=["raw_path"],
+    scene=["scene"],
+    emotion=["emotion", "cảm_xúc"],
+    dialect=["dialect", "accents", "accent"],
+    topic=["topic"],
+    split=["split", "subset"],
     source=["source", "dataset", "corpus"],
-    start=["offset"], end=[])  # seconds, where a clip is a stretch of its file
+    start=["offset"],
+    end=[],
+)  # seconds, where a clip is a stretch of its file
 
 # %% ../nbs/22_tables.ipynb #6edda5af
 def parse_columns(columns: str) -> dict[str, str]:
@@ -106,10 +173,13 @@ def _choose(table: str, why: str, ours: str, options: list[str]) -> ValueError:
 def _check_twins(df: pd.DataFrame, ours: str, name: str, table: str):
     "`ValueError` if another column of the same name, or of a name that means the same, says something else."
     same = [c for c in df if re.fullmatch(re.escape(name) + r" \(\d+\)", c)]
-    if ours == "text" and plain_name(name) in EQUAL: same += [c for c in df if plain_name(c) in EQUAL and c != name]
+    if ours == "text" and plain_name(name) in EQUAL:
+        same += [c for c in df if plain_name(c) in EQUAL and c != name]
     if rivals := [c for c in same if not df[c].equals(df[name])]:
         what = "could each be the text" if ours == "text" else f"have one name, that of the {ours}"
-        raise _choose(table, f"has columns that {what}: {', '.join([name, *rivals])}", ours, [name, rivals[0]])
+        raise _choose(
+            table, f"has columns that {what}: {', '.join([name, *rivals])}", ours, [name, rivals[0]]
+        )
 
 def _lost_marks(first: list[str], last: list[str]) -> bool:
     "Whether the texts of `first` are those of `last` without their marks: 'cho' for 'chó'."
@@ -130,16 +200,25 @@ _CHANNELS = {"left", "right", "l", "r", "mono", "stereo"}
 def _unlike(ours: str, name: str, cells: list[str]) -> str:
     "Why the cells of a column are not what its name says, or ''."
     said = [c for c in cells if not is_nothing(c) and not why_type(ours, c)]
-    if not said: return ""
+    if not said:
+        return ""
     if ours == "speaker":
-        if plain_name(name) == "channel" and {c.strip().lower() for c in said} <= {*"0123456789", *_CHANNELS}:
+        if plain_name(name) == "channel" and {c.strip().lower() for c in said} <= {
+            *"0123456789",
+            *_CHANNELS,
+        }:
             return "its cells are numbers of channels"
-        return why_no_speaker(said) if len(said)*2 > len(cells) else ""
+        return why_no_speaker(said) if len(said) * 2 > len(cells) else ""
     if ours == "text" and len(said) > 1 and (kind := kind_of(said)) in ("path", "number", "range"):
         return f"its cells are {dict(path='sound files', number='numbers', range='ranges')[kind]}"
-    if ours in (reads := dict(valid=is_yes, split=split_of, duration=seconds_of, start=seconds_of, end=seconds_of)):
+    if ours in (
+        reads := dict(
+            valid=is_yes, split=split_of, duration=seconds_of, start=seconds_of, end=seconds_of
+        )
+    ):
         odd = [c for c in said[:500] if _fails(reads[ours], c)]
-        if len(odd)*2 > len(said[:500]) and len(odd) > 2: return f"its cells are no {ours}, as {printable(odd[0], 40)!r}"
+        if len(odd) * 2 > len(said[:500]) and len(odd) > 2:
+            return f"its cells are no {ours}, as {printable(odd[0], 40)!r}"
     return ""
 
 def _fails(read: Callable, cell: str) -> bool:
@@ -148,19 +227,26 @@ def _fails(read: Callable, cell: str) -> bool:
     return False
 
 # %% ../nbs/22_tables.ipynb #fce8efa3
-def _guess(df: pd.DataFrame, ours: str, there: list[str], table: str, names_file: Callable[[str], bool]) -> str | None:
+def _guess(
+    df: pd.DataFrame, ours: str, there: list[str], table: str, names_file: Callable[[str], bool]
+) -> str | None:
     "The first of the columns `there` whose cells are what its name says; `ValueError` if only their names do."
     if ours == "file":
         has = [c for c in there if any(names_file(x) for x in df[c].head(200))]
         return (has or there)[0]
     doubts = {c: why for c in there if (why := _unlike(ours, c, list(df[c])))}
-    if good := [c for c in there if c not in doubts and not df[c].map(is_nothing).all()] or [c for c in there if c not in doubts]:
+    if good := [c for c in there if c not in doubts and not df[c].map(is_nothing).all()] or [
+        c for c in there if c not in doubts
+    ]:
         return good[0]
     first = there[0]
-    if ours == "speaker" and plain_name(first) == "channel": return None
-    raise ValueError(f"the table {table} has a column {first!r}, but {doubts[first]}: choose with the parameter columns, as "
-                     f"in {ours}=theirs, {ours}={first} to take it as it is"
-                     + (f", or {ours}= for none" if ours not in ("file", "text") else ""))
+    if ours == "speaker" and plain_name(first) == "channel":
+        return None
+    raise ValueError(
+        f"the table {table} has a column {first!r}, but {doubts[first]}: choose with the parameter columns, as "
+        f"in {ours}=theirs, {ours}={first} to take it as it is"
+        + (f", or {ours}= for none" if ours not in ("file", "text") else "")
+    )
 
 def match_columns(df: pd.DataFrame, chosen: dict[str, str], table: str,
                   names_file: Callable[[str], bool] = is_sound,
@@ -191,13 +277,20 @@ def match_columns(df: pd.DataFrame, chosen: dict[str, str], table: str,
         if ours not in found: raise _without(df, ours, table, found, names_file)
     return found
 
-def _without(df: pd.DataFrame, ours: str, table: str, found: dict, names_file: Callable[[str], bool]) -> ValueError:
+def _without(
+    df: pd.DataFrame, ours: str, table: str, found: dict, names_file: Callable[[str], bool]
+) -> ValueError:
     "What to say of a table without a column for `ours`, with the columns that look like it."
     free = [c for c in df if c not in found.values() and not df[c].map(is_nothing).all()]
-    like = {c: sum(names_file(x) if ours == "file" else " " in x.strip() for x in df[c].head(50)) for c in free}
+    like = {
+        c: sum(names_file(x) if ours == "file" else " " in x.strip() for x in df[c].head(50))
+        for c in free
+    }
     best = sorted((c for c in free if like[c]), key=lambda c: -like[c])[:2]
-    return ValueError(f"the table {table} has no column for {ours}: name one {' or '.join(COLUMNS[ours][:10])}, or choose one "
-                      f"with the parameter columns, as in {ours}={printable(best[0], 60) if best else 'theirs'}; it has {_listing(df)}")
+    return ValueError(
+        f"the table {table} has no column for {ours}: name one {' or '.join(COLUMNS[ours][:10])}, or choose one "
+        f"with the parameter columns, as in {ours}={printable(best[0], 60) if best else 'theirs'}; it has {_listing(df)}"
+    )
 
 # %% ../nbs/22_tables.ipynb #6ab89dd3
 @dataclass
@@ -221,23 +314,38 @@ class Raw:
 # %% ../nbs/22_tables.ipynb #6c577140
 KNOWN = (set(COLUMNS["file"]), set(COLUMNS["text"]))
 
-def read_delimited(path: Path, encoding: str = "", chosen: dict[str, str] | None = None,
-                   names_file: Callable[[str], bool] = is_sound) -> Raw:
+def read_delimited(
+    path: Path,
+    encoding: str = "",
+    chosen: dict[str, str] | None = None,
+    names_file: Callable[[str], bool] = is_sound,
+) -> Raw:
     "A CSV, TSV or `|` file; without a header its columns are named 1, 2, 3. Lines that do not fit become rows with a problem."
     text, chosen = read_text(path, encoding), chosen or {}
     lines = lines_of(text)
-    sep = re.fullmatch(r"\"?sep=(.)\"?", lines[0].strip(), re.I) if lines else None           # Excel's first line
-    if sep: lines[0] = ""
+    sep = (
+        re.fullmatch(r"\"?sep=(.)\"?", lines[0].strip(), re.I) if lines else None
+    )  # Excel's first line
+    if sep:
+        lines[0] = ""
     if not any(line.strip() for line in lines):
-        raise ValueError(f"the table {path} cannot be read as CSV (it is empty): it needs a header line and rows")
+        raise ValueError(
+            f"the table {path} cannot be read as CSV (it is empty): it needs a header line and rows"
+        )
     form = form_of(lines, path, KNOWN, chosen, names_file)
-    file = chosen.get("file") or next((n for n in form.names if plain_name(n) in KNOWN[0]), form.names[0])
+    file = chosen.get("file") or next(
+        (n for n in form.names if plain_name(n) in KNOWN[0]), form.names[0]
+    )
     names = unique_names([n.strip() for n in form.names])
     records = Records(lines, form, names.index(file.strip()) if file.strip() in names else None)()
-    rows = [(r.cells + [""]*form.n)[:form.n] for r in records]
+    rows = [(r.cells + [""] * form.n)[: form.n] for r in records]
     cells = pd.DataFrame(rows, columns=names, dtype=object)
-    return Raw(cells.drop(columns=[n for n in names if not n and not cells[n].any()]),
-               "ljspeech" if form.header is None else "csv", [r.problem for r in records], [None]*len(rows))
+    return Raw(
+        cells.drop(columns=[n for n in names if not n and not cells[n].any()]),
+        "ljspeech" if form.header is None else "csv",
+        [r.problem for r in records],
+        [None] * len(rows),
+    )
 
 # %% ../nbs/22_tables.ipynb #0c56b8fc
 def _words(cells: list[str]) -> float:
@@ -259,8 +367,10 @@ def _could_name(cells: pd.Series) -> bool:
 def _asks(cells: pd.DataFrame, table: str, why: str, ways: str) -> ValueError:
     "What to say of a table without a header whose columns cannot be told, with the first row."
     first = "; ".join(f"{c} is {printable(cells[c].iloc[0], 30)!r}" for c in cells)
-    return ValueError(f"the table {table} has no header and {cells.shape[1]} columns{why}: say what they "
-                      f"are with the parameter columns, as in {ways} ({first})")
+    return ValueError(
+        f"the table {table} has no header and {cells.shape[1]} columns{why}: say what they "
+        f"are with the parameter columns, as in {ways} ({first})"
+    )
 
 def _text_among(cells: pd.DataFrame, options: list[str], table: str) -> str:
     "Which of the columns `options` is the text; `ValueError` if that cannot be told."
@@ -278,16 +388,24 @@ def _text_among(cells: pd.DataFrame, options: list[str], table: str) -> str:
     raise _asks(cells, table, f", of which {' and '.join(several)} could be the text",
                 f"file=1,text={several[-1]}")
 
-def _speaker_among(cells: pd.DataFrame, options: list[str], guess: dict[str, str],
-                   table: str) -> dict[str, str]:
+def _speaker_among(
+    cells: pd.DataFrame, options: list[str], guess: dict[str, str], table: str
+) -> dict[str, str]:
     "The speaker among columns that may name one, nothing without any; `ValueError` in doubt."
-    if not options: return {}
-    name, files = options[0], list(cells[guess["file"]]) if "file" in guess else [""]*len(cells)
-    likely = (list(cells).index(name) < list(cells).index(guess["text"])
-              or _are_names(list(cells[name]), files))
-    if len(options) == 1 and likely: return dict(speaker=name)
-    raise _asks(cells, table, f", of which {' and '.join(options)} may name the speaker or something "
-                "else", f"speaker={name}, or speaker= for none")
+    if not options:
+        return {}
+    name, files = options[0], list(cells[guess["file"]]) if "file" in guess else [""] * len(cells)
+    likely = list(cells).index(name) < list(cells).index(guess["text"]) or _are_names(
+        list(cells[name]), files
+    )
+    if len(options) == 1 and likely:
+        return dict(speaker=name)
+    raise _asks(
+        cells,
+        table,
+        f", of which {' and '.join(options)} may name the speaker or something else",
+        f"speaker={name}, or speaker= for none",
+    )
 
 def number_columns(cells: pd.DataFrame, chosen: dict[str, str], table: str,
                    names_file: Callable[[str], bool] = is_sound) -> dict[str, str]:
@@ -338,15 +456,24 @@ def _turns(row: dict) -> list[dict] | None:
         if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
             raise ValueError("its messages are no list of turns")
         roles = dict(human="user", gpt="assistant")
-        return [dict(role=roles.get(str(r := t.get("role", t.get("from"))), r),
-                     content=t.get("content", t.get("value"))) for t in turns]
-    if "query" in row and "response" in row:                                  # its older form
-        return [dict(role="user", content=row["query"]),
-                dict(role="assistant", content=row["response"])]
+        return [
+            dict(
+                role=roles.get(str(r := t.get("role", t.get("from"))), r),
+                content=t.get("content", t.get("value")),
+            )
+            for t in turns
+        ]
+    if "query" in row and "response" in row:  # its older form
+        return [
+            dict(role="user", content=row["query"]),
+            dict(role="assistant", content=row["response"]),
+        ]
     texts = {plain_name(k) for k in row} & KNOWN[1]
     if (there := [k for k in ("audios", "query", "response") if k in row]) and not texts:
-        raise ValueError(f"it has {' and '.join(there)} without a text: ms-swift's rows have messages, "
-                         "or query and response, beside audios")
+        raise ValueError(
+            f"it has {' and '.join(there)} without a text: ms-swift's rows have messages, "
+            "or query and response, beside audios"
+        )
     return None
 
 def _content(content: object) -> tuple[str, bool, list[str]]:
@@ -366,19 +493,26 @@ def _content(content: object) -> tuple[str, bool, list[str]]:
 
 def _clip_in(row: dict, turns: list[dict]) -> tuple[str, str]:
     "The one path and the one text of ms-swift's turns; `ValueError` with what is missing."
-    said = [(t["role"], *_content(t["content"])) for t in turns
-            if t["role"] in ("user", "assistant")]
+    said = [
+        (t["role"], *_content(t["content"])) for t in turns if t["role"] in ("user", "assistant")
+    ]
     sounds = row.get("audios") or [row[k] for k in row if plain_name(k) in KNOWN[0]]
     sounds = [_path_in(x) for x in (sounds if isinstance(sounds, list) else [sounds])]
     sounds = sounds or [path for *_, paths in said for path in paths]
     if len(sounds) != 1 or not sounds[0]:
-        raise ValueError(f"it has {len(sounds)} path(s) in audios: a clip has one"
-                         + ", as in \"audios\": [\"a.wav\"]"*(not sounds))
-    if why := why_type("file", cell_of(sounds[0])): raise ValueError(f"its path in audios {why}")
+        raise ValueError(
+            f"it has {len(sounds)} path(s) in audios: a clip has one"
+            + ', as in "audios": ["a.wav"]' * (not sounds)
+        )
+    if why := why_type("file", cell_of(sounds[0])):
+        raise ValueError(f"its path in audios {why}")
     spoken = [t for t in said if not t[2]]
-    if len(spoken) == len(said):                      # no place for the sound: answered with text
+    if len(spoken) == len(said):  # no place for the sound: answered with text
         spoken = [t for t in said if t[0] == "assistant"]
-    if len(spoken) != 1: raise ValueError(f"{len(spoken)} of its messages could be the text: leave one without <audio>")
+    if len(spoken) != 1:
+        raise ValueError(
+            f"{len(spoken)} of its messages could be the text: leave one without <audio>"
+        )
     return sounds[0], spoken[0][1]
 
 def _flat(row: dict) -> dict:
@@ -409,11 +543,13 @@ _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[\]{}]', re.S)
 
 def _behind(text: str, at: int) -> int:
     "Where a JSON value that begins at `at` and cannot be read ends."
-    if text[at] not in "[{": return next((m.start() for m in re.compile(r"[,\]]").finditer(text, at)), len(text))
+    if text[at] not in "[{":
+        return next((m.start() for m in re.compile(r"[,\]]").finditer(text, at)), len(text))
     depth = 0
     for m in _TOKEN.finditer(text, at):
         depth += (m[0] in "[{") - (m[0] in "]}")
-        if depth <= 0: return m.end()
+        if depth <= 0:
+            return m.end()
     return len(text)
 
 def _value(text: str, at: int = 0) -> tuple[object, int, str]:
@@ -439,16 +575,22 @@ def _listed(text: str) -> Iterator[tuple[dict, str]]:
 def _lined(lines: list[str]) -> Iterator[tuple[dict, str]]:
     "The lines of a JSONL file as rows, with what is wrong."
     for n, line in enumerate(lines, 1):
-        if not (line := line.strip()): continue
+        if not (line := line.strip()):
+            continue
         row, end, why = _value(line)
-        if not why and line[end:].strip(): row, why = {}, f"is no JSON (it goes on behind its object, at character {end + 1})"
-        yield row, f"line {n} of the table {why}: mend it"*bool(why)
+        if not why and line[end:].strip():
+            row, why = {}, f"is no JSON (it goes on behind its object, at character {end + 1})"
+        yield row, f"line {n} of the table {why}: mend it" * bool(why)
 
 def _frame(rows: list[dict]) -> pd.DataFrame:
     "Rows as columns of strings; of more than 200 names those that are known, or that one row in a hundred has."
     count = Counter(k for r in rows for k in r)
     known = {n for names in COLUMNS.values() for n in names}
-    names = [k for k, n in count.items() if len(count) <= 200 or plain_name(k) in known or n*100 >= len(rows)]
+    names = [
+        k
+        for k, n in count.items()
+        if len(count) <= 200 or plain_name(k) in known or n * 100 >= len(rows)
+    ]
     cells = dict(zip(unique_names(names), ([r.get(k, "") for r in rows] for k in names)))
     return pd.DataFrame(cells, index=range(len(rows)), dtype=object)
 
@@ -501,7 +643,8 @@ def _binary(t: pa.DataType) -> bool:
 
 def _inner(t: pa.DataType) -> pa.DataType:
     "The type of a cell, or of what is in it where it is a list."
-    while pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t): t = t.value_type
+    while pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t):
+        t = t.value_type
     return t
 
 def _are_letters(path: Path, column: str) -> bool:
@@ -510,22 +653,35 @@ def _are_letters(path: Path, column: str) -> bool:
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as f:
             first = next(f.iter_batches(batch_size=20, columns=[column]), None)
             cells = [v for c in (first.columns if first else []) for v in c.to_pylist()]
-        values = [v.rstrip(b"\0") for v in cells if v and isinstance(v, bytes)]    # names may come twice
+        values = [
+            v.rstrip(b"\0") for v in cells if v and isinstance(v, bytes)
+        ]  # names may come twice
         words = [v.decode("utf-8") for v in values if len(v) < 1000]
-    except DAMAGED: return False                   # as a column of sound it costs only its own rows
+    except DAMAGED:
+        return False  # as a column of sound it costs only its own rows
     return len(words) == len(values) > 0 and all(w.isprintable() for w in words)
 
-def _sound_columns(path: Path, file: pq.ParquetFile,
-                   chosen: dict[str, str]) -> dict[str, tuple[str, str]]:
+def _sound_columns(
+    path: Path, file: pq.ParquetFile, chosen: dict[str, str]
+) -> dict[str, tuple[str, str]]:
     "The columns that hold sounds: where in each the sound is and where the path ('' if nowhere)."
     found, leaves = {}, [file.schema.column(i).path for i in range(len(file.schema))]
     texts = {n for ours in COLUMNS if ours != "file" for n in COLUMNS[ours]}
     for f in file.schema_arrow:
         t = _inner(f.type)
-        if (_binary(f.type) and (f.name == chosen.get("file") or plain_name(f.name) not in texts)
-                and not _are_letters(path, f.name)): found[f.name] = (f.name, "")
+        if (
+            _binary(f.type)
+            and (f.name == chosen.get("file") or plain_name(f.name) not in texts)
+            and not _are_letters(path, f.name)
+        ):
+            found[f.name] = (f.name, "")
         if pa.types.is_struct(t) and {g.name for g in t} & {"bytes", "path", "array"}:
-            end = {k: next((p for p in leaves if p.startswith(f"{f.name}.") and p.endswith(f".{k}")), "") for k in ("bytes", "path")}
+            end = {
+                k: next(
+                    (p for p in leaves if p.startswith(f"{f.name}.") and p.endswith(f".{k}")), ""
+                )
+                for k in ("bytes", "path")
+            }
             array = f.name if "array" in {g.name for g in t} else ""
             found[f.name] = (end["bytes"] or array, end["path"])
     return found
@@ -553,10 +709,15 @@ def _text(value: object) -> str:
 def _strings(column: pa.ChunkedArray) -> list[str]:
     "A column of any type as cells; bytes of a fixed size lose the NULs that fill them up."
     fixed = pa.types.is_fixed_size_binary(column.type)
-    try: return [_text(v.rstrip(b"\0") if fixed and v else v) for v in column.to_pylist()]
+    try:
+        return [_text(v.rstrip(b"\0") if fixed and v else v) for v in column.to_pylist()]
     except (ValueError, pa.ArrowException, OverflowError):
-        try: return [_text(v) for v in pc.cast(column, pa.binary()).to_pylist()]          # a string column of damaged bytes
-        except (pa.ArrowException, NotImplementedError): return pc.fill_null(pc.cast(column, pa.string()), "").to_pylist()
+        try:
+            return [
+                _text(v) for v in pc.cast(column, pa.binary()).to_pylist()
+            ]  # a string column of damaged bytes
+        except (pa.ArrowException, NotImplementedError):
+            return pc.fill_null(pc.cast(column, pa.string()), "").to_pylist()
 
 def _first_path(value: object) -> str:
     "The path in a cell: {path: …}, or a list of one."
@@ -568,9 +729,14 @@ def _without_sound(file: pq.ParquetFile, leaf: str) -> np.ndarray:
     meta, out = file.metadata, []
     for g in range(meta.num_row_groups):
         group = meta.row_group(g)
-        column = next((c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == leaf), None)
+        column = next(
+            (c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == leaf),
+            None,
+        )
         stats = column.statistics if column else None
-        out += [bool(stats and stats.has_null_count and stats.null_count == group.num_rows > 0)]*group.num_rows
+        out += [
+            bool(stats and stats.has_null_count and stats.null_count == group.num_rows > 0)
+        ] * group.num_rows
     return np.array(out, bool)
 
 def read_shard(path: Path, chosen: dict[str, str]) -> tuple[pd.DataFrame, list[tuple | None]]:
@@ -580,23 +746,34 @@ def read_shard(path: Path, chosen: dict[str, str]) -> tuple[pd.DataFrame, list[t
     """
     known = {n for names in COLUMNS.values() for n in names} | set(chosen.values())
     with pq.ParquetFile(path) as f:
-        if (n := _count(path)) is None: raise ValueError("the number of rows that it says it has cannot be")
+        if (n := _count(path)) is None:
+            raise ValueError("the number of rows that it says it has cannot be")
         sounds, labels = _sound_columns(path, f, chosen), _class_names(f.schema_arrow)
-        order = [chosen["file"]] if chosen.get("file") else [
-            *(c for k in COLUMNS["file"] for c in sounds if plain_name(c) == k), *sounds]
+        order = (
+            [chosen["file"]]
+            if chosen.get("file")
+            else [*(c for k in COLUMNS["file"] for c in sounds if plain_name(c) == k), *sounds]
+        )
         sound = next((c for c in order if c in sounds), "")
         data, where = sounds.get(sound, ("", ""))
         nested = lambda t: pa.types.is_nested(t) or _binary(t)
-        plain = [c.name for c in f.schema_arrow if c.name not in sounds
-                 and (not nested(c.type) or {c.name, plain_name(c.name)} & known)]
-        read = f.read(columns=list(dict.fromkeys([*plain, *([where] if where else [])]))) if plain or where else None
+        plain = [
+            c.name
+            for c in f.schema_arrow
+            if c.name not in sounds and (not nested(c.type) or {c.name, plain_name(c.name)} & known)
+        ]
+        read = (
+            f.read(columns=list(dict.fromkeys([*plain, *([where] if where else [])])))
+            if plain or where
+            else None
+        )
         empty = _without_sound(f, data) if data.endswith(".bytes") else np.zeros(n, bool)
     columns = [(name, read.column(i)) for i, name in enumerate(read.schema.names)] if read else []
     flat = [(name, c) for name, c in columns if name != sound]
     cells = dict(zip(unique_names([name for name, _ in flat]), (_strings(c) for _, c in flat)))
     cells |= {c: _named(cells[c], names) for c, names in labels.items() if c in cells}
     if sound:
-        names = [_first_path(v) for v in dict(columns)[sound].to_pylist()] if where else [""]*n
+        names = [_first_path(v) for v in dict(columns)[sound].to_pylist()] if where else [""] * n
         cells[sound] = [name or f"{path.name}:{i}" for i, name in enumerate(names)]
     blob = [(str(path), data, i) if data and not empty[i] else None for i in range(n)]
     return pd.DataFrame(cells, index=range(n), dtype=object), blob
@@ -611,7 +788,16 @@ def _count(path: Path) -> int | None:
     return n if 0 <= n <= max(10_000, 100*path.stat().st_size) else None
 
 # %% ../nbs/22_tables.ipynb #09e37aa7
-DAMAGED = (OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError, NotImplementedError, pa.ArrowException)  # of pyarrow
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    pa.ArrowException,
+)  # of pyarrow
 
 def read_parquet(path: Path, chosen: dict[str, str] | None = None) -> Raw:
     "A Parquet file or a folder of shards, in the order of their names. A damaged shard is set aside: each row it had has a problem."
@@ -640,13 +826,28 @@ def read_parquet(path: Path, chosen: dict[str, str] | None = None) -> Raw:
 # %% ../nbs/22_tables.ipynb #23838c94
 def _as_wav(samples: list, rate: object) -> bytes:
     "Samples (floats, or 16-bit integers) at `rate` Hz as the bytes of a WAV file; `ValueError` if they are no sound."
-    try: x = np.asarray(samples)
-    except ValueError: x = np.zeros(0, object)
-    if x.dtype.kind not in "iuf" or x.ndim not in (1, 2) or not isinstance(rate, (int, float)) or not 1 <= rate <= 768_000:
-        raise ValueError(f"its array is no sound: it takes numbers and a sampling_rate in Hz, which is {rate!r}")
-    x = x.astype(np.float32)/(2**15 if x.dtype.kind in "iu" else 1)
+    try:
+        x = np.asarray(samples)
+    except ValueError:
+        x = np.zeros(0, object)
+    if (
+        x.dtype.kind not in "iuf"
+        or x.ndim not in (1, 2)
+        or not isinstance(rate, (int, float))
+        or not 1 <= rate <= 768_000
+    ):
+        raise ValueError(
+            f"its array is no sound: it takes numbers and a sampling_rate in Hz, which is {rate!r}"
+        )
+    x = x.astype(np.float32) / (2**15 if x.dtype.kind in "iu" else 1)
     out = io.BytesIO()
-    sf.write(out, x.T if x.ndim == 2 and x.shape[0] < x.shape[1] else x, int(rate), format="WAV", subtype="FLOAT")
+    sf.write(
+        out,
+        x.T if x.ndim == 2 and x.shape[0] < x.shape[1] else x,
+        int(rate),
+        format="WAV",
+        subtype="FLOAT",
+    )
     return out.getvalue()
 
 def _bytes_of(cell: object) -> bytes | None:
@@ -660,71 +861,134 @@ def _bytes_of(cell: object) -> bytes | None:
 
 class Blobs:
     "The encoded sounds of Parquet rows. Asked in the table's order, each shard is read once, `batch` rows at a time."
-    def __init__(self, batch: int = 16): self.batch, self.key, self.damaged = batch, None, {}
+
+    def __init__(self, batch: int = 16):
+        self.batch, self.key, self.damaged = batch, None, {}
 
     def _open(self, shard: str, column: str, i: int):
         "Begin at the row group of row `i`."
         self.end = i + 1
-        if getattr(self, "file", None): self.file.close()
+        if getattr(self, "file", None):
+            self.file.close()
         self.file = pq.ParquetFile(shard, buffer_size=2**20, pre_buffer=False)
         sizes = [self.file.metadata.row_group(g).num_rows for g in range(self.file.num_row_groups)]
         ends = np.cumsum(sizes)
         self.group = int(np.searchsorted(ends, i, side="right"))
-        self.key, self.first, self.end, self.now = (shard, column), int(ends[self.group]) - sizes[self.group], int(ends[self.group]), []
-        self.batches = self.file.iter_batches(batch_size=self.batch, row_groups=[self.group], columns=[column])
+        self.key, self.first, self.end, self.now = (
+            (shard, column),
+            int(ends[self.group]) - sizes[self.group],
+            int(ends[self.group]),
+            [],
+        )
+        self.batches = self.file.iter_batches(
+            batch_size=self.batch, row_groups=[self.group], columns=[column]
+        )
 
     def __call__(self, shard: str, column: str, i: int) -> bytes | None:
         "The bytes of row `i`, None where the row has none; `ValueError` if the shard is damaged there."
         if any(a <= i < b for a, b in self.damaged.get((shard, column), [])):
-            raise ValueError(f"the sound of row {i + 1} of {shard} lies behind a damaged one: fetch the shard again")
+            raise ValueError(
+                f"the sound of row {i + 1} of {shard} lies behind a damaged one: fetch the shard again"
+            )
         try:
-            if self.key != (shard, column) or not self.first <= i < self.end: self._open(shard, column, i)
+            if self.key != (shard, column) or not self.first <= i < self.end:
+                self._open(shard, column, i)
             while i >= self.first + len(self.now):
                 self.first, self.now = self.first + len(self.now), next(self.batches).column(0)
             cell = self.now[i - self.first].as_py()
         except (*DAMAGED, StopIteration) as e:
             self.damaged.setdefault((shard, column), []).append((i, self.end))
             self.key = None
-            raise ValueError(f"the sound of row {i + 1} of {shard} cannot be read ({_brief(e)}): fetch the shard again") from e
+            raise ValueError(
+                f"the sound of row {i + 1} of {shard} cannot be read ({_brief(e)}): fetch the shard again"
+            ) from e
         return _bytes_of(cell)
 
 # %% ../nbs/22_tables.ipynb #9ad80623
 def _kaldi_lines(folder: Path, name: str, encoding: str) -> tuple[dict[str, str], list[str]]:
     "The lines of a Kaldi file as first word -> rest, and the first words that come twice."
-    if not (folder/name).is_file(): return {}, []
-    pairs = [line.strip().partition(" ") for line in read_text(folder/name, encoding).replace("\t", " ").split("\n") if line.strip()]
-    return {k: v.strip() for k, _, v in pairs}, [k for k, n in Counter(k for k, _, _ in pairs).items() for _ in range(n - 1)]
+    if not (folder / name).is_file():
+        return {}, []
+    pairs = [
+        line.strip().partition(" ")
+        for line in read_text(folder / name, encoding).replace("\t", " ").split("\n")
+        if line.strip()
+    ]
+    return {k: v.strip() for k, _, v in pairs}, [
+        k for k, n in Counter(k for k, _, _ in pairs).items() for _ in range(n - 1)
+    ]
 
 # %% ../nbs/22_tables.ipynb #ff5ddf89
 def _kaldi_row(utt: str, segments: dict, wav: dict, text: dict) -> dict:
     "File, stretch, text and problem of an utterance."
-    row, part = dict(file="", text=text.get(utt, ""), start="", end="", problem="", origin=utt), [utt]
+    row, part = (
+        dict(file="", text=text.get(utt, ""), start="", end="", problem="", origin=utt),
+        [utt],
+    )
     if segments:
         part = segments.get(utt, "").split()
-        if len(part) != 3: return row | dict(problem=f"utterance {utt} has no line 'utterance recording start end' in segments: add it")
+        if len(part) != 3:
+            return row | dict(
+                problem=f"utterance {utt} has no line 'utterance recording start end' in segments: add it"
+            )
         row |= dict(start=part[1], end="" if part[2] == "-1" else part[2])
     row["file"] = wav.get(part[0], "")
-    if not row["file"]: row["problem"] = f"recording {part[0]} of utterance {utt} has no line in wav.scp: add it"
-    if row["file"].endswith("|"): row["problem"] = f"wav.scp makes {part[0]} by a command ({row['file'][:60]}): run it and name the file"
-    if utt not in text: row["problem"] = f"utterance {utt} has no line in text: add it"
+    if not row["file"]:
+        row["problem"] = f"recording {part[0]} of utterance {utt} has no line in wav.scp: add it"
+    if row["file"].endswith("|"):
+        row["problem"] = (
+            f"wav.scp makes {part[0]} by a command ({row['file'][:60]}): run it and name the file"
+        )
+    if utt not in text:
+        row["problem"] = f"utterance {utt} has no line in text: add it"
     return row
 
 # %% ../nbs/22_tables.ipynb #2324700b
 def read_kaldi(folder: Path, encoding: str = "") -> pd.DataFrame:
     "A row an utterance of any of its files; what lacks a line in another file, or has two, has a problem."
     names = ("wav.scp", "text", "utt2spk", "segments")
-    (wav, w2), (text, t2), (spk, _), (segments, s2) = (_kaldi_lines(folder, n, encoding) for n in names)
+    (wav, w2), (text, t2), (spk, _), (segments, s2) = (
+        _kaldi_lines(folder, n, encoding) for n in names
+    )
     gender, _ = _kaldi_lines(folder, "spk2gender", encoding)
     rows = [_kaldi_row(u, segments, wav, text) for u in dict.fromkeys([*(segments or wav), *text])]
-    rows += [dict(origin=u, problem=f"utterance {u} has a second line in wav.scp, text or segments: drop one") for u in [*w2, *t2, *s2]]
-    df = pd.DataFrame(rows, columns=["file", "text", "start", "end", "problem", "origin"], dtype=object).fillna("")
-    if spk: df["speaker"] = [spk.get(u, "") for u in df["origin"]]
-    if gender and spk: df["gender"] = [dict(m="male", f="female").get(gender.get(s, ""), "") for s in df["speaker"]]
+    rows += [
+        dict(
+            origin=u,
+            problem=f"utterance {u} has a second line in wav.scp, text or segments: drop one",
+        )
+        for u in [*w2, *t2, *s2]
+    ]
+    df = pd.DataFrame(
+        rows, columns=["file", "text", "start", "end", "problem", "origin"], dtype=object
+    ).fillna("")
+    if spk:
+        df["speaker"] = [spk.get(u, "") for u in df["origin"]]
+    if gender and spk:
+        df["gender"] = [
+            dict(m="male", f="female").get(gender.get(s, ""), "") for s in df["speaker"]
+        ]
     return df
 
 # %% ../nbs/22_tables.ipynb #1cff28a7
-TEXTS = (".txt", ".normalized.txt", ".lab", ".original.txt", ".json")       # of the same sentence: the first there is
-PAPERS = ("readme", "license", "speakers", "speaker-info", "chapters", "books", "genders", "copying", "changelog")
+TEXTS = (
+    ".txt",
+    ".normalized.txt",
+    ".lab",
+    ".original.txt",
+    ".json",
+)  # of the same sentence: the first there is
+PAPERS = (
+    "readme",
+    "license",
+    "speakers",
+    "speaker-info",
+    "chapters",
+    "books",
+    "genders",
+    "copying",
+    "changelog",
+)
 
 def _key(name: str) -> str:
     "What is equal for two spellings of one file name: letter case and Unicode form do not count."
@@ -739,13 +1003,22 @@ def _base(path: Path) -> tuple[str, str]:
 
 def _said(folder: Path, path: Path, encoding: str) -> dict:
     "The text in a file (of JSON: also its speaker), or what is wrong with it."
-    try: text = read_text(inside(folder, path.relative_to(folder)), encoding).strip()
-    except (OSError, RuntimeError, ValueError) as e: return dict(problem=printable(e, 500).replace("the table", "the text"))
-    if path.suffix.lower() != ".json": return dict(text=text)
+    try:
+        text = read_text(inside(folder, path.relative_to(folder)), encoding).strip()
+    except (OSError, RuntimeError, ValueError) as e:
+        return dict(problem=printable(e, 500).replace("the table", "the text"))
+    if path.suffix.lower() != ".json":
+        return dict(text=text)
     row, _, why = _value(text) if text else ({}, 0, "is empty")
-    if why: return dict(problem=f"the text {path.name} {why}: mend it")
+    if why:
+        return dict(problem=f"the text {path.name} {why}: mend it")
     names = {plain_name(k): k for k in row}
-    return {ours: row[names[k]] for ours in ("text", "speaker") for k in reversed(COLUMNS[ours]) if k in names}
+    return {
+        ours: row[names[k]]
+        for ours in ("text", "speaker")
+        for k in reversed(COLUMNS[ours])
+        if k in names
+    }
 
 # %% ../nbs/22_tables.ipynb #11d5cfa2
 _LISTED = re.compile(r"([^\s|,;]+)[\s|,;]+(.*)")
@@ -767,36 +1040,55 @@ def read_list(path: Path, root: Path, encoding: str = "") -> pd.DataFrame | None
     """
     lines = [line.strip() for line in lines_of(read_text(path, encoding)) if line.strip()]
     spaced = [re.match(r"([^\s|,;\"]+) +(\S.*)", line) for line in lines]
-    if sum(map(bool, spaced)) < 0.8*len(lines) or not lines: return None
+    if sum(map(bool, spaced)) < 0.8 * len(lines) or not lines:
+        return None
     sounds = {}
     for p in sorted(root.rglob("*")):
         if p.suffix.lower() in SOUNDS:
             sounds.setdefault(_stem(p.name), []).append(str(p.relative_to(root)))
-    if sum(_stem(m[1]) in sounds for m in spaced if m)*2 < len(lines): return None
+    if sum(_stem(m[1]) in sounds for m in spaced if m) * 2 < len(lines):
+        return None
     rows = []
     for n, (line, m) in enumerate(zip(lines, spaced), 1):
         name, text = (m[1], m[2]) if m else (line, "")
         there = sounds.get(_stem(name), [])
         why = ""
-        if len(there) != 1: why = (f"names {printable(name, 60)!r}, and {len(there)} sounds below {root} have "
-                                   "that name: there must be one")
-        elif not text: why = "has no text behind its id: add it"
-        rows.append(dict(file=there[0] if len(there) == 1 else name, text=text, origin=name,
-                         problem=why and f"line {n} of {path.name} {why}"))
+        if len(there) != 1:
+            why = (
+                f"names {printable(name, 60)!r}, and {len(there)} sounds below {root} have "
+                "that name: there must be one"
+            )
+        elif not text:
+            why = "has no text behind its id: add it"
+        rows.append(
+            dict(
+                file=there[0] if len(there) == 1 else name,
+                text=text,
+                origin=name,
+                problem=why and f"line {n} of {path.name} {why}",
+            )
+        )
     return _with_split(pd.DataFrame(rows, dtype=object))
 
 def _stem(name: str) -> str:
     "The key of a sound's file name without folder and ending."
     name = name.replace("\\", "/").rpartition("/")[2]
-    return _key(name[:-len(end)] if (end := next((e for e in SOUNDS if name.lower().endswith(e)), "")) else name)
+    return _key(
+        name[: -len(end)]
+        if (end := next((e for e in SOUNDS if name.lower().endswith(e)), ""))
+        else name
+    )
 
-def _transcripts(texts: list[Path], wavs: list[Path], encoding: str) -> tuple[dict[str, str], set[Path]]:
+def _transcripts(
+    texts: list[Path], wavs: list[Path], encoding: str
+) -> tuple[dict[str, str], set[Path]]:
     "Stem -> text of all transcript lists among `texts`, and which files these lists are."
     stems, said, lists = {_stem(p.name) for p in wavs}, {}, set()
     for p in texts:
         if p.suffix.lower() == ".txt" and (own := _list_of(p, stems, encoding)):
             lists.add(p)
-            for k, v in own.items(): said.setdefault(_stem(k), v)
+            for k, v in own.items():
+                said.setdefault(_stem(k), v)
     return said, lists
 
 # %% ../nbs/22_tables.ipynb #c90307cb
@@ -807,8 +1099,10 @@ def _beside(wav: Path, paths: list[Path]) -> str:
     other = [p.name for p in paths if p != wav and p.suffix.lower() not in SOUNDS]
     subtitles = [n for n in other if n.lower().endswith(_SUBTITLES)]
     if subtitles:
-        return (f"; the subtitles {printable(subtitles[0], 80)} beside it are not read: if they are "
-                f"Vietnamese, name them {wav.stem}.srt or {wav.stem}.vi.srt, with their own ending")
+        return (
+            f"; the subtitles {printable(subtitles[0], 80)} beside it are not read: if they are "
+            f"Vietnamese, name them {wav.stem}.srt or {wav.stem}.vi.srt, with their own ending"
+        )
     return f"; {printable(other[0], 80)} beside it is not read" if other else ""
 
 def _texts_of(folder: Path, wavs: list[Path], texts: list[Path], encoding: str,
@@ -852,23 +1146,40 @@ def read_pairs(folder: Path, encoding: str = "") -> pd.DataFrame:
     others = [p for p in paths if p not in known and p.is_file()]
     said, alone = _texts_of(folder, wavs, texts, encoding, others)
     rows = [dict(file=str(p.relative_to(folder))) | own for p, own in zip(wavs, said)]
-    rows += [dict(problem="there is no sound beside this text: add it", file=str(p.relative_to(folder))) for p in alone]
+    rows += [
+        dict(problem="there is no sound beside this text: add it", file=str(p.relative_to(folder)))
+        for p in alone
+    ]
     names = ["file", "text", "problem", *(["speaker"] if any("speaker" in r for r in rows) else [])]
     return _with_split(pd.DataFrame(rows, columns=names, dtype=object).fillna(""))
 
 def _with_split(rows: pd.DataFrame) -> pd.DataFrame:
     "`rows` with their split where the paths lie in folders of at least two, as train/ and test/."
-    sides = [next((SPLITS[p] for p in Path(f.lower()).parts[:-1] if p in SPLITS), "") for f in rows["file"]]
+    sides = [
+        next((SPLITS[p] for p in Path(f.lower()).parts[:-1] if p in SPLITS), "")
+        for f in rows["file"]
+    ]
     return rows.assign(split=sides) if len({*sides} - {""}) > 1 else rows
 
 # %% ../nbs/22_tables.ipynb #0af8a417
-_GENERIC = {"wavs", "wav", "clips", "audio", "audios", "waves", "sounds", "data", *(e[1:] for e in SOUNDS)}
+_GENERIC = {
+    "wavs",
+    "wav",
+    "clips",
+    "audio",
+    "audios",
+    "waves",
+    "sounds",
+    "data",
+    *(e[1:] for e in SOUNDS),
+}
 
 def _folder_of(file: str) -> str:
     "The folder of a file that may be a person's: no split, no kind of sound; of LibriSpeech's speaker/chapter the speaker."
     parts = [p for p in os.path.normpath(file).replace("\\", "/").split("/") if p not in ("", ".")]
     stem = os.path.splitext(parts[-1])[0] if parts else ""
-    if len(parts) > 2 and re.match(rf"{re.escape(parts[-3])}([-_]){re.escape(parts[-2])}\1", stem): parts = [*parts[:-2], parts[-1]]
+    if len(parts) > 2 and re.match(rf"{re.escape(parts[-3])}([-_]){re.escape(parts[-2])}\1", stem):
+        parts = [*parts[:-2], parts[-1]]
     known = lambda p: p.lower() in SPLITS or p.lower() in _GENERIC
     return "/".join(p for p in parts[:-1] if not known(p))
 
@@ -877,13 +1188,18 @@ def by_folder(files: list[str], table: str) -> tuple[list[str], str]:
     folders = [_folder_of(f) for f in files]
     kinds = list(dict.fromkeys(folders))
     if len(kinds) < 2:
-        return [table]*len(files), (f"no column for the speaker: all clips are taken for one speaker, {table!r}; if they are not, choose "
-                                    "one (parameter columns, as in speaker=theirs)")
+        return [table] * len(files), (
+            f"no column for the speaker: all clips are taken for one speaker, {table!r}; if they are not, choose "
+            "one (parameter columns, as in speaker=theirs)"
+        )
     short = Counter(os.path.basename(k) for k in kinds)
     names = {k: os.path.basename(k) if short[os.path.basename(k)] == 1 else k for k in kinds}
-    if "" in kinds: names[""] = table if table not in names.values() else f"{table}/"
-    shown = ", ".join(list(names.values())[:5]) + ", …"*(len(names) > 5)
-    return [names[f] for f in folders], f"no column for the speaker: each of {len(kinds)} folders is taken for a speaker ({shown})"
+    if "" in kinds:
+        names[""] = table if table not in names.values() else f"{table}/"
+    shown = ", ".join(list(names.values())[:5]) + ", …" * (len(names) > 5)
+    return [
+        names[f] for f in folders
+    ], f"no column for the speaker: each of {len(kinds)} folders is taken for a speaker ({shown})"
 
 # %% ../nbs/22_tables.ipynb #3a2c965a
 def _as_one(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -892,11 +1208,19 @@ def _as_one(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     same, several = one_spelling([n for n in map(str, rows["speaker"][usable]) if not is_nobody(n)])
     one = lambda n: same.get(str(n), visible(n))
     rows = rows.assign(speaker=[one(n) for n in rows["speaker"]])
-    if "ref_speakers" in rows: rows["ref_speakers"] = [[one(n) for n in ns] for ns in rows["ref_speakers"]]
-    if not several: return rows, []
-    shown = "; ".join(", ".join(ascii(n) if visible(n) != n else repr(n) for n in own) + f" -> {same[own[0]]!r}" for own in several[:3])
-    return rows, [f"{len(several)} speaker(s) are written in several ways that read alike, and are taken for one person each ({shown}"
-                  + "; …"*(len(several) > 3) + ")"]
+    if "ref_speakers" in rows:
+        rows["ref_speakers"] = [[one(n) for n in ns] for ns in rows["ref_speakers"]]
+    if not several:
+        return rows, []
+    shown = "; ".join(
+        ", ".join(ascii(n) if visible(n) != n else repr(n) for n in own) + f" -> {same[own[0]]!r}"
+        for own in several[:3]
+    )
+    return rows, [
+        f"{len(several)} speaker(s) are written in several ways that read alike, and are taken for one person each ({shown}"
+        + "; …" * (len(several) > 3)
+        + ")"
+    ]
 
 def apart(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """`rows` with one spelling for each speaker, of which one that several sources use has the source before it, and the
@@ -905,10 +1229,14 @@ def apart(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if "source" in rows:
         shared = rows[rows["speaker"] != ""].groupby("speaker")["source"].nunique()
         if twice := set(shared[shared > 1].index):
-            names = [f"{a}/{s}" if s in twice else s for a, s in zip(rows["source"], rows["speaker"])]
+            names = [
+                f"{a}/{s}" if s in twice else s for a, s in zip(rows["source"], rows["speaker"])
+            ]
             rows = rows.assign(speaker=names)
-            notes.append(f"{len(twice)} speaker name(s) come from several sources ({min(twice)!r}): they are kept apart as "
-                         "source/speaker; if they are the same people, set the parameter columns to source=")
+            notes.append(
+                f"{len(twice)} speaker name(s) come from several sources ({min(twice)!r}): they are kept apart as "
+                "source/speaker; if they are the same people, set the parameter columns to source="
+            )
     return rows, "\n".join(notes)
 
 # %% ../nbs/22_tables.ipynb #3c56d320
@@ -919,20 +1247,31 @@ class Finder:
     with backslashes or blanks around it, or come from another machine: then the longest tail of the path that is here
     counts, and `by_tail` notes it. A path with `..` is taken as it is.
     """
+
     def __init__(self, root: str | Path):
         self.root, self.by_tail, self._lists, self._cut = str(root), {}, {}, 1
         self.own = {_key(p) for p in Path(os.path.abspath(root)).parts[-4:]}
-        self.folders = ["", *(f for f in ("wavs", "clips", "audio", "wav", "waves", "data") if os.path.isdir(os.path.join(root, f)))]
+        self.folders = [
+            "",
+            *(
+                f
+                for f in ("wavs", "clips", "audio", "wav", "waves", "data")
+                if os.path.isdir(os.path.join(root, f))
+            ),
+        ]
 
     def _list(self, folder: str) -> dict[str, list[str]]:
         "The names in a folder by their keys, and the sounds again without their endings."
         if folder not in self._lists:
             out = self._lists[folder] = {}
-            try: names = sorted(os.listdir(os.path.join(self.root, folder)))
-            except OSError: names = []
+            try:
+                names = sorted(os.listdir(os.path.join(self.root, folder)))
+            except OSError:
+                names = []
             for name in names:
                 out.setdefault(_key(name), []).append(name)
-                if is_sound(name): out.setdefault(_key(os.path.splitext(name)[0]), []).append(name)
+                if is_sound(name):
+                    out.setdefault(_key(os.path.splitext(name)[0]), []).append(name)
         return self._lists[folder]
 
     def _walk(self, path: str) -> str | None:
@@ -940,8 +1279,10 @@ class Finder:
         here, parts = "", [p for p in path.split("/") if p not in ("", ".")]
         for part in parts:
             options = self._list(here).get(_key(part), [])
-            if part in options: options = [part]
-            if len(options) != 1: return None
+            if part in options:
+                options = [part]
+            if len(options) != 1:
+                return None
             here = os.path.join(here, options[0])
         return here if parts and os.path.isfile(os.path.join(self.root, here)) else None
 
@@ -959,16 +1300,32 @@ class Finder:
 
     def __call__(self, name: str) -> str:
         "The path below the root, or `name` as it is where nothing is found."
-        if not name.strip() or os.path.isfile(os.path.join(self.root, name)) and not os.path.isabs(name): return name
+        if (
+            not name.strip()
+            or os.path.isfile(os.path.join(self.root, name))
+            and not os.path.isabs(name)
+        ):
+            return name
         said = name.strip().strip("\"'").strip().replace("\\", "/")
-        if said.startswith("file:"): said = urllib.parse.unquote(said[5:])
+        if said.startswith("file:"):
+            said = urllib.parse.unquote(said[5:])
         parts = [p for p in said.split("/") if p not in ("", ".")]
-        if ".." in parts or not parts: return name
+        if ".." in parts or not parts:
+            return name
         if said.startswith(("/", "~")) or re.match("[A-Za-z]:", said):
-            if Path(name).is_absolute() and os.path.realpath(name).startswith(os.path.realpath(self.root) + os.sep): return name
+            if Path(name).is_absolute() and os.path.realpath(name).startswith(
+                os.path.realpath(self.root) + os.sep
+            ):
+                return name
             return self._tail(name, parts, list(range(len(parts)))) or name
-        own = next((i for i, p in enumerate(parts) if _key(p) not in self.own), len(parts) - 1)       # folders that lead to the root
-        return self._anywhere(parts) or (self._tail(name, parts, list(range(1, own + 1))) if own else None) or name
+        own = next(
+            (i for i, p in enumerate(parts) if _key(p) not in self.own), len(parts) - 1
+        )  # folders that lead to the root
+        return (
+            self._anywhere(parts)
+            or (self._tail(name, parts, list(range(1, own + 1))) if own else None)
+            or name
+        )
 
 def _found(rows: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
     "`rows` with their files as they are found below `root`; rows of which one tail is that of several paths have a problem."
@@ -979,15 +1336,21 @@ def _found(rows: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
     files = {name: find(name) for name in dict.fromkeys(said)}
     rows.loc[todo, "file"] = [files[n] for n in said]
     meant = {}
-    for name, file in files.items(): meant.setdefault(file, set()).add(_key(name.replace("\\", "/").strip()))
+    for name, file in files.items():
+        meant.setdefault(file, set()).add(_key(name.replace("\\", "/").strip()))
     for i, name in said.items():
         if name in find.by_tail and len(meant[files[name]]) > 1:
-            rows.loc[i, "problem"] = (f"several paths end as {files[name]!r}, which is there once: set the parameter audio to the "
-                                      "folder that the paths start from")
-    if not find.by_tail: return rows, []
+            rows.loc[i, "problem"] = (
+                f"several paths end as {files[name]!r}, which is there once: set the parameter audio to the "
+                "folder that the paths start from"
+            )
+    if not find.by_tail:
+        return rows, []
     name, file = next(iter(find.by_tail.items()))
-    return rows, [f"{len(find.by_tail)} path(s) of another folder are found by their tails below {root}: "
-                  f"{printable(name, 200)!r} is {printable(file, 200)!r}"]
+    return rows, [
+        f"{len(find.by_tail)} path(s) of another folder are found by their tails below {root}: "
+        f"{printable(name, 200)!r} is {printable(file, 200)!r}"
+    ]
 
 # %% ../nbs/22_tables.ipynb #b03d1f8c
 _ARROW = ("is a folder of save_to_disk (Arrow): write it as Parquet, with datasets.load_from_disk(folder)[\"train\"]"
@@ -995,35 +1358,74 @@ _ARROW = ("is a folder of save_to_disk (Arrow): write it as Parquet, with datase
 _TAR = "is an archive (WebDataset): unpack it into one folder, with tar -xf, and give the folder"
 _ZIP = "is an archive: unpack it, with unzip, and give the folder or the table in it"
 _BOOK = "is a workbook: save the sheet as CSV (UTF-8) and give that file"
-_UNPACK = {".zip": _ZIP, ".7z": _ZIP.replace("unzip", "7z x"), ".rar": _ZIP.replace("unzip", "unrar x"), ".tar": _TAR, ".tgz": _TAR,
-           ".tar.gz": _TAR, ".tar.xz": _TAR, ".tar.bz2": _TAR, ".tar.zst": _TAR, ".xlsx": _BOOK, ".xls": _BOOK, ".ods": _BOOK,
-           ".gz": "is compressed: unpack it, with gunzip, and give the file in it",
-           ".arrow": "is a file of Arrow: " + _ARROW.partition(": ")[2]}
+_UNPACK = {
+    ".zip": _ZIP,
+    ".7z": _ZIP.replace("unzip", "7z x"),
+    ".rar": _ZIP.replace("unzip", "unrar x"),
+    ".tar": _TAR,
+    ".tgz": _TAR,
+    ".tar.gz": _TAR,
+    ".tar.xz": _TAR,
+    ".tar.bz2": _TAR,
+    ".tar.zst": _TAR,
+    ".xlsx": _BOOK,
+    ".xls": _BOOK,
+    ".ods": _BOOK,
+    ".gz": "is compressed: unpack it, with gunzip, and give the file in it",
+    ".arrow": "is a file of Arrow: " + _ARROW.partition(": ")[2],
+}
 _PICKLE = ("is a pickle, which can run code when it is loaded, and is never loaded here: write the "
            "table as CSV, JSONL or Parquet, as with pandas' to_csv, and give that file")
 _UNPACK |= dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"), _PICKLE)
 _ARRAYS = "holds arrays of NumPy, no table: " + _PICKLE.partition(": ")[2]
 _UNPACK |= {".npy": _ARRAYS, ".npz": _ARRAYS}
-_SOUND = "is a sound, no table: give the folder that holds it and its text, or a table that names it"
+_SOUND = (
+    "is a sound, no table: give the folder that holds it and its text, or a table that names it"
+)
 _DOCUMENT = "is a document, no table: write the table as CSV, JSONL or Parquet, and give that file"
-_MAGIC = {**{bytes((0x80, n)): _PICKLE for n in range(2, 6)}, b"\x93NUMPY": _UNPACK[".npy"],
-          b"RIFF": _SOUND, b"ID3": _SOUND, b"OggS": _SOUND, b"fLaC": _SOUND, b"%PDF": _DOCUMENT,
-          b"{\\rtf": _DOCUMENT, b"SQLite format 3": _DOCUMENT.replace("document", "data base"),
-          b"PK\x03\x04": _ZIP, b"\x1f\x8b": _UNPACK[".gz"], b"ARROW1": _UNPACK[".arrow"], b"7z\xbc\xaf": _UNPACK[".7z"],
-          b"Rar!": _UNPACK[".rar"], b"\xd0\xcf\x11\xe0": _BOOK}
+_MAGIC = {
+    **{bytes((0x80, n)): _PICKLE for n in range(2, 6)},
+    b"\x93NUMPY": _UNPACK[".npy"],
+    b"RIFF": _SOUND,
+    b"ID3": _SOUND,
+    b"OggS": _SOUND,
+    b"fLaC": _SOUND,
+    b"%PDF": _DOCUMENT,
+    b"{\\rtf": _DOCUMENT,
+    b"SQLite format 3": _DOCUMENT.replace("document", "data base"),
+    b"PK\x03\x04": _ZIP,
+    b"\x1f\x8b": _UNPACK[".gz"],
+    b"ARROW1": _UNPACK[".arrow"],
+    b"7z\xbc\xaf": _UNPACK[".7z"],
+    b"Rar!": _UNPACK[".rar"],
+    b"\xd0\xcf\x11\xe0": _BOOK,
+}
 
 def _packed(path: Path) -> str:
     "What a file or folder is that must be unpacked first, with the way to do it; '' if it is none."
     if path.is_dir():
         inside = [p.name.lower() for p in path.iterdir()]
-        if "dataset_dict.json" in inside or "state.json" in inside and any(n.endswith(".arrow") for n in inside): return _ARROW
+        if (
+            "dataset_dict.json" in inside
+            or "state.json" in inside
+            and any(n.endswith(".arrow") for n in inside)
+        ):
+            return _ARROW
         tars = [n for n in inside if n.endswith((".tar", ".tar.gz", ".tgz", ".zip"))]
-        return ("holds " + (_TAR if "tar" in tars[0] else _ZIP).replace("is an", "an")) if tars and len(tars)*2 > len(inside) else ""
+        return (
+            ("holds " + (_TAR if "tar" in tars[0] else _ZIP).replace("is an", "an"))
+            if tars and len(tars) * 2 > len(inside)
+            else ""
+        )
     name = path.name.lower()
-    if is_sound(name): return _SOUND
-    if end := max((e for e in _UNPACK if name.endswith(e)), key=len, default=""): return _UNPACK[end]
-    with path.open("rb") as f: head = f.read(512)
-    if head[257:262] == b"ustar": return _TAR
+    if is_sound(name):
+        return _SOUND
+    if end := max((e for e in _UNPACK if name.endswith(e)), key=len, default=""):
+        return _UNPACK[end]
+    with path.open("rb") as f:
+        head = f.read(512)
+    if head[257:262] == b"ustar":
+        return _TAR
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), "")
 
 def _is_part(path: Path) -> bool:
@@ -1038,18 +1440,30 @@ def layout(path: Path) -> tuple[str, Path]:
 
     Raises `ValueError` where there is none, or where it must be unpacked first.
     """
-    if not path.exists(): raise ValueError(f"there is no table {path}: give a CSV, TSV, JSONL or Parquet file, or a folder of clips")
-    if what := _packed(path): raise ValueError(f"{path} {what}")
+    if not path.exists():
+        raise ValueError(
+            f"there is no table {path}: give a CSV, TSV, JSONL or Parquet file, or a folder of clips"
+        )
+    if what := _packed(path):
+        raise ValueError(f"{path} {what}")
     if path.is_file():
-        if _is_part(path): return layout(path.parent)
-        with path.open("rb") as f: parquet = f.read(4) == b"PAR1"
+        if _is_part(path):
+            return layout(path.parent)
+        with path.open("rb") as f:
+            parquet = f.read(4) == b"PAR1"
         known = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
         return known.get(path.suffix.lower(), "parquet" if parquet else "delimited"), path
-    if (path/"metadata.json").is_file(): return "higgs", path
-    if (path/"wav.scp").is_file(): return "kaldi", path
-    if next(path.rglob("*.parquet"), None): return "parquet", path
-    if named := _metadata(path): return layout(named[0])[0], named[0]
-    return ("folders" if any(map(_metadata, filter(Path.is_dir, path.iterdir()))) else "pairs"), path
+    if (path / "metadata.json").is_file():
+        return "higgs", path
+    if (path / "wav.scp").is_file():
+        return "kaldi", path
+    if next(path.rglob("*.parquet"), None):
+        return "parquet", path
+    if named := _metadata(path):
+        return layout(named[0])[0], named[0]
+    return (
+        "folders" if any(map(_metadata, filter(Path.is_dir, path.iterdir()))) else "pairs"
+    ), path
 
 def _metadata(folder: Path) -> list[Path]:
     "The metadata.csv, .tsv or .jsonl of an audiofolder."
@@ -1068,72 +1482,116 @@ def _why_cell(row: dict, found: dict[str, str], where: str, is_file: Callable[[s
     for ours in found:
         if why := why_type(ours, row[ours]):
             drop = f"; to leave the column out, set the parameter columns to {ours}="
-            return f"its {ours} {why} ({where}, {shown[ours]})" + drop*(ours not in ("file", "text"))
+            return f"its {ours} {why} ({where}, {shown[ours]})" + drop * (
+                ours not in ("file", "text")
+            )
     file = row["file"]
-    if row["blob"] or not is_nothing(file) or is_file(file): return ""
+    if row["blob"] or not is_nothing(file) or is_file(file):
+        return ""
     return f"its path is empty ({file!r} in {where}, {shown['file']}): name the sound there"
 
-def _ours(raw: Raw, chosen: dict[str, str], path: Path,
-          is_file: Callable[[str], bool]) -> tuple[pd.DataFrame, list[str]]:
+def _ours(
+    raw: Raw, chosen: dict[str, str], path: Path, is_file: Callable[[str], bool]
+) -> tuple[pd.DataFrame, list[str]]:
     "The rows of a table under our names, and the sentence that says which columns they are."
     names_file = lambda cell: is_sound(cell) or is_file(cell)
-    sound = raw.cells[[not why for why in raw.problem]]                       # guesses are made by the rows that can be used
+    sound = raw.cells[
+        [not why for why in raw.problem]
+    ]  # guesses are made by the rows that can be used
     if raw.kind == "ljspeech" and not len(sound):
-        raise ValueError(f"none of the {len(raw.cells)} rows of the table {path} is usable ({raw.problem[0]})")
-    if raw.kind == "ljspeech": chosen = number_columns(sound, chosen, str(path), names_file)
+        raise ValueError(
+            f"none of the {len(raw.cells)} rows of the table {path} is usable ({raw.problem[0]})"
+        )
+    if raw.kind == "ljspeech":
+        chosen = number_columns(sound, chosen, str(path), names_file)
     found = match_columns(sound, chosen, str(path), names_file, is_file)
-    rows = pd.DataFrame({ours: raw.cells[theirs] for ours, theirs in found.items()}, dtype=object).assign(problem=raw.problem)
+    rows = pd.DataFrame(
+        {ours: raw.cells[theirs] for ours, theirs in found.items()}, dtype=object
+    ).assign(problem=raw.problem)
     rows["blob"] = pd.Series(raw.blob, index=rows.index, dtype=object)
     rows["file"] = pd.Series([_plain_path(f) for f in rows["file"]], rows.index, dtype=object)
-    rows["problem"] = [why or _why_cell(r, found, f"row {i + 1} of {path.name}", is_file)
-                       for i, (why, r) in enumerate(zip(raw.problem, rows.to_dict("records")))]
+    rows["problem"] = [
+        why or _why_cell(r, found, f"row {i + 1} of {path.name}", is_file)
+        for i, (why, r) in enumerate(zip(raw.problem, rows.to_dict("records")))
+    ]
     unused = [c for c in raw.cells if c not in found.values()]
     if raw.kind == "ljspeech":
         unused = [f"{c} ({KINDS.get(kind_of(list(sound[c])), 'words')})" for c in unused]
     taken = "columns: " + ", ".join(f"{a} <- {b}" for a, b in found.items())
     notes = [*raw.notes, taken + (f"; not used: {_listing(unused)}" if unused else "")]
-    if "duration" in rows and (said := [c for c in rows["duration"] if re.fullmatch(r"\s*\d*,\d+\s*", c)]):
-        notes.append(f"{len(said)} duration(s) are read with a decimal comma: {said[0].strip()} is {seconds_of(said[0]):g} s")
+    if "duration" in rows and (
+        said := [c for c in rows["duration"] if re.fullmatch(r"\s*\d*,\d+\s*", c)]
+    ):
+        notes.append(
+            f"{len(said)} duration(s) are read with a decimal comma: {said[0].strip()} is {seconds_of(said[0]):g} s"
+        )
     return rows, notes
 
 # %% ../nbs/22_tables.ipynb #a04cce9d
 def legible(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     "`rows` in which those with a cell that is no text in UTF-8, or holds a NUL, have a problem, and escapes in that cell."
-    problem = list(rows["problem"]) if "problem" in rows else [""]*len(rows)
+    problem = list(rows["problem"]) if "problem" in rows else [""] * len(rows)
     for name in columns:
         cells = list(rows[name])
         for i, cell in enumerate(cells):
             if isinstance(cell, str) and (why := why_illegible(cell)):
-                problem[i], cells[i] = problem[i] or f"its {name} cannot be used: {why}", printable(cell)
+                problem[i], cells[i] = (
+                    problem[i] or f"its {name} cannot be used: {why}",
+                    printable(cell),
+                )
         rows[name] = pd.Series(cells, index=rows.index, dtype=object)
     return rows.assign(problem=problem)
 
-def _read_folders(path: Path, root: Path, chosen: dict[str, str], encoding: str) -> tuple[pd.DataFrame, str, list[str]]:
+def _read_folders(
+    path: Path, root: Path, chosen: dict[str, str], encoding: str
+) -> tuple[pd.DataFrame, str, list[str]]:
     "The rows of an audiofolder with a metadata file in each of its folders."
     parts, notes = [], []
     for sub in sorted(filter(Path.is_dir, path.iterdir())):
         for table in _metadata(sub)[:1]:
-            rows, _, own = _read(table, layout(table)[0], root/sub.name, chosen, encoding)
-            rows["file"] = [f"{sub.name}/{f}" if f and not os.path.isabs(f) else f for f in rows["file"]]
-            parts.append(rows if "split" in rows or sub.name.lower() not in SPLITS else rows.assign(split=SPLITS[sub.name.lower()]))
+            rows, _, own = _read(table, layout(table)[0], root / sub.name, chosen, encoding)
+            rows["file"] = [
+                f"{sub.name}/{f}" if f and not os.path.isabs(f) else f for f in rows["file"]
+            ]
+            parts.append(
+                rows
+                if "split" in rows or sub.name.lower() not in SPLITS
+                else rows.assign(split=SPLITS[sub.name.lower()])
+            )
             notes += [f"{sub.name}: {note}" for note in own]
     rows = pd.concat(parts, ignore_index=True)
     return rows.where(rows.notna() | (rows.columns == "blob")[None], ""), "audiofolder", notes
 
-def _read(path: Path, kind: str, root: Path, chosen: dict[str, str], encoding: str) -> tuple[pd.DataFrame, str, list[str]]:
+def _read(
+    path: Path, kind: str, root: Path, chosen: dict[str, str], encoding: str
+) -> tuple[pd.DataFrame, str, list[str]]:
     "Rows, layout and notes of a table."
     if kind in ("kaldi", "pairs"):
-        if chosen: raise ValueError(f"{path} is a folder of layout {kind!r}, without columns to choose: leave the parameter columns empty")
-        return read_kaldi(path, encoding) if kind == "kaldi" else read_pairs(path, encoding), kind, []
-    if kind == "folders": return _read_folders(path, root, chosen, encoding)
+        if chosen:
+            raise ValueError(
+                f"{path} is a folder of layout {kind!r}, without columns to choose: leave the parameter columns empty"
+            )
+        return (
+            read_kaldi(path, encoding) if kind == "kaldi" else read_pairs(path, encoding),
+            kind,
+            [],
+        )
+    if kind == "folders":
+        return _read_folders(path, root, chosen, encoding)
     if kind == "delimited" and not chosen and (rows := read_list(path, root, encoding)) is not None:
         return rows, "list", []
     find = Finder(root)
     is_file = lambda cell: 0 < len(cell) < 1000 and os.path.isfile(os.path.join(root, find(cell)))
     names_file = lambda cell: is_sound(cell) or is_file(cell)
-    raw = (read_parquet(path, chosen) if kind == "parquet" else read_jsonl(path, encoding) if kind == "jsonl"
-           else read_delimited(path, encoding, chosen, names_file))
-    if not len(raw.cells): raise ValueError(f"the table {path} holds no clip: it has no row below its header")
+    raw = (
+        read_parquet(path, chosen)
+        if kind == "parquet"
+        else read_jsonl(path, encoding)
+        if kind == "jsonl"
+        else read_delimited(path, encoding, chosen, names_file)
+    )
+    if not len(raw.cells):
+        raise ValueError(f"the table {path} holds no clip: it has no row below its header")
     rows, notes = _ours(raw, chosen, path, is_file)
     return rows, raw.kind, notes
 
@@ -1169,7 +1627,10 @@ def _no_durations(rows: pd.DataFrame, root: Path) -> str:
 def _by_folder(rows: pd.DataFrame, root: Path, kind: str, path: Path) -> tuple[pd.DataFrame, str]:
     "`rows` with a speaker each by their folders, and the sentence that says so."
     blobs = rows["blob"] if "blob" in rows else pd.Series(None, rows.index)
-    used = [not why and (b is not None or os.path.isfile(os.path.join(root, f))) for why, b, f in zip(rows["problem"], blobs, rows["file"])]
+    used = [
+        not why and (b is not None or os.path.isfile(os.path.join(root, f)))
+        for why, b, f in zip(rows["problem"], blobs, rows["file"])
+    ]
     folders = {Path(os.path.abspath(os.path.join(root, f))).parent.name for f in rows["file"][used]}
     only = folders if kind == "pairs" else set()
     name = only.pop() if len(only) == 1 else _label(path)
@@ -1209,17 +1670,23 @@ def _seconds(row: dict, key: str) -> float | None:
     except ValueError as e: raise ValueError(f"its {key}: {e}") from None
 
 # %% ../nbs/22_tables.ipynb #90123c1c
-def sound_of(row: dict, root: Path, blobs: Blobs, check: Callable[[float], None] = lambda seconds: None) -> tuple[np.ndarray, str]:
+def sound_of(
+    row: dict, root: Path, blobs: Blobs, check: Callable[[float], None] = lambda seconds: None
+) -> tuple[np.ndarray, str]:
     """The sound of a row, `(samples,)` at 24 kHz: of its bytes, its file, or the stretch of it from `start` to `end`; and its channel.
 
     Without an `end`, a row with a `start` lasts its `duration`. `check` is given the seconds that the header states before the
     sound is decoded (see 12_audio). Raises `ValueError` or `FileNotFoundError` with the reason.
     """
     start, end = _seconds(row, "start") or 0.0, _seconds(row, "end")
-    if end is None and row.get("start") and (lasts := _seconds(row, "duration")): end = start + lasts
+    if end is None and row.get("start") and (lasts := _seconds(row, "duration")):
+        end = start + lasts
     data = blobs(*row["blob"]) if row.get("blob") else None
-    if data is not None: return decode(io.BytesIO(data), str(row["file"]), start=start, end=end, check=check)
+    if data is not None:
+        return decode(io.BytesIO(data), str(row["file"]), start=start, end=end, check=check)
     file = Finder(root)(row["file"]) if row.get("blob") else row["file"]
-    try: path = inside(root, file)
-    except ValueError as e: raise ValueError(f"{e} (parameter audio)") from e
+    try:
+        path = inside(root, file)
+    except ValueError as e:
+        raise ValueError(f"{e} (parameter audio)") from e
     return read_channel(path, start=start, end=end, check=check)

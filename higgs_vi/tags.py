@@ -44,16 +44,24 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
     A clip that cannot be read or measured has NaN everywhere and says why in `problem`.
     """
     out = []
-    for path in tqdm(rows["audio_path"], desc="sounds", unit="clip", mininterval=1, file=sys.stdout):
-        try: out.append(measure(read_audio(path)) | dict(problem=""))
-        except (ValueError, OSError) as e: out.append(dict.fromkeys(MEASURES, float("nan")) | dict(problem=str(e)))
+    for path in tqdm(
+        rows["audio_path"], desc="sounds", unit="clip", mininterval=1, file=sys.stdout
+    ):
+        try:
+            out.append(measure(read_audio(path)) | dict(problem=""))
+        except (ValueError, OSError) as e:
+            out.append(dict.fromkeys(MEASURES, float("nan")) | dict(problem=str(e)))
     m = pd.DataFrame(out, rows.index, columns=[*MEASURES, "problem"])
     m["energy"] = m["level"] - m.groupby(rows["speaker_id"])["level"].transform("median")
-    m["rate"] = [len(words(without_tags(t))) for t in rows["text"]]/m["speech"]
+    m["rate"] = [len(words(without_tags(t))) for t in rows["text"]] / m["speech"]
     return m
 
 # %% ../nbs/01_tags.ipynb #cc9b24fc
-LADDERS = dict(pitch=("low", "moderate", "high"), rate=("slow", "moderate", "fast"), energy=("low", "moderate", "high"))
+LADDERS = dict(
+    pitch=("low", "moderate", "high"),
+    rate=("slow", "moderate", "fast"),
+    energy=("low", "moderate", "high"),
+)
 
 def _group(gender: object) -> str:
     "The group in which a pitch is compared."
@@ -62,14 +70,24 @@ def _group(gender: object) -> str:
 def make_bins(m: pd.DataFrame, genders: pd.Series) -> dict:
     "Quartiles as edges: `{pitch: {all, male, female: [low, high]}, rate: [low, high], energy: [low, high]}` in Hz, syllables/s, dB."
     edges = lambda x: [round(float(q), 3) for q in np.nanpercentile(x, [25, 75])]
-    groups = {"all": m["hz"]} | {g: m["hz"][genders == g] for g in ("male", "female") if m["hz"][genders == g].notna().sum() >= 8}
+    groups = {"all": m["hz"]} | {
+        g: m["hz"][genders == g]
+        for g in ("male", "female")
+        if m["hz"][genders == g].notna().sum() >= 8
+    }
     soft, strong = edges(m["energy"])
-    return dict(pitch={g: edges(x) for g, x in groups.items()}, rate=edges(m["rate"]), energy=[min(soft, -2.0), max(strong, 2.0)])
+    return dict(
+        pitch={g: edges(x) for g, x in groups.items()},
+        rate=edges(m["rate"]),
+        energy=[min(soft, -2.0), max(strong, 2.0)],
+    )
 
 # %% ../nbs/01_tags.ipynb #0b4a7d80
 def word(value: float, edges: list[float], ladder: tuple[str, str, str]) -> str:
     "The word for `value`: the first below `edges`, the last from their end on; 'unknown' for NaN."
-    return "unknown" if np.isnan(value) else ladder[int(np.searchsorted(edges, value, side="right"))]
+    return (
+        "unknown" if np.isnan(value) else ladder[int(np.searchsorted(edges, value, side="right"))]
+    )
 
 # %% ../nbs/01_tags.ipynb #3bd98744
 def read_bins(path: Path) -> dict:
@@ -95,11 +113,16 @@ def tags_of(text: str, m: dict | None, gender: object, bins: dict | None) -> dic
     text = without_tags(text)
     verdict = emotion_of(text)
     found = dict(emotion=verdict.emotion, dialect=dialect_of(text) or "unknown")
-    if m is None: return found
+    if m is None:
+        return found
     found["emotion"] = vote(verdict, text, m["rise"], m["energy"]).emotion
     pitch = bins["pitch"].get(_group(gender), bins["pitch"]["all"])
-    return found | dict(scene="unknown" if m["problem"] else scene_of(m), pitch=word(m["hz"], pitch, LADDERS["pitch"]),
-                        rate=word(m["rate"], bins["rate"], LADDERS["rate"]), energy=word(m["energy"], bins["energy"], LADDERS["energy"]))
+    return found | dict(
+        scene="unknown" if m["problem"] else scene_of(m),
+        pitch=word(m["hz"], pitch, LADDERS["pitch"]),
+        rate=word(m["rate"], bins["rate"], LADDERS["rate"]),
+        energy=word(m["energy"], bins["energy"], LADDERS["energy"]),
+    )
 
 # %% ../nbs/01_tags.ipynb #7d8cc337
 def with_tags(sample: dict, found: dict) -> dict:
@@ -113,27 +136,38 @@ def with_tags(sample: dict, found: dict) -> dict:
 # %% ../nbs/01_tags.ipynb #62a3c806
 def _usable(m: pd.DataFrame) -> pd.DataFrame:
     "`m`; `ValueError` if no clip of it could be measured."
-    if m["level"].isna().all(): raise ValueError(f"none of the {len(m)} clips can be measured, the first: {m['problem'].iloc[0]}")
+    if m["level"].isna().all():
+        raise ValueError(
+            f"none of the {len(m)} clips can be measured, the first: {m['problem'].iloc[0]}"
+        )
     return m
 
 # %% ../nbs/01_tags.ipynb #93abb9e8
-def tag(cfg: TagSettings, m: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+def tag(
+    cfg: TagSettings, m: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Tag a Higgs folder in place: its manifest as it is now, and the measures (None without `sound`).
 
     `m` is what `measured` gave, if it was called. `metadata.json` is replaced whole, after `tag_bins.json`; every other field stays.
     Raises `ValueError` for no Higgs folder or unusable bins.
     """
-    folder = project_root()/cfg.data
-    rows, bins = read_higgs(folder), read_bins(project_root()/cfg.bins) if cfg.bins else None
+    folder = project_root() / cfg.data
+    rows, bins = read_higgs(folder), read_bins(project_root() / cfg.bins) if cfg.bins else None
     if cfg.sound:
         m = _usable(measured(rows) if m is None else m)
-        own = [not as_list(p) for p in rows.get("pair_of", [None]*len(rows))]         # 02's pairs are clips again
+        own = [
+            not as_list(p) for p in rows.get("pair_of", [None] * len(rows))
+        ]  # 02's pairs are clips again
         bins = bins or make_bins(m[own], rows["gender"][own])
-        write_text(folder/"tag_bins.json", json.dumps(bins, ensure_ascii=False, indent=1))
-    meta = json.loads((folder/"metadata.json").read_text(encoding="utf-8"))
-    clips = zip(meta["samples"], rows["text"], m.to_dict("records") if cfg.sound else [None]*len(rows))
-    meta["samples"] = [with_tags(s, tags_of(text, one, s.get("gender"), bins)) for s, text, one in clips]
-    write_text(folder/"metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
+        write_text(folder / "tag_bins.json", json.dumps(bins, ensure_ascii=False, indent=1))
+    meta = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    clips = zip(
+        meta["samples"], rows["text"], m.to_dict("records") if cfg.sound else [None] * len(rows)
+    )
+    meta["samples"] = [
+        with_tags(s, tags_of(text, one, s.get("gender"), bins)) for s, text, one in clips
+    ]
+    write_text(folder / "metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
     return read_higgs(folder), m if cfg.sound else None
 
 # %% ../nbs/01_tags.ipynb #095f0a00
@@ -141,13 +175,18 @@ def main(argv: list[str] | None = None):
     "The command higgs-vi-tags."
     cfg = from_cli(TagSettings, argv)
     try:
-        folder = project_root()/cfg.data
-        if folder == project_root()/"data/demo" and not (folder/"metadata.json").is_file(): prepare(DataSettings(out=cfg.data))
+        folder = project_root() / cfg.data
+        if folder == project_root() / "data/demo" and not (folder / "metadata.json").is_file():
+            prepare(DataSettings(out=cfg.data))
         rows, m = tag(cfg)
-    except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-tags: {e}") from e
+    except (ValueError, OSError) as e:
+        raise SystemExit(f"higgs-vi-tags: {e}") from e
     for t in TAGS:
-        if t in rows: print(f"{t}: " + ", ".join(f"{name} {n}" for name, n in rows[t].value_counts().items()))
+        if t in rows:
+            print(f"{t}: " + ", ".join(f"{name} {n}" for name, n in rows[t].value_counts().items()))
     if m is not None and (m["problem"] != "").any():
-        print(f"{(m['problem'] != '').sum()} clips could not be measured, first {rows['id'][m['problem'] != ''].iloc[0]}")
+        print(
+            f"{(m['problem'] != '').sum()} clips could not be measured, first {rows['id'][m['problem'] != ''].iloc[0]}"
+        )
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

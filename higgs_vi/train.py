@@ -20,8 +20,9 @@ from .settings import from_cli, let_first_tell, project_root, read_options_first
 def load_rows(cfg: TrainSettings) -> list[dict]:
     "The rows of the Higgs folder; the demo clips are prepared if that was not done."
     folder = cfg.data or "data/demo"
-    if not cfg.data and not (project_root()/folder/"metadata.json").is_file(): prepare(DataSettings(out=folder))
-    return read_higgs(project_root()/folder).to_dict("records")
+    if not cfg.data and not (project_root() / folder / "metadata.json").is_file():
+        prepare(DataSettings(out=folder))
+    return read_higgs(project_root() / folder).to_dict("records")
 
 # %% ../nbs/04_train.ipynb #split4
 # In a command, --help and wrong values end here, before torch is imported.
@@ -42,30 +43,56 @@ from .step import OutOfMemory
 # %% ../nbs/04_train.ipynb #15403c46
 def speak(run: Run, when: str) -> list[dict]:
     "Speak the run's sentences: rows with `text`, `real` (file) and either a wave file or the reason why there is none, as `when`."
-    rows, folder = [], run.folder/"samples"
-    for i, r in enumerate(run.data.rows[:run.cfg.sentences]):
-        row, real = dict(id=str(r["id"]), text=r["text"], real=f"real_{i}.wav"), read_audio(r["audio_path"])
+    rows, folder = [], run.folder / "samples"
+    for i, r in enumerate(run.data.rows[: run.cfg.sentences]):
+        row, real = (
+            dict(id=str(r["id"]), text=r["text"], real=f"real_{i}.wav"),
+            read_audio(r["audio_path"]),
+        )
         try:
-            write_wav(folder/f"real_{i}.wav", real)
-            speech = say(run.parts, r["prompt"], Sampling(seed=run.cfg.seed, seconds=max(2.0, 3*len(real)/24_000)))
-            write_wav(folder/f"{when}_{i}.wav", speech.wave)
-            rows.append(row | {when: f"{when}_{i}.wav", f"{when}_ended": speech.ended, f"{when}_odd": speech.odd})
-        except ValueError as error: rows.append(row | {when: None, f"{when}_reason": str(error)})
+            write_wav(folder / f"real_{i}.wav", real)
+            speech = say(
+                run.parts,
+                r["prompt"],
+                Sampling(seed=run.cfg.seed, seconds=max(2.0, 3 * len(real) / 24_000)),
+            )
+            write_wav(folder / f"{when}_{i}.wav", speech.wave)
+            rows.append(
+                row
+                | {
+                    when: f"{when}_{i}.wav",
+                    f"{when}_ended": speech.ended,
+                    f"{when}_odd": speech.odd,
+                }
+            )
+        except ValueError as error:
+            rows.append(row | {when: None, f"{when}_reason": str(error)})
     return rows
 
 def keep_samples(run: Run, rows: list[dict]):
     "Join `rows` into samples.json, and give their sound to TensorBoard."
-    path = run.folder/"samples/samples.json"
-    try: old = read_json(path, list) if path.is_file() else []
+    path = run.folder / "samples/samples.json"
+    try:
+        old = read_json(path, list) if path.is_file() else []
     except Damaged as e:
         echo(f"{e}; it is written anew")
         old = []
     old = [a if isinstance(a, dict) else {} for a in old]
-    write_text(path, json.dumps([a | b for a, b in zip_longest(old, rows, fillvalue={})], ensure_ascii=False, indent=1))
+    write_text(
+        path,
+        json.dumps(
+            [a | b for a, b in zip_longest(old, rows, fillvalue={})], ensure_ascii=False, indent=1
+        ),
+    )
     for i, row in enumerate(rows):
         for when in ("real", "before", "after", "during"):
-            if row.get(when) and (run.folder/"samples"/row[when]).is_file():
-                run.board.add_audio(f"{when}/{i}", read_audio(run.folder/"samples"/row[when])[None], run.step, 24_000)
+            if row.get(when) and (run.folder / "samples" / row[when]).is_file():
+                run.board.add_audio(
+                    f"{when}/{i}",
+                    read_audio(run.folder / "samples" / row[when])[None],
+                    run.step,
+                    24_000,
+                )
     run.board.flush()
 
 # %% ../nbs/04_train.ipynb #49e1da7c
@@ -98,7 +125,15 @@ def execute(cfg: TrainSettings) -> Run:
 
 def tiny_run(folder: str | Path) -> Run:
     "Four steps on the demo clips, all below `folder`: something for the later steps to try themselves on."
-    cfg = with_preset(TrainSettings(data=f"{folder}/demo", out=f"{folder}/run", cache=f"{folder}/codes", steps=4, sentences=1))
+    cfg = with_preset(
+        TrainSettings(
+            data=f"{folder}/demo",
+            out=f"{folder}/run",
+            cache=f"{folder}/codes",
+            steps=4,
+            sentences=1,
+        )
+    )
     prepare(DataSettings(out=cfg.data))
     return execute(cfg)
 

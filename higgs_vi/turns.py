@@ -15,8 +15,9 @@ from .text import clean
 # %% ../nbs/15_turns.ipynb #ac00c270
 def task_of(text: str, cloning: bool) -> str:
     "The task of a text: [SPEAKERn] tags make it a dialogue, references make it `cloning`."
-    return ("multi_speaker" if is_dialogue(text) else "zero_shot" if cloning else "single_speaker") + (
-        "_voice_cloning" if cloning else "_smart_voice")
+    return (
+        "multi_speaker" if is_dialogue(text) else "zero_shot" if cloning else "single_speaker"
+    ) + ("_voice_cloning" if cloning else "_smart_voice")
 
 # %% ../nbs/15_turns.ipynb #c7d03e91
 _BRACKET = re.compile(r"[\[［]([^\[\]［］]*)[\]］]")
@@ -57,15 +58,22 @@ def speaker_turns(text: str) -> list[tuple[int | None, str]]:
     for speaker, words in turns:
         for bracket in re.findall(r"[\[［][^\[\]［］]*[\]］]?", words):
             if _folded(bracket.strip("[]［］")).startswith("speaker"):
-                raise ValueError(f"{bracket[:30]!r} in the text is no speaker tag: write [SPEAKER0], "
-                                 "[SPEAKER1], ... up to 99")
-    if len(turns) == 1: return turns
+                raise ValueError(
+                    f"{bracket[:30]!r} in the text is no speaker tag: write [SPEAKER0], "
+                    "[SPEAKER1], ... up to 99"
+                )
+    if len(turns) == 1:
+        return turns
     if any(c.isalnum() for c in turns[0][1]):
-        raise ValueError(f"the words {turns[0][1][:40]!r} stand before the first speaker tag: "
-                         "begin the dialogue with a tag")
+        raise ValueError(
+            f"the words {turns[0][1][:40]!r} stand before the first speaker tag: "
+            "begin the dialogue with a tag"
+        )
     if silent := [n for n, words in turns[1:] if not any(c.isalnum() for c in words)]:
-        raise ValueError(f"the turn [SPEAKER{silent[0]}] has no words: write what is said after the tag, "
-                         "or take the tag out")
+        raise ValueError(
+            f"the turn [SPEAKER{silent[0]}] has no words: write what is said after the tag, "
+            "or take the tag out"
+        )
     return turns[1:]
 
 def map_turns(text: str, reading: Callable[[str], str] = clean, between: str = " ") -> str:

@@ -21,22 +21,51 @@ def voice_names(folder: str | Path) -> list[str]:
 
 def _sound_of(folder: str | Path, name: str) -> Path | None:
     "The sound file of a voice, or nothing."
-    found = [p for p in Path(folder).iterdir() if p.stem == name and p.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3")]
+    found = [
+        p
+        for p in Path(folder).iterdir()
+        if p.stem == name and p.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3")
+    ]
     return min(found, default=None)
 
 def load_voice(codec, folder: str | Path, name: str) -> Reference:
     "The reference of a named voice; `ValueError` for an unknown name or a clip without transcript."
-    if not Path(folder).is_dir(): raise ValueError(f"there is no folder of voices {folder}: give one that holds name.wav and name.txt")
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"there is no folder of voices {folder}: give one that holds name.wav and name.txt"
+        )
     text = inside(folder, f"{name}.txt")
     sound = _sound_of(folder, name)
-    if not sound: raise ValueError(f"unknown voice {name!r}: {folder} holds {', '.join(voice_names(folder)) or 'none'}")
-    if not text.is_file(): raise ValueError(f"the voice {name!r} has no transcript: write what is said in {sound.name} into {text.name}")
-    return Reference(text.read_text(encoding="utf-8"), encode(codec, [read_audio(sound, codec.config.sample_rate)])[0])
+    if not sound:
+        raise ValueError(
+            f"unknown voice {name!r}: {folder} holds {', '.join(voice_names(folder)) or 'none'}"
+        )
+    if not text.is_file():
+        raise ValueError(
+            f"the voice {name!r} has no transcript: write what is said in {sound.name} into {text.name}"
+        )
+    return Reference(
+        text.read_text(encoding="utf-8"),
+        encode(codec, [read_audio(sound, codec.config.sample_rate)])[0],
+    )
 
 # %% ../nbs/51_voices.ipynb #ff9a0348
-def make_prompt(text: str, references: list[Reference] = (), profiles: list[str] = (), scene: str | None = DEFAULT_SCENE,
-                place: str = "turns") -> Prompt:
+def make_prompt(
+    text: str,
+    references: list[Reference] = (),
+    profiles: list[str] = (),
+    scene: str | None = DEFAULT_SCENE,
+    place: str = "turns",
+) -> Prompt:
     "The prompt for `text`; `ValueError` where tags, voices and profiles do not fit (see `Prompt`)."
-    if references and profiles: raise ValueError("a voice is either cloned or described: give voices or profiles, not both")
+    if references and profiles:
+        raise ValueError("a voice is either cloned or described: give voices or profiles, not both")
     task = task_of(text, bool(references))
-    return Prompt(text, task=task, scene=scene, voices=tuple(profiles), references=tuple(references), place=place)
+    return Prompt(
+        text,
+        task=task,
+        scene=scene,
+        voices=tuple(profiles),
+        references=tuple(references),
+        place=place,
+    )

@@ -32,24 +32,40 @@ def reading(what: str, source: str | Path):
     """Within, the files of `source` (a folder or hub id that is a `what`) are read by a library: its errors become `Damaged`, or for
     what is no folder a `ValueError`. Running out of memory stays what it is.
     """
-    try: yield
-    except (Damaged, MemoryError, torch.OutOfMemoryError): raise
-    except Exception as e:      # libraries report odd files by whatever they stumble over
-        why = f"{type(e).__name__}: {e}" if isinstance(e, (KeyError, TypeError, AttributeError, IndexError)) else str(e) or repr(e)
-        if Path(source).exists(): raise Damaged(f"the {what} {str(source)!r}", why, "give a complete folder, or fetch it again") from e
-        raise ValueError(f"the {what} {str(source)!r} cannot be loaded: give a complete folder, or a hub id that can be reached "
-                         f"({why.strip().splitlines()[0]})") from e
+    try:
+        yield
+    except (Damaged, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # libraries report odd files by whatever they stumble over
+        why = (
+            f"{type(e).__name__}: {e}"
+            if isinstance(e, (KeyError, TypeError, AttributeError, IndexError))
+            else str(e) or repr(e)
+        )
+        if Path(source).exists():
+            raise Damaged(
+                f"the {what} {str(source)!r}", why, "give a complete folder, or fetch it again"
+            ) from e
+        raise ValueError(
+            f"the {what} {str(source)!r} cannot be loaded: give a complete folder, or a hub id that can be reached "
+            f"({why.strip().splitlines()[0]})"
+        ) from e
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     "The tensors of a safetensors file, on the CPU; `Damaged` if it cannot be read or holds values that are not finite."
-    if not Path(path).is_file(): raise Damaged(path, "it is missing")
-    with reading("file of weights", path): tensors = load_file(path)
-    if bad := not_finite(tensors.items()): raise Damaged(path, f"{bad} holds values that are not finite")
+    if not Path(path).is_file():
+        raise Damaged(path, "it is missing")
+    with reading("file of weights", path):
+        tensors = load_file(path)
+    if bad := not_finite(tensors.items()):
+        raise Damaged(path, f"{bad} holds values that are not finite")
     return tensors
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     "The name of the first of `tensors` that holds NaN or an infinity; empty if none does."
     for name, t in tensors:
-        if t.device.type == "meta" or not t.is_floating_point(): continue
-        if not (torch.isfinite(t.detach().sum(dtype=torch.float32)) or torch.isfinite(t).all()): return name     # the sum is quicker
+        if t.device.type == "meta" or not t.is_floating_point():
+            continue
+        if not (torch.isfinite(t.detach().sum(dtype=torch.float32)) or torch.isfinite(t).all()):
+            return name  # the sum is quicker
     return ""

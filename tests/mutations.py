@@ -29,137 +29,559 @@ class Mutation:
     where: str
     tests: tuple[str, ...]
 
+    def places(self, text: str) -> list[tuple[int, int]]:
+        "Where `old` stands in `text`, however its tokens are spaced and its lines are broken."
+        tokens = re.findall(r"\w+|[^\w\s]", self.old)
+        return [m.span() for m in re.finditer(r",?\s*".join(map(re.escape, tokens)), text)]
+
 
 def plant(name, file, old, new, where, *tests): return Mutation(name, file, old, new, where, tests)
 
 
-SPLIT, SHIFT = "test_loss_and_gradients_of_a_step_do_not_depend_on_its_split", "test_targets_are_the_codes_and_the_first_eos"
-FORCED, GUIDED = "test_teacher_forcing_says_what_greedy_generation_says", "test_guidance_is_the_difference_of_two_plain_forwards"
-RESUMED, WRITTEN = "test_a_resumed_run_ends_as_the_unbroken_one", "test_the_best_is_written_and_not_the_last"
+SPLIT, SHIFT = (
+    "test_loss_and_gradients_of_a_step_do_not_depend_on_its_split",
+    "test_targets_are_the_codes_and_the_first_eos",
+)
+FORCED, GUIDED = (
+    "test_teacher_forcing_says_what_greedy_generation_says",
+    "test_guidance_is_the_difference_of_two_plain_forwards",
+)
+RESUMED, WRITTEN = (
+    "test_a_resumed_run_ends_as_the_unbroken_one",
+    "test_the_best_is_written_and_not_the_last",
+)
 MUTATIONS = [
     # loss
-    plant("loss: shift lost", "batch.py", "b*S + at[asked - 1]", "b*S + at[asked]", OBJECTIVE, SPLIT),
-    plant("loss: counts of the batch alone", "step.py", "(own if counts is None else counts.to(ce.device))", "own", OBJECTIVE, SPLIT),
-    plant("loss: codebook weights unscaled", "step.py", "return w*codebooks/w.sum()", "return w", OBJECTIVE,
-          "test_codebook_weights_are_scaled_to_sum_to_eight"),
-    plant("loss: codebook weights not passed on", "loop.py", "mine, cfg.codebook_weights or None, cfg.clip", "mine, None, cfg.clip", REACH,
-          "test_codebook_weights_reach_loss_and_gradient"),
-    plant("loss: validation without codebook weights", "loop.py", "per_target(tally, cfg.codebook_weights or None)", "per_target(tally)", REACH,
-          "test_codebook_weights_reach_loss_and_gradient"),
-    plant("loss: text weight of 1", "loop.py", "run.cfg.text_weight/sum(", "1/sum(", REACH,
-          "test_text_weight_is_the_weight_of_the_step_s_mean_text_loss"),
-    plant("loss: text weighs nothing", "step.py", 'text = text*batch["text_weight"]', "text = text*0", REACH,
-          "test_text_weight_is_the_weight_of_the_step_s_mean_text_loss"),
+    plant(
+        "loss: shift lost", "batch.py", "b*S + at[asked - 1]", "b*S + at[asked]", OBJECTIVE, SPLIT
+    ),
+    plant(
+        "loss: counts of the batch alone",
+        "step.py",
+        "(own if counts is None else counts.to(ce.device))",
+        "own",
+        OBJECTIVE,
+        SPLIT,
+    ),
+    plant(
+        "loss: codebook weights unscaled",
+        "step.py",
+        "return w*codebooks/w.sum()",
+        "return w",
+        OBJECTIVE,
+        "test_codebook_weights_are_scaled_to_sum_to_eight",
+    ),
+    plant(
+        "loss: codebook weights not passed on",
+        "loop.py",
+        "mine, cfg.codebook_weights or None, cfg.clip",
+        "mine, None, cfg.clip",
+        REACH,
+        "test_codebook_weights_reach_loss_and_gradient",
+    ),
+    plant(
+        "loss: validation without codebook weights",
+        "loop.py",
+        "per_target(tally, cfg.codebook_weights or None)",
+        "per_target(tally)",
+        REACH,
+        "test_codebook_weights_reach_loss_and_gradient",
+    ),
+    plant(
+        "loss: text weight of 1",
+        "loop.py",
+        "run.cfg.text_weight/sum(",
+        "1/sum(",
+        REACH,
+        "test_text_weight_is_the_weight_of_the_step_s_mean_text_loss",
+    ),
+    plant(
+        "loss: text weighs nothing",
+        "step.py",
+        'text = text*batch["text_weight"]',
+        "text = text*0",
+        REACH,
+        "test_text_weight_is_the_weight_of_the_step_s_mean_text_loss",
+    ),
     # labels
     plant("labels: no EOS", "delay.py", "(c > k + T + 1)", "(c > k + T)", OBJECTIVE, SHIFT),
-    plant("labels: every EOS", "delay.py", "(c <= k) | (c > k + T + 1)", "c <= k", OBJECTIVE, SHIFT),
-    plant("labels: BOS too", "delay.py", "(c <= k) | (c > k + T + 1)", "(c < k) | (c > k + T + 1)", OBJECTIVE, SHIFT),
-    plant("labels: references asked", "batch.py", "np.full_like(references, IGNORE)", "references", OBJECTIVE,
-          "test_reference_codes_are_the_reference_s_own_and_never_asked"),
+    plant(
+        "labels: every EOS", "delay.py", "(c <= k) | (c > k + T + 1)", "c <= k", OBJECTIVE, SHIFT
+    ),
+    plant(
+        "labels: BOS too",
+        "delay.py",
+        "(c <= k) | (c > k + T + 1)",
+        "(c < k) | (c > k + T + 1)",
+        OBJECTIVE,
+        SHIFT,
+    ),
+    plant(
+        "labels: references asked",
+        "batch.py",
+        "np.full_like(references, IGNORE)",
+        "references",
+        OBJECTIVE,
+        "test_reference_codes_are_the_reference_s_own_and_never_asked",
+    ),
     # delay
-    plant("delay: one column late", "delay.py", "columns[k + 1:k + 1 + T, k] = codes[k]", "columns[k + 2:k + 2 + T, k] = codes[k][:T - (k == K - 1)]",
-          OBJECTIVE, SHIFT),
-    plant("delay: none", "delay.py", "frames = np.stack([columns[k:max(k, L - K + 1 + k), k]", "frames = np.stack([columns[0:max(0, L - K + 1), k]",
-          OBJECTIVE, SHIFT),
-    plant("delay: BOS kept", "delay.py", "if len(frames) and (frames[0] == bos).all(): frames = frames[1:]", "", OBJECTIVE, SHIFT),
+    plant(
+        "delay: one column late",
+        "delay.py",
+        "columns[k + 1:k + 1 + T, k] = codes[k]",
+        "columns[k + 2:k + 2 + T, k] = codes[k][:T - (k == K - 1)]",
+        OBJECTIVE,
+        SHIFT,
+    ),
+    plant(
+        "delay: none",
+        "delay.py",
+        "frames = np.stack([columns[k:max(k, L - K + 1 + k), k]",
+        "frames = np.stack([columns[0:max(0, L - K + 1), k]",
+        OBJECTIVE,
+        SHIFT,
+    ),
+    plant(
+        "delay: BOS kept",
+        "delay.py",
+        "if len(frames) and (frames[0] == bos).all(): frames = frames[1:]",
+        "",
+        OBJECTIVE,
+        SHIFT,
+    ),
     # routing
-    plant("routing: text and sound change places", "model.py", "order = audio.flatten()", "order = (~audio).flatten()", OBJECTIVE,
-          "test_routed_layers_are_hf_s_layers"),
-    plant("routing: sound through the text's network", "step.py", "audio + layer.audio_mlp(", "audio + layer.mlp(", OBJECTIVE, SPLIT),
-    plant("routing: the text's norm for sound", "step.py", "layer.audio_input_layernorm(audio)]", "layer.input_layernorm(audio)]", OBJECTIVE, SPLIT),
-    plant("routing: attention sees the future", "step.py", "is_causal=True", "is_causal=False", OBJECTIVE, SPLIT),
-    plant("routing: positions of the block", "step.py", '(batch["place"] % batch["shape"][1])[None]', '(batch["place"]*0)[None]', OBJECTIVE, SPLIT),
+    plant(
+        "routing: text and sound change places",
+        "model.py",
+        "order = audio.flatten()",
+        "order = (~audio).flatten()",
+        OBJECTIVE,
+        "test_routed_layers_are_hf_s_layers",
+    ),
+    plant(
+        "routing: sound through the text's network",
+        "step.py",
+        "audio + layer.audio_mlp(",
+        "audio + layer.mlp(",
+        OBJECTIVE,
+        SPLIT,
+    ),
+    plant(
+        "routing: the text's norm for sound",
+        "step.py",
+        "layer.audio_input_layernorm(audio)]",
+        "layer.input_layernorm(audio)]",
+        OBJECTIVE,
+        SPLIT,
+    ),
+    plant(
+        "routing: attention sees the future",
+        "step.py",
+        "is_causal=True",
+        "is_causal=False",
+        OBJECTIVE,
+        SPLIT,
+    ),
+    plant(
+        "routing: positions of the block",
+        "step.py",
+        '(batch["place"] % batch["shape"][1])[None]',
+        '(batch["place"]*0)[None]',
+        OBJECTIVE,
+        SPLIT,
+    ),
     # prompts
-    plant("prompts: another scene", "prompt.py", 'quiet_room="Audio is recorded from a quiet room."', 'quiet_room="Audio is recorded from quiet room."',
-          REACH, "test_prompts_are_the_released_model_s"),
-    plant("prompts: no eot", "prompt.py", "{content}<|eot_id|>", "{content}", REACH, "test_prompts_are_the_released_model_s"),
-    plant("prompts: words where none are wanted", "prompt.py", "p.text*words", "p.text", REACH, "test_prompts_are_the_released_model_s"),
-    plant("prompts: the other gender first", "prompt.py", "('feminine', 'masculine')", "('masculine', 'feminine')", REACH,
-          "test_prompts_are_the_released_model_s"),
+    plant(
+        "prompts: another scene",
+        "prompt.py",
+        'quiet_room="Audio is recorded from a quiet room."',
+        'quiet_room="Audio is recorded from quiet room."',
+        REACH,
+        "test_prompts_are_the_released_model_s",
+    ),
+    plant(
+        "prompts: no eot",
+        "prompt.py",
+        "{content}<|eot_id|>",
+        "{content}",
+        REACH,
+        "test_prompts_are_the_released_model_s",
+    ),
+    plant(
+        "prompts: words where none are wanted",
+        "prompt.py",
+        "p.text*words",
+        "p.text",
+        REACH,
+        "test_prompts_are_the_released_model_s",
+    ),
+    plant(
+        "prompts: the other gender first",
+        "prompt.py",
+        "('feminine', 'masculine')",
+        "('masculine', 'feminine')",
+        REACH,
+        "test_prompts_are_the_released_model_s",
+    ),
     # guidance
-    plant("guidance: reversed", "generate.py", "torch.lerp(u.float(), out.logits[:, -1:].float()", "torch.lerp(out.logits[:, -1:].float(), u.float()",
-          OBJECTIVE, GUIDED),
-    plant("guidance: scale ignored", "generate.py", "Guidance(_inputs(parts, prompt, words=False), scale)",
-          "Guidance(_inputs(parts, prompt, words=False), 1.5)", OBJECTIVE, GUIDED),
-    plant("guidance: blind prompt with words", "generate.py", "Guidance(_inputs(parts, prompt, words=False), scale)",
-          "Guidance(_inputs(parts, prompt), scale)", OBJECTIVE, GUIDED),
+    plant(
+        "guidance: reversed",
+        "generate.py",
+        "torch.lerp(u.float(), out.logits[:, -1:].float()",
+        "torch.lerp(out.logits[:, -1:].float(), u.float()",
+        OBJECTIVE,
+        GUIDED,
+    ),
+    plant(
+        "guidance: scale ignored",
+        "generate.py",
+        "Guidance(_inputs(parts, prompt, words=False), scale)",
+        "Guidance(_inputs(parts, prompt, words=False), 1.5)",
+        OBJECTIVE,
+        GUIDED,
+    ),
+    plant(
+        "guidance: blind prompt with words",
+        "generate.py",
+        "Guidance(_inputs(parts, prompt, words=False), scale)",
+        "Guidance(_inputs(parts, prompt), scale)",
+        OBJECTIVE,
+        GUIDED,
+    ),
     # adapter and merge
-    plant("merge: adapter dropped", "merge.py", "parts.model.merge_and_unload()", "parts.model.unload()", REACH,
-          "test_a_merged_model_is_base_and_adapter"),
-    plant("adapter: alpha lost", "loop.py", "lora_config(cfg.rank, cfg.alpha,", "lora_config(cfg.rank, 32,", REACH, "test_alpha_scales_the_adapter"),
-    plant("adapter: alpha is twice as much", "adapters.py", "lora_alpha=alpha", "lora_alpha=2*alpha", REACH, "test_alpha_scales_the_adapter"),
-    plant("adapter: rslora is lora", "adapters.py", 'use_rslora=kind == "rslora"', "use_rslora=False", REACH, "test_alpha_scales_the_adapter"),
-    plant("adapter: no dropout", "adapters.py", "lora_dropout=dropout", "lora_dropout=0.0", REACH, "test_dropout_reaches_the_adapter"),
+    plant(
+        "merge: adapter dropped",
+        "merge.py",
+        "parts.model.merge_and_unload()",
+        "parts.model.unload()",
+        REACH,
+        "test_a_merged_model_is_base_and_adapter",
+    ),
+    plant(
+        "adapter: alpha lost",
+        "loop.py",
+        "lora_config(cfg.rank, cfg.alpha,",
+        "lora_config(cfg.rank, 32,",
+        REACH,
+        "test_alpha_scales_the_adapter",
+    ),
+    plant(
+        "adapter: alpha is twice as much",
+        "adapters.py",
+        "lora_alpha=alpha",
+        "lora_alpha=2*alpha",
+        REACH,
+        "test_alpha_scales_the_adapter",
+    ),
+    plant(
+        "adapter: rslora is lora",
+        "adapters.py",
+        'use_rslora=kind == "rslora"',
+        "use_rslora=False",
+        REACH,
+        "test_alpha_scales_the_adapter",
+    ),
+    plant(
+        "adapter: no dropout",
+        "adapters.py",
+        "lora_dropout=dropout",
+        "lora_dropout=0.0",
+        REACH,
+        "test_dropout_reaches_the_adapter",
+    ),
     # optimiser
-    plant("optimiser: clip not passed on", "loop.py", "cfg.codebook_weights or None, cfg.clip, counts", "cfg.codebook_weights or None, 1.0, counts",
-          REACH, "test_clip_bounds_the_step"),
-    plant("optimiser: nothing is clipped", "step.py", "clip_grad_norm_(trained, max_norm)", "clip_grad_norm_(trained, float('inf'))", REACH,
-          "test_clip_bounds_the_step"),
-    plant("optimiser: always clipped to 1", "step.py", "clip_grad_norm_(trained, max_norm)", "clip_grad_norm_(trained, 1.0)", REACH,
-          "test_a_small_gradient_is_not_clipped"),
-    plant("optimiser: no weight decay", "step.py", "torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)",
-          "torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)", REACH, "test_weight_decay_shrinks_what_has_no_gradient"),
-    plant("optimiser: gradients pile up", "step.py", "finally: optimizer.zero_grad(set_to_none=True)", "finally: pass", REACH, RESUMED),
+    plant(
+        "optimiser: clip not passed on",
+        "loop.py",
+        "cfg.codebook_weights or None, cfg.clip, counts",
+        "cfg.codebook_weights or None, 1.0, counts",
+        REACH,
+        "test_clip_bounds_the_step",
+    ),
+    plant(
+        "optimiser: nothing is clipped",
+        "step.py",
+        "clip_grad_norm_(trained, max_norm)",
+        "clip_grad_norm_(trained, float('inf'))",
+        REACH,
+        "test_clip_bounds_the_step",
+    ),
+    plant(
+        "optimiser: always clipped to 1",
+        "step.py",
+        "clip_grad_norm_(trained, max_norm)",
+        "clip_grad_norm_(trained, 1.0)",
+        REACH,
+        "test_a_small_gradient_is_not_clipped",
+    ),
+    plant(
+        "optimiser: no weight decay",
+        "step.py",
+        "torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)",
+        "torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)",
+        REACH,
+        "test_weight_decay_shrinks_what_has_no_gradient",
+    ),
+    plant(
+        "optimiser: gradients pile up",
+        "step.py",
+        "finally: optimizer.zero_grad(set_to_none=True)",
+        "finally: pass",
+        REACH,
+        RESUMED,
+    ),
     # schedule
-    plant("schedule: a step late", "loop.py", "rate_at(cfg, run.step + 1, run.total)", "rate_at(cfg, run.step, run.total)", REACH,
-          "test_the_rate_of_every_step_is_its_schedule_s"),
-    plant("schedule: not set", "step.py", 'else: group["lr"] = rate', "else: pass", REACH, "test_the_rate_of_every_step_is_its_schedule_s"),
-    plant("schedule: no warm-up", "plan.py", "step/rise if step <= rise else", "1 if step <= rise else", REACH,
-          "test_the_rate_of_every_step_is_its_schedule_s"),
-    plant("schedule: linear fall", "plan.py", "0.5*(1 + math.cos(math.pi*(step - rise)/(total - rise + 1)))", "1 - (step - rise)/(total - rise + 1)",
-          REACH, "test_the_rate_of_every_step_is_its_schedule_s"),
+    plant(
+        "schedule: a step late",
+        "loop.py",
+        "rate_at(cfg, run.step + 1, run.total)",
+        "rate_at(cfg, run.step, run.total)",
+        REACH,
+        "test_the_rate_of_every_step_is_its_schedule_s",
+    ),
+    plant(
+        "schedule: not set",
+        "step.py",
+        'else: group["lr"] = rate',
+        "else: pass",
+        REACH,
+        "test_the_rate_of_every_step_is_its_schedule_s",
+    ),
+    plant(
+        "schedule: no warm-up",
+        "plan.py",
+        "step/rise if step <= rise else",
+        "1 if step <= rise else",
+        REACH,
+        "test_the_rate_of_every_step_is_its_schedule_s",
+    ),
+    plant(
+        "schedule: linear fall",
+        "plan.py",
+        "0.5*(1 + math.cos(math.pi*(step - rise)/(total - rise + 1)))",
+        "1 - (step - rise)/(total - rise + 1)",
+        REACH,
+        "test_the_rate_of_every_step_is_its_schedule_s",
+    ),
     # average
-    plant("average: decay lost", "checkpoint.py", "1 - min(self.decay, step/(step + 9))", "1 - step/(step + 9)", REACH, "test_the_average_s_decay_over_many_steps"),
-    plant("average: no warm-up", "checkpoint.py", "1 - min(self.decay, step/(step + 9))", "1 - self.decay", REACH, "test_the_average_s_decay_over_many_steps"),
-    plant("average: not updated", "loop.py", "if run.average: run.average.update(run.step)", "", REACH, "test_the_average_is_validated_and_written"),
-    plant("average: not validated", "loop.py", "run.average.instead() if run.average else nullcontext()", "nullcontext()", REACH,
-          "test_the_average_is_validated_and_written"),
-    plant("average: stays in the model", "checkpoint.py", "finally: self.put(own)", "finally: pass", REACH, "test_the_average_is_validated_and_written"),
+    plant(
+        "average: decay lost",
+        "checkpoint.py",
+        "1 - min(self.decay, step/(step + 9))",
+        "1 - step/(step + 9)",
+        REACH,
+        "test_the_average_s_decay_over_many_steps",
+    ),
+    plant(
+        "average: no warm-up",
+        "checkpoint.py",
+        "1 - min(self.decay, step/(step + 9))",
+        "1 - self.decay",
+        REACH,
+        "test_the_average_s_decay_over_many_steps",
+    ),
+    plant(
+        "average: not updated",
+        "loop.py",
+        "if run.average: run.average.update(run.step)",
+        "",
+        REACH,
+        "test_the_average_is_validated_and_written",
+    ),
+    plant(
+        "average: not validated",
+        "loop.py",
+        "run.average.instead() if run.average else nullcontext()",
+        "nullcontext()",
+        REACH,
+        "test_the_average_is_validated_and_written",
+    ),
+    plant(
+        "average: stays in the model",
+        "checkpoint.py",
+        "finally: self.put(own)",
+        "finally: pass",
+        REACH,
+        "test_the_average_is_validated_and_written",
+    ),
     # noise
-    plant("noise: none", "loop.py", "corrupt(run.data.train[i], run.cfg.noise, rng)", "run.data.train[i]", REACH,
-          "test_noise_hides_its_share_of_the_codes_and_no_label"),
-    plant("noise: half its share", "batch.py", "rng.random(e.columns.shape) < 2*share*rng.random()", "rng.random(e.columns.shape) < share*rng.random()",
-          REACH, "test_noise_hides_its_share_of_the_codes_and_no_label"),
-    plant("noise: the same in each epoch", "loop.py", "[run.cfg.seed, 3, epoch, batches[0][0]]", "[run.cfg.seed, 3, batches[0][0]]", REACH,
-          "test_noise_hides_its_share_of_the_codes_and_no_label"),
+    plant(
+        "noise: none",
+        "loop.py",
+        "corrupt(run.data.train[i], run.cfg.noise, rng)",
+        "run.data.train[i]",
+        REACH,
+        "test_noise_hides_its_share_of_the_codes_and_no_label",
+    ),
+    plant(
+        "noise: half its share",
+        "batch.py",
+        "rng.random(e.columns.shape) < 2*share*rng.random()",
+        "rng.random(e.columns.shape) < share*rng.random()",
+        REACH,
+        "test_noise_hides_its_share_of_the_codes_and_no_label",
+    ),
+    plant(
+        "noise: the same in each epoch",
+        "loop.py",
+        "[run.cfg.seed, 3, epoch, batches[0][0]]",
+        "[run.cfg.seed, 3, batches[0][0]]",
+        REACH,
+        "test_noise_hides_its_share_of_the_codes_and_no_label",
+    ),
     # resume
-    plant("resume: random state lost", "loop.py", "set_random_state(rng[run.accelerator.process_index], run.accelerator.device)", "pass", REACH, RESUMED),
-    plant("resume: the main process's random state for all", "loop.py", "rng[run.accelerator.process_index]", "rng[0]", TRAINING,
-          "test_two_processes_train_as_one_and_resume_to_the_last_bit"),
-    plant("resume: optimiser lost", "checkpoint.py", 'optimizer.load_state_dict(state.pop("optimizer"))', 'state.pop("optimizer")', REACH, RESUMED),
-    plant("resume: average lost", "loop.py", 'zip(state.pop("average"), run.average.mean, strict=True)]',
-          'zip(run.average.mean, state.pop("average"))]', REACH, RESUMED),
-    plant("resume: plan from the beginning", "loop.py", "plan_from(cfg, run.data, run.step, ", "plan_from(cfg, run.data, 0, ", REACH, RESUMED),
-    plant("resume: numpy's state lost", "checkpoint.py", "np.random.set_state((", "str((", REACH, "test_the_state_of_every_generator_comes_back"),
-    plant("best: the last is written", "loop.py", "if run.best_step else []", "if False else []", REACH, WRITTEN),
-    plant("best: pruned", "checkpoint.py", 'stay = {*complete[-keep:], run/"checkpoints"/f"step-{best:06d}"}', "stay = {*complete[-keep:]}", REACH, WRITTEN),
-    plant("signal: not saved", "loop.py", "or last or run.stop: save_run(run)", "or last: save_run(run)", TRAINING,
-          "test_signals_save_and_the_same_process_goes_on"),
+    plant(
+        "resume: random state lost",
+        "loop.py",
+        "set_random_state(rng[run.accelerator.process_index], run.accelerator.device)",
+        "pass",
+        REACH,
+        RESUMED,
+    ),
+    plant(
+        "resume: the main process's random state for all",
+        "loop.py",
+        "rng[run.accelerator.process_index]",
+        "rng[0]",
+        TRAINING,
+        "test_two_processes_train_as_one_and_resume_to_the_last_bit",
+    ),
+    plant(
+        "resume: optimiser lost",
+        "checkpoint.py",
+        'optimizer.load_state_dict(state.pop("optimizer"))',
+        'state.pop("optimizer")',
+        REACH,
+        RESUMED,
+    ),
+    plant(
+        "resume: average lost",
+        "loop.py",
+        'zip(state.pop("average"), run.average.mean, strict=True)]',
+        'zip(run.average.mean, state.pop("average"))]',
+        REACH,
+        RESUMED,
+    ),
+    plant(
+        "resume: plan from the beginning",
+        "loop.py",
+        "plan_from(cfg, run.data, run.step, ",
+        "plan_from(cfg, run.data, 0, ",
+        REACH,
+        RESUMED,
+    ),
+    plant(
+        "resume: numpy's state lost",
+        "checkpoint.py",
+        "np.random.set_state((",
+        "str((",
+        REACH,
+        "test_the_state_of_every_generator_comes_back",
+    ),
+    plant(
+        "best: the last is written",
+        "loop.py",
+        "if run.best_step else []",
+        "if False else []",
+        REACH,
+        WRITTEN,
+    ),
+    plant(
+        "best: pruned",
+        "checkpoint.py",
+        'stay = {*complete[-keep:], run/"checkpoints"/f"step-{best:06d}"}',
+        "stay = {*complete[-keep:]}",
+        REACH,
+        WRITTEN,
+    ),
+    plant(
+        "signal: not saved",
+        "loop.py",
+        "or last or run.stop: save_run(run)",
+        "or last: save_run(run)",
+        TRAINING,
+        "test_signals_save_and_the_same_process_goes_on",
+    ),
     # sampling
-    plant("sampling: temperature 1", "generate.py", "temperature=self.temperature,", "temperature=1.0,", REACH,
-          "test_sampling_reaches_hf_s_warpers_as_given"),
-    plant("sampling: top_k lost", "generate.py", "top_k=self.top_k", "top_k=50", REACH, "test_sampling_reaches_hf_s_warpers_as_given"),
-    plant("sampling: top_p lost", "generate.py", "top_p=self.top_p)", "top_p=0.95)", REACH, "test_sampling_reaches_hf_s_warpers_as_given"),
-    plant("sampling: no RAS", "generate.py", "ras_win_len=self.ras or None", "ras_win_len=None", REACH, "test_sampling_reaches_hf_s_warpers_as_given"),
-    plant("sampling: seed lost", "generate.py", "torch.manual_seed(how.seed)", "pass", REACH, "test_the_seed_decides_and_the_caller_s_random_state_stays"),
-    plant("sampling: it speaks with what was forced", "step.py", 'states[:len(batch["targets"])]', 'states[:len(batch["targets"])].roll(1, 0)', OBJECTIVE,
-          FORCED),
+    plant(
+        "sampling: temperature 1",
+        "generate.py",
+        "temperature=self.temperature,",
+        "temperature=1.0,",
+        REACH,
+        "test_sampling_reaches_hf_s_warpers_as_given",
+    ),
+    plant(
+        "sampling: top_k lost",
+        "generate.py",
+        "top_k=self.top_k",
+        "top_k=50",
+        REACH,
+        "test_sampling_reaches_hf_s_warpers_as_given",
+    ),
+    plant(
+        "sampling: top_p lost",
+        "generate.py",
+        "top_p=self.top_p)",
+        "top_p=0.95)",
+        REACH,
+        "test_sampling_reaches_hf_s_warpers_as_given",
+    ),
+    plant(
+        "sampling: no RAS",
+        "generate.py",
+        "ras_win_len=self.ras or None",
+        "ras_win_len=None",
+        REACH,
+        "test_sampling_reaches_hf_s_warpers_as_given",
+    ),
+    plant(
+        "sampling: seed lost",
+        "generate.py",
+        "torch.manual_seed(how.seed)",
+        "pass",
+        REACH,
+        "test_the_seed_decides_and_the_caller_s_random_state_stays",
+    ),
+    plant(
+        "sampling: it speaks with what was forced",
+        "step.py",
+        'states[:len(batch["targets"])]',
+        'states[:len(batch["targets"])].roll(1, 0)',
+        OBJECTIVE,
+        FORCED,
+    ),
 ]
 
 
 def check(m: Mutation) -> str:
     "An empty string if the tests of `m` catch it, else what is wrong."
-    text = (ROOT/"higgs_vi"/m.file).read_text(encoding="utf-8")
-    if (n := text.count(m.old)) != 1: return f"{m.name}: the text {m.old!r} stands {n} times in {m.file}; name the mutation by what stands there now"
+    text = (ROOT / "higgs_vi" / m.file).read_text(encoding="utf-8")
+    if len(places := m.places(text)) != 1:
+        return (
+            f"{m.name}: the text {m.old!r} stands {len(places)} times in {m.file}; "
+            "name the mutation by what stands there now"
+        )
+    ((start, end),) = places
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)
-        shutil.copytree(ROOT/"tests", copy/"tests", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT/"higgs_vi", copy/"higgs_vi", ignore=shutil.ignore_patterns("__pycache__", "assets"))
-        (copy/"higgs_vi/assets").symlink_to(ROOT/"higgs_vi/assets")
-        shutil.copy(ROOT/"pyproject.toml", copy)
-        (copy/"higgs_vi"/m.file).write_text(text.replace(m.old, m.new), encoding="utf-8")
+        shutil.copytree(
+            ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        shutil.copytree(
+            ROOT / "higgs_vi",
+            copy / "higgs_vi",
+            ignore=shutil.ignore_patterns("__pycache__", "assets"),
+        )
+        (copy / "higgs_vi/assets").symlink_to(ROOT / "higgs_vi/assets")
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        (copy / "higgs_vi" / m.file).write_text(text[:start] + m.new + text[end:], encoding="utf-8")
         said = run_tests(copy, [f"tests/{m.where}.py", "-k", " or ".join(m.tests)])
-    if re.search(r"^\d+ failed", said.splitlines()[-1] if said else "") and "/higgs_vi/__init__" in said: return ""
+    if (
+        re.search(r"^\d+ failed", said.splitlines()[-1] if said else "")
+        and "/higgs_vi/__init__" in said
+    ):
+        return ""
     return f"{m.name}: {', '.join(m.tests)} did not fail: {said[-400:]}"
 
 
@@ -172,13 +594,18 @@ def run_tests(folder: Path, args: list[str]) -> str:
         os.close(read)
         os.chdir(folder)
         sys.path[:] = [str(folder), *(p for p in sys.path if p and Path(p).resolve() != ROOT)]
-        for name in [n for n in sys.modules if n.split(".")[0] == "tests"]: del sys.modules[name]
+        for name in [n for n in sys.modules if n.split(".")[0] == "tests"]:
+            del sys.modules[name]
         os.environ |= dict(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
         import higgs_vi
-        print(higgs_vi.__file__ if str(folder) in higgs_vi.__file__ else "another package", flush=True)
+
+        print(
+            higgs_vi.__file__ if str(folder) in higgs_vi.__file__ else "another package", flush=True
+        )
         os._exit(pytest.main(["-x", "--no-header", "--tb=line", "-p", "no:cacheprovider", *args]))
     os.close(write)
-    with open(read, encoding="utf-8", errors="replace") as out: said = out.read().strip()
+    with open(read, encoding="utf-8", errors="replace") as out:
+        said = out.read().strip()
     os.waitpid(child, 0)
     return said
 
@@ -187,14 +614,16 @@ def main(parts: list[str]) -> int:
     "Check the mutations whose name holds one of `parts`, all by default; the number that was not caught."
     import peft  # noqa: F401 - once, before the forks
     import torch
-    if any(name.split(".")[0] == "higgs_vi" for name in sys.modules): raise SystemExit("run it in a process of its own: python -m tests.mutations")
+
+    if any(name.split(".")[0] == "higgs_vi" for name in sys.modules):
+        raise SystemExit("run it in a process of its own: python -m tests.mutations")
     torch.set_num_threads(1)
     chosen = [m for m in MUTATIONS if not parts or any(p in m.name for p in parts)]
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         wrong = []
         for m, said in zip(chosen, pool.map(check, chosen)):
             print(f"{'NOT CAUGHT ' + said if said else 'caught      ' + m.name}", flush=True)
-            wrong += [said]*bool(said)
+            wrong += [said] * bool(said)
     print(f"{len(chosen) - len(wrong)} of {len(chosen)} caught")
     return len(wrong)
 

@@ -9,13 +9,34 @@ import re
 from higgs_vi.text import clean, nfc, place_tone
 
 _NAMES = {
-    "a": "a ây", "b": "bê bờ bi", "c": "c xê cờ xi", "d": "d đê dê dờ đờ đi di", "đ": "đ đê đờ",
-    "e": "e i ê", "f": "f ép ép_phờ ép_phì phờ", "g": "g gờ gi giê ghi gê", "h": "h hát hắt ếch hờ",
-    "i": "i ai", "j": "j gi giây chây", "k": "k ca cây cờ kây", "l": "l lờ en_lờ e_lờ eo",
-    "m": "m mờ em em_mờ", "n": "n nờ en en_nờ anh_nờ", "o": "o ô âu", "p": "p pê pi pờ",
-    "q": "q quy cu kiu", "r": "r rờ a e_rờ a_rờ", "s": "ét ét_sờ sờ ét_xờ", "t": "t tê ti tờ",
-    "u": "u iu diu", "v": "v vê vi vờ", "w": "w vê_kép vê_đúp đắp_liu đáp_liu", "x": "x ích ít xờ éc",
-    "y": "y i_dài quai oai", "z": "z dét zét giét di"}
+    "a": "a ây",
+    "b": "bê bờ bi",
+    "c": "c xê cờ xi",
+    "d": "d đê dê dờ đờ đi di",
+    "đ": "đ đê đờ",
+    "e": "e i ê",
+    "f": "f ép ép_phờ ép_phì phờ",
+    "g": "g gờ gi giê ghi gê",
+    "h": "h hát hắt ếch hờ",
+    "i": "i ai",
+    "j": "j gi giây chây",
+    "k": "k ca cây cờ kây",
+    "l": "l lờ en_lờ e_lờ eo",
+    "m": "m mờ em em_mờ",
+    "n": "n nờ en en_nờ anh_nờ",
+    "o": "o ô âu",
+    "p": "p pê pi pờ",
+    "q": "q quy cu kiu",
+    "r": "r rờ a e_rờ a_rờ",
+    "s": "ét ét_sờ sờ ét_xờ",
+    "t": "t tê ti tờ",
+    "u": "u iu diu",
+    "v": "v vê vi vờ",
+    "w": "w vê_kép vê_đúp đắp_liu đáp_liu",
+    "x": "x ích ít xờ éc",
+    "y": "y i_dài quai oai",
+    "z": "z dét zét giét di",
+}
 _SAME = (
     ("ngàn", "nghìn"), ("lẻ", "linh"), ("tỉ", "tỷ"), ("kỉ", "kỷ"), ("uỷ", "ủy"),
     ("xăng ti", "xen ti"),
@@ -51,7 +72,11 @@ def _piece(token: str) -> str:
     if token[0] == "<":
         return r"\s*" + re.escape(canonical(token[1:-1])).replace(r"\ ", r"\s*") + r"\s*"
     words = canonical(token)
-    return (r"\s*" if token[0] == " " else "") + re.escape(words) + (r"\s*" if token[-1] == " " else "")
+    return (
+        (r"\s*" if token[0] == " " else "")
+        + re.escape(words)
+        + (r"\s*" if token[-1] == " " else "")
+    )
 
 
 def matches(said: str, expected: str) -> bool:

@@ -28,18 +28,32 @@ def codec(request, parts):
 @pytest.fixture(scope="module")
 def waves():
     "Demo clips cut to 1 to 40 frames, two of a length: few shapes, some smaller than HuBERT's own edge."
-    clips = [read_audio(p) for p in sorted((DEMO/"clips").glob("*_0*.ogg"))[:12]]
-    return [x[9600:9600 + n] for x, n in zip(clips, [900, 960, 4800, 8000, 9700, 16_000, 19_200, 20_000, 23_900, 30_000, 33_000, 38_400])]
+    clips = [read_audio(p) for p in sorted((DEMO / "clips").glob("*_0*.ogg"))[:12]]
+    return [
+        x[9600 : 9600 + n]
+        for x, n in zip(
+            clips,
+            [900, 960, 4800, 8000, 9700, 16_000, 19_200, 20_000, 23_900, 30_000, 33_000, 38_400],
+        )
+    ]
 
 
 def alone(codec, waves):
     "The codes of HF's own `encode`, clip by clip, padded to whole frames."
     with torch.inference_mode():
-        return [codec.encode(torch.from_numpy(module.pad_to_frames(x, 960))[None, None].to(codec.device)).audio_codes[0].cpu().numpy()
-                for x in waves]
+        return [
+            codec.encode(
+                torch.from_numpy(module.pad_to_frames(x, 960))[None, None].to(codec.device)
+            )
+            .audio_codes[0]
+            .cpu()
+            .numpy()
+            for x in waves
+        ]
 
 
-def share(codes, others): return np.mean(np.concatenate([(a == b).ravel() for a, b in zip(codes, others)]))
+def share(codes, others):
+    return np.mean(np.concatenate([(a == b).ravel() for a, b in zip(codes, others)]))
 
 
 def check(codec, waves, codes):
@@ -47,13 +61,19 @@ def check(codec, waves, codes):
     true = alone(codec, waves)
     assert all(a.shape == b.shape for a, b in zip(codes, true)) and share(codes, true) >= 0.999
     # HF takes distances as |z|² - 2z·e + |e|², whose fp32 rounding alone is some 1e-4 of them
-    assert all(abs(g) < 5e-4 for x, a, b in zip(waves, codes, true) for g in first_differences(codec, x, a, b))
+    assert all(
+        abs(g) < 5e-4
+        for x, a, b in zip(waves, codes, true)
+        for g in first_differences(codec, x, a, b)
+    )
 
 
 def test_padding_keeps_the_codes(codec, waves):
-    frames = [-(-len(x)//960) for x in waves]
+    frames = [-(-len(x) // 960) for x in waves]
     shapes = few_shapes(frames, 1500)
-    assert any(len({frames[i] for i in b}) > 1 for b, _ in shapes) and any(len(b) == 1 and size > frames[b[0]] for b, size in shapes)
+    assert any(len({frames[i] for i in b}) > 1 for b, _ in shapes) and any(
+        len(b) == 1 and size > frames[b[0]] for b, size in shapes
+    )
     check(codec, waves, encode(codec, waves))
     check(codec, waves[::-1], encode(codec, waves[::-1], seconds=3))
 
@@ -61,48 +81,78 @@ def test_padding_keeps_the_codes(codec, waves):
 def test_products_are_not_rounded_to_tf32(codec, waves, monkeypatch):
     "Whatever the caller allows: TF32 changes some 2 % of the nano's codes. Afterwards it is allowed again."
     seen, own = [], codec.encode
+
     def spy(x):
         seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
         return own(x)
+
     monkeypatch.setattr(codec, "encode", spy)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         encode(codec, waves[:2])
-        assert set(seen) == {("highest", False)} and (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
-    finally: torch.set_float32_matmul_precision(before)
+        assert set(seen) == {("highest", False)} and (
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+        ) == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("size", ["nano", "released"])
 def test_padding_keeps_the_codes_on_a_gpu(waves, size):
-    if size == "nano": codec = load_codec(NANO/"codec", "cuda")
+    if size == "nano":
+        codec = load_codec(NANO / "codec", "cuda")
     else:
         torch.manual_seed(0)
         codec = HiggsAudioV2TokenizerModel(released_codec_config()).cuda().eval()
-        fill_codebooks(codec, [read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))[:40]])
-    sound = np.concatenate([read_audio(p) for p in sorted((DEMO/"clips").glob("*_*.ogg"))])
+        fill_codebooks(
+            codec, [read_audio(p) for p in sorted((DEMO / "clips").glob("*_*.ogg"))[:40]]
+        )
+    sound = np.concatenate([read_audio(p) for p in sorted((DEMO / "clips").glob("*_*.ogg"))])
     rng = np.random.default_rng(0)
-    more = [sound[(_at := rng.integers(0, len(sound) - n)):][:n] for n in (24_000*rng.lognormal(1.2, 0.55, 100).clip(0.8, 15)).astype(int)]
-    with module.full_precision(): check(codec, waves + more, encode(codec, waves + more))
+    more = [
+        sound[(_at := rng.integers(0, len(sound) - n)) :][:n]
+        for n in (24_000 * rng.lognormal(1.2, 0.55, 100).clip(0.8, 15)).astype(int)
+    ]
+    with module.full_precision():
+        check(codec, waves + more, encode(codec, waves + more))
 
 
 @pytest.mark.parametrize("left_out", ["_clear", "_norm", "attention"])
 def test_what_stands_behind_a_clip_would_be_heard(codec, waves, monkeypatch, left_out):
     "Each of the three parts is needed: without it the check above fails."
-    if left_out == "_norm" and codec.config.semantic_model_config.feat_extract_norm == "layer": pytest.skip("its norm is within a frame")
-    if left_out == "_clear": monkeypatch.setattr(module, "_clear", lambda x, ends: x)
-    if left_out == "_norm": monkeypatch.setattr(module, "_norm", lambda m, x, ends: torch.nn.functional.group_norm(x, m.num_groups, m.weight, m.bias, m.eps))
+    if left_out == "_norm" and codec.config.semantic_model_config.feat_extract_norm == "layer":
+        pytest.skip("its norm is within a frame")
+    if left_out == "_clear":
+        monkeypatch.setattr(module, "_clear", lambda x, ends: x)
+    if left_out == "_norm":
+        monkeypatch.setattr(
+            module,
+            "_norm",
+            lambda m, x, ends: torch.nn.functional.group_norm(
+                x, m.num_groups, m.weight, m.bias, m.eps
+            ),
+        )
     if left_out == "attention":
         blind = type(codec.semantic_model)._get_feature_vector_attention_mask
-        monkeypatch.setattr(type(codec.semantic_model), "_get_feature_vector_attention_mask", lambda *a: torch.ones_like(blind(*a)))
-    with pytest.raises(AssertionError): check(codec, waves, encode(codec, waves))
+        monkeypatch.setattr(
+            type(codec.semantic_model),
+            "_get_feature_vector_attention_mask",
+            lambda *a: torch.ones_like(blind(*a)),
+        )
+    with pytest.raises(AssertionError):
+        check(codec, waves, encode(codec, waves))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
 def test_padding_keeps_the_codes_of_two_hundred_people():
-    rows = [json.loads(line) for line in (SHARED/"manifest.jsonl").open()]
-    waves, codec = [read_audio(SHARED/r["audio"]) for r in random.Random(0).sample(rows, 200)], load_codec(NANO/"codec")
+    rows = [json.loads(line) for line in (SHARED / "manifest.jsonl").open()]
+    waves, codec = (
+        [read_audio(SHARED / r["audio"]) for r in random.Random(0).sample(rows, 200)],
+        load_codec(NANO / "codec"),
+    )
     check(codec, waves, encode(codec, waves))

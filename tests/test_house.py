@@ -21,13 +21,17 @@ NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 STEPS = [p for p in NOTEBOOKS if p.name.startswith("0")]
 
 
-def cells(path, kind="code"): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+def cells(path, kind="code"):
+    return [
+        c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind
+    ]
 
 
 def source(cell): return "".join(cell["source"])
 
 
-def module_of(path): return next(m[1] for c in cells(path) if (m := re.search(r"#\| *default_exp (\w+)", source(c))))
+def module_of(path):
+    return next(m[1] for c in cells(path) if (m := re.search(r"#\| *default_exp (\w+)", source(c))))
 
 
 def settings_class(name):
@@ -37,23 +41,34 @@ def settings_class(name):
 
 def test_settings_ini_and_pyproject_say_the_same():
     ini = configparser.ConfigParser()
-    ini.read(ROOT/"settings.ini")
-    toml = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]
+    ini.read(ROOT / "settings.ini")
+    toml = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]
     as_ini = {k: str(v) if not isinstance(v, list) else " ".join(v) for k, v in toml.items()}
     assert as_ini == {k: v for k, v in ini["DEFAULT"].items() if k in as_ini}
-    assert {"nbs_path", "lib_path", "tst_flags", "recursive", "allowed_cell_metadata_keys"} <= set(as_ini)
-    assert re.search(r'"(.*)"', (ROOT/"higgs_vi/__init__.py").read_text())[1] == ini["DEFAULT"]["version"]
+    assert {"nbs_path", "lib_path", "tst_flags", "recursive", "allowed_cell_metadata_keys"} <= set(
+        as_ini
+    )
+    assert (
+        re.search(r'"(.*)"', (ROOT / "higgs_vi/__init__.py").read_text())[1]
+        == ini["DEFAULT"]["version"]
+    )
 
 
 def test_parts_import_smaller_parts_and_nothing_imports_upwards():
     "A part (1N) imports parts of smaller number; a step (0N) imports parts and earlier steps."
     number = {module_of(p): int(p.name[:2]) for p in NOTEBOOKS}
     for path in NOTEBOOKS:
-        for node in [n for c in cells(path) if not source(c).lstrip().startswith("%")
-                     for n in ast.walk(ast.parse(re.sub(r"(?m)^[%!].*$", "", source(c))))]:
+        for node in [
+            n
+            for c in cells(path)
+            if not source(c).lstrip().startswith("%")
+            for n in ast.walk(ast.parse(re.sub(r"(?m)^[%!].*$", "", source(c))))
+        ]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("higgs_vi."):
                 me, other = int(path.name[:2]), number[node.module.split(".")[1]]
-                assert (other < me and other >= 10) if me >= 10 else (other >= 10 or other < me), f"{path.name} imports {node.module}"
+                assert (other < me and other >= 10) if me >= 10 else (other >= 10 or other < me), (
+                    f"{path.name} imports {node.module}"
+                )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -62,16 +77,25 @@ def test_notebooks_are_light_and_carry_no_widgets_players_or_paths(path):
     shown = json.dumps([c["outputs"] for c in cells(path)])
     assert path.stat().st_size <= 600_000 and not re.search(r"/(home|root|tmp|work|Users)/\w", text)
     assert not re.search("widget-state|application/vnd.jupyter.widget|<audio|image/png", shown)
-    nbformat.validate(nbformat.reads(text, as_version=4))      # what JupyterLab does first; tests/test_pages.py opens one in it (slow)
+    nbformat.validate(
+        nbformat.reads(text, as_version=4)
+    )  # what JupyterLab does first; tests/test_pages.py opens one in it (slow)
     meta = json.loads(text)["metadata"]["kernelspec"]
     assert meta["name"] == "python3" and meta["language"] == "python"
     first = source(cells(path, "markdown")[0])
     assert first.startswith("# ") and "\n> " in first
-    printing = [c for c in cells(path) if re.search(r"^\s*(print|display|show)\(", source(c), re.M) and not source(c).startswith("#| export")]
+    printing = [
+        c
+        for c in cells(path)
+        if re.search(r"^\s*(print|display|show)\(", source(c), re.M)
+        and not source(c).startswith("#| export")
+    ]
     assert all(c["outputs"] for c in printing), "run the notebook and keep its outputs"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT/"higgs_vi").glob("[a-z]*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "higgs_vi").glob("[a-z]*.py")), ids=lambda p: p.stem
+)
 def test_exported_code_keeps_the_style(path):
     "Functions of at most 40 lines (the training loop 80), lines of at most 140 columns, a docstring on everything public."
     text = path.read_text(encoding="utf-8")
@@ -79,17 +103,21 @@ def test_exported_code_keeps_the_style(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
-        if isinstance(node, ast.FunctionDef): assert node.end_lineno - node.lineno < (80 if node.name == "train" else 40), node.name
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < (80 if node.name == "train" else 40), node.name
 
 
 def test_every_step_is_a_command():
     "higgs-vi-<module> for each step; each answers --help with every parameter."
-    scripts = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]["scripts"]
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {f"higgs-vi-{m}": f"higgs_vi.{m}:main" for m in map(module_of, STEPS)}
     for name, target in scripts.items():
         module = import_module(target.split(":")[0])
-        with pytest.raises(SystemExit) as end: module.main(["--help"])
-        assert end.value.code == 0 and shutil.which(name), f"{name} is not installed: pip install -e ."
+        with pytest.raises(SystemExit) as end:
+            module.main(["--help"])
+        assert end.value.code == 0 and shutil.which(name), (
+            f"{name} is not installed: pip install -e ."
+        )
 
 
 def in_one_process(code, *args):
@@ -104,14 +132,26 @@ def go(step, as_module, *argv):
         except SystemExit as end: return end.code, said.getvalue()
     return None, said.getvalue()
 """
-    out = subprocess.run([sys.executable, "-c", head + code, *args], capture_output=True, text=True, cwd=ROOT)
+    out = subprocess.run(
+        [sys.executable, "-c", head + code, *args], capture_output=True, text=True, cwd=ROOT
+    )
     assert out.returncode == 0, out.stderr
     return out.stdout.splitlines()
 
 
 def test_every_step_runs_as_a_module(tmp_path):
     "`python -m higgs_vi.<step>` goes on to the step's own work, which here refuses a folder that is not there."
-    wrong = dict(data="table", tags="data", speakers="data", memory="model", train="out", merge="adapter", listen="run", say="adapter", check="data")
+    wrong = dict(
+        data="table",
+        tags="data",
+        speakers="data",
+        memory="model",
+        train="out",
+        merge="adapter",
+        listen="run",
+        say="adapter",
+        check="data",
+    )
     code = """
 steps, nowhere = sys.argv[1].split(","), sys.argv[2]
 for step, option in (s.split(":") for s in steps):
@@ -120,14 +160,15 @@ for step, option in (s.split(":") for s in steps):
     steps = [module_of(p) for p in STEPS]
     lines = in_one_process(code, ",".join(f"{s}:{wrong[s]}" for s in steps), f"{tmp_path}/nowhere")
     assert len(steps) == len(lines) == 9
-    for step, line in zip(steps, lines): assert line.startswith(f"{step} higgs-vi-{step}: ") and "nowhere" in line
+    for step, line in zip(steps, lines):
+        assert line.startswith(f"{step} higgs-vi-{step}: ") and "nowhere" in line
 
 
 @pytest.mark.parametrize("step", [module_of(p) for p in STEPS])
 def test_help_and_wrong_options_come_before_torch_is_imported(step):
     "As a module and as a script; torch and transformers take seconds to import."
     number = next((f.name for f in fields(settings_class(step)) if f.type in (int, float)), None)
-    cases = [["--help"], ["--no_such_parameter=1"], *[[f"--{number}=nan"]]*bool(number)]
+    cases = [["--help"], ["--no_such_parameter=1"], *[[f"--{number}=nan"]] * bool(number)]
     code = """
 step = sys.argv[1]
 for argv in sys.argv[2:]:
@@ -138,9 +179,16 @@ for argv in sys.argv[2:]:
     lines = in_one_process(code, step, *[c[0] for c in cases])
     help_, unknown, nan = lines[:2], lines[2:4], lines[4:]
     assert all(line.startswith("0 1 ") for line in help_)
-    assert all(line.startswith("2 1 ") and "unrecognized arguments: --no_such_parameter=1" in line for line in unknown)
-    assert all(line.startswith("2 1 ") and f"the parameter {number} is 'nan': it takes" in line for line in nan) and len(nan) == 2*bool(number)
+    assert all(
+        line.startswith("2 1 ") and "unrecognized arguments: --no_such_parameter=1" in line
+        for line in unknown
+    )
+    assert all(
+        line.startswith("2 1 ") and f"the parameter {number} is 'nan': it takes" in line
+        for line in nan
+    ) and len(nan) == 2 * bool(number)
 
 
 def test_the_library_does_not_need_nbdev():
-    for path in (ROOT/"higgs_vi").glob("[a-z]*.py"): assert not re.search(r"^\s*(import|from) (nbdev|execnb)", path.read_text(), re.M)
+    for path in (ROOT / "higgs_vi").glob("[a-z]*.py"):
+        assert not re.search(r"^\s*(import|from) (nbdev|execnb)", path.read_text(), re.M)

@@ -32,6 +32,7 @@ WIDE = dict(rank=32, targets=["attention", "text_ffn", "audio_ffn"])
 
 class Live(TorchDispatchMode):
     "Bytes of all tensors made under it that are still alive, and the most there were."
+
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
@@ -40,14 +41,18 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor) and (key := (s := t.untyped_storage())._cdata) not in self.seen:
+            if (
+                isinstance(t, torch.Tensor)
+                and (key := (s := t.untyped_storage())._cdata) not in self.seen
+            ):
                 self.seen[key] = s.nbytes()
                 self.now += s.nbytes()
                 weakref.finalize(s, self.gone, key)
         self.peak = max(self.peak, self.now)
         return out
 
-    def gone(self, key): self.now -= self.seen.pop(key)
+    def gone(self, key):
+        self.now -= self.seen.pop(key)
 
 
 class Unpacked(torch.autograd.Function):
@@ -63,54 +68,92 @@ class Unpacked(torch.autograd.Function):
 
 class In4Bits(torch.nn.Module):
     "A linear layer of `shape` in 4 bits, a byte of scale for each 64."
+
     def __init__(self, shape):
         super().__init__()
-        self.shape, self.packed = shape, torch.empty(int(shape[0]*shape[1]*(0.5 + (1 + 4/256)/64)), dtype=torch.uint8)
+        self.shape, self.packed = (
+            shape,
+            torch.empty(int(shape[0] * shape[1] * (0.5 + (1 + 4 / 256) / 64)), dtype=torch.uint8),
+        )
 
-    def forward(self, x): return Unpacked.apply(x, self.packed, self.shape)
+    def forward(self, x):
+        return Unpacked.apply(x, self.packed, self.shape)
 
 
 def made_of(model):
     "Give a model on the meta device tensors of the mode in force."
     for m in model.modules():
         for name, p in m._parameters.items():
-            if p is not None: m._parameters[name] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+            if p is not None:
+                m._parameters[name] = torch.nn.Parameter(
+                    torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad
+                )
         for name, b in m._buffers.items():
-            if b is not None: m._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+            if b is not None:
+                m._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
     return model
 
 
 def batch_of(n):
     "A batch of `n` positions, every clip as long as the others."
-    clips, zeros, sound = n//LENGTH, lambda *shape: torch.zeros(*shape, dtype=torch.long), int(n*SHARE)
-    return dict(text_ids=zeros(n - sound), columns=zeros(sound, 8), place=zeros(n), order=zeros(n), predict_at=zeros(sound),
-                targets=zeros(sound, 8), shape=(clips, LENGTH), names=[])
+    clips, zeros, sound = (
+        n // LENGTH,
+        lambda *shape: torch.zeros(*shape, dtype=torch.long),
+        int(n * SHARE),
+    )
+    return dict(
+        text_ids=zeros(n - sound),
+        columns=zeros(sound, 8),
+        place=zeros(n),
+        order=zeros(n),
+        predict_at=zeros(sound),
+        targets=zeros(sound, 8),
+        shape=(clips, LENGTH),
+        names=[],
+    )
 
 
 def peak_of_a_step(cfg):
     "GiB at the most in a step of the real training code, with the optimiser's state there from the start."
     model = skeleton(configuration(cfg))
-    if cfg.mode == "full": model = for_full_training(model, torch.bfloat16)
-    else: model = add_lora(model, lora_config(cfg.rank, 2*cfg.rank, cfg.dropout, cfg.targets, cfg.audio_embeddings))
+    if cfg.mode == "full":
+        model = for_full_training(model, torch.bfloat16)
+    else:
+        model = add_lora(
+            model,
+            lora_config(cfg.rank, 2 * cfg.rank, cfg.dropout, cfg.targets, cfg.audio_embeddings),
+        )
     with FakeTensorMode(), Live() as live:
         if cfg.mode == "qlora":
             for m in list(step.base_of(model).model.layers.modules()):
                 for name, child in list(m.named_children()):
-                    if type(child) is torch.nn.Linear and "lora" not in type(m).__name__.lower() and name not in ("default",):
+                    if (
+                        type(child) is torch.nn.Linear
+                        and "lora" not in type(m).__name__.lower()
+                        and name not in ("default",)
+                    ):
                         setattr(m, name, In4Bits(tuple(child.weight.shape)))
         model = made_of(model).train()
         core = step.base_of(model).model
         core.gradient_checkpointing = cfg.checkpointing
         trained = [p for p in model.parameters() if p.requires_grad]
-        state = [torch.empty(p.numel()*(2 if cfg.mode == "full" else 8), dtype=torch.uint8) for p in trained]
-        for p in trained*(cfg.accumulation > 1): p.grad = torch.empty_like(p)
-        elsewhere = core.embed_tokens.weight.untyped_storage().nbytes() if cfg.mode == "qlora" else 0      # in the host's memory
+        state = [
+            torch.empty(p.numel() * (2 if cfg.mode == "full" else 8), dtype=torch.uint8)
+            for p in trained
+        ]
+        for p in trained * (cfg.accumulation > 1):
+            p.grad = torch.empty_like(p)
+        elsewhere = (
+            core.embed_tokens.weight.untyped_storage().nbytes() if cfg.mode == "qlora" else 0
+        )  # in the host's memory
         step.audio_loss(model, batch_of(cfg.budget)).total.backward()
-        if cfg.optimizer == "rounded8bit":      # torchao's update, compiled: both moments of a weight in fp32 (exps/speed.ipynb)
+        if (
+            cfg.optimizer == "rounded8bit"
+        ):  # torchao's update, compiled: both moments of a weight in fp32 (exps/speed.ipynb)
             update = torch.empty(2, max(p.numel() for p in trained))
             del update
         del state
-    return (live.peak - elsewhere)/GIB
+    return (live.peak - elsewhere) / GIB
 
 
 def small(folder, **change):
@@ -120,48 +163,110 @@ def small(folder, **change):
     return str(folder)
 
 
-@pytest.mark.parametrize("how", [dict(checkpointing=0), dict(checkpointing=1), dict(checkpointing=3), dict(checkpointing=0, dropout=0.0),
-                                 dict(checkpointing=0, **WIDE), dict(checkpointing=1, audio_embeddings=True, **WIDE),
-                                 dict(checkpointing=0, mode="qlora"), dict(checkpointing=1, mode="qlora", **WIDE),
-                                 dict(checkpointing=1, mode="full", optimizer="rounded8bit", accumulation=1)],
-                         ids=lambda how: ",".join(f"{k}={v}" for k, v in how.items() if k != "rank"))
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(checkpointing=0),
+        dict(checkpointing=1),
+        dict(checkpointing=3),
+        dict(checkpointing=0, dropout=0.0),
+        dict(checkpointing=0, **WIDE),
+        dict(checkpointing=1, audio_embeddings=True, **WIDE),
+        dict(checkpointing=0, mode="qlora"),
+        dict(checkpointing=1, mode="qlora", **WIDE),
+        dict(checkpointing=1, mode="full", optimizer="rounded8bit", accumulation=1),
+    ],
+    ids=lambda how: ",".join(f"{k}={v}" for k, v in how.items() if k != "rank"),
+)
 def test_a_step_takes_what_the_forecast_says(tmp_path, how):
     "Full width, six layers, 24 clips, not compiled: within 3 % of the forecast, its spare workspace left out."
-    cfg = MemorySettings(model=small(tmp_path, num_hidden_layers=6), budget=24*LENGTH, compiled=False, **how)
+    cfg = MemorySettings(
+        model=small(tmp_path, num_hidden_layers=6), budget=24 * LENGTH, compiled=False, **how
+    )
     parts, peak = forecast(cfg), 0
-    with mock.patch.object(step, "codebook_weights", lambda weights, n: torch.ones(n)): peak = peak_of_a_step(cfg)
+    with mock.patch.object(step, "codebook_weights", lambda weights, n: torch.ones(n)):
+        peak = peak_of_a_step(cfg)
     said = parts["total"] - SPARE
     print(f"forecast {said:.3f}, counted {peak:.3f}")
-    assert abs(said/peak - 1) < 0.03
+    assert abs(said / peak - 1) < 0.03
 
 
-@pytest.mark.parametrize("how", [dict(), dict(dropout=0.0, **WIDE)], ids=["attention, dropout", "wide"])
+@pytest.mark.parametrize(
+    "how", [dict(), dict(dropout=0.0, **WIDE)], ids=["attention, dropout", "wide"]
+)
 def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
     "A layer of a quarter of the width on the CPU, as it is and divided by the compiler: bytes kept for the backward pass, by position."
     torch._dynamo.reset()
-    cfg = MemorySettings(model=small(tmp_path, num_hidden_layers=1, hidden_size=768, intermediate_size=2048, num_attention_heads=6,
-                                     num_key_value_heads=2, vocab_size=1000, pad_token_id=0), budget=2*LENGTH, **how)
-    n, sound, config = cfg.budget, int(cfg.budget*SHARE), configuration(cfg)
+    cfg = MemorySettings(
+        model=small(
+            tmp_path,
+            num_hidden_layers=1,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            vocab_size=1000,
+            pad_token_id=0,
+        ),
+        budget=2 * LENGTH,
+        **how,
+    )
+    n, sound, config = cfg.budget, int(cfg.budget * SHARE), configuration(cfg)
     model = HiggsAudioV2ForConditionalGeneration(config).to(torch.bfloat16)
-    layer = step.base_of(add_lora(model, lora_config(cfg.rank, 32, cfg.dropout, cfg.targets))).model.train().layers[0]
+    layer = (
+        step.base_of(add_lora(model, lora_config(cfg.rank, 32, cfg.dropout, cfg.targets)))
+        .model.train()
+        .layers[0]
+    )
     rows = lambda n: torch.randn(n, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-    args = layer, rows(n - sound), rows(sound), (torch.randn(n, config.head_dim, dtype=torch.bfloat16),)*2
-    for way, said in ((step._layer, kept(cfg)), (torch.compile(step._layer, backend="aot_eager_decomp_partition"), kept_compiled(cfg))):
+    args = (
+        layer,
+        rows(n - sound),
+        rows(sound),
+        (torch.randn(n, config.head_dim, dtype=torch.bfloat16),) * 2,
+    )
+    for way, said in (
+        (step._layer, kept(cfg)),
+        (torch.compile(step._layer, backend="aot_eager_decomp_partition"), kept_compiled(cfg)),
+    ):
         seen = {}
         keep = lambda t: seen.setdefault(t.untyped_storage()._cdata, t) is None or t
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
             way(*args, dict(order=torch.arange(n), place=torch.arange(n), shape=(2, LENGTH)))
-        real = sum(t.untyped_storage().nbytes() for t in seen.values()      # of positions: no weights, nor the turn of all layers
-                   if t.dim() and t.shape[0] in (n, sound, n - sound, 2) and t.data_ptr() != args[3][0].data_ptr())
-        print(f"said {said/n:.0f}, kept {real/n:.0f} bytes a position")
-        assert abs(said/real - 1) < 0.03
+        real = sum(
+            t.untyped_storage().nbytes()
+            for t in seen.values()  # of positions: no weights, nor the turn of all layers
+            if t.dim()
+            and t.shape[0] in (n, sound, n - sound, 2)
+            and t.data_ptr() != args[3][0].data_ptr()
+        )
+        print(f"said {said / n:.0f}, kept {real / n:.0f} bytes a position")
+        assert abs(said / real - 1) < 0.03
 
 
-@pytest.mark.parametrize("users, told", [({}, "expandable_segments:True"), ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
-                                         ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native")])
+@pytest.mark.parametrize(
+    "users, told",
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
+    ],
+)
 def test_the_allocator_is_set_by_the_library(users, told):
     "Who imports the package gets segments that grow, unless the user asked for something."
     env = {k: v for k, v in os.environ.items() if not k.endswith("ALLOC_CONF")} | users
-    out = subprocess.run([sys.executable, "-c", "import higgs_vi, torch; print(torch._C._accelerator_getAllocatorSettings())"], env=env,
-                         capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import higgs_vi, torch; print(torch._C._accelerator_getAllocatorSettings())",
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert out.stdout.strip() == told

@@ -35,24 +35,40 @@ def sound(seed, frames): return np.random.default_rng(seed).integers(0, 1024, (8
 
 def prompts():
     "One prompt of each task, and both places of a reference."
-    refs = tuple(Reference(t, sound(i, 9 + 4*i)) for i, t in enumerate(["Cảm ơn chị.", "Chào bác ạ."]))
+    refs = tuple(
+        Reference(t, sound(i, 9 + 4 * i)) for i, t in enumerate(["Cảm ơn chị.", "Chào bác ạ."])
+    )
     talk = "[SPEAKER0] Chào chị. [SPEAKER1] Chào em."
-    return [Prompt("Xin chào."), Prompt("Mời anh ngồi.", task="zero_shot_voice_cloning", references=refs[:1]),
-            Prompt("Mời anh ngồi.", task="zero_shot_voice_cloning", references=refs[:1], place="scene"),
-            Prompt(talk, task="multi_speaker_smart_voice"), Prompt(talk, task="multi_speaker_voice_cloning", references=refs),
-            Prompt(talk, task="multi_speaker_voice_cloning", references=refs, place="scene")]
+    return [
+        Prompt("Xin chào."),
+        Prompt("Mời anh ngồi.", task="zero_shot_voice_cloning", references=refs[:1]),
+        Prompt("Mời anh ngồi.", task="zero_shot_voice_cloning", references=refs[:1], place="scene"),
+        Prompt(talk, task="multi_speaker_smart_voice"),
+        Prompt(talk, task="multi_speaker_voice_cloning", references=refs),
+        Prompt(talk, task="multi_speaker_voice_cloning", references=refs, place="scene"),
+    ]
 
 
 def mixed_examples(tokenizer):
     "Examples of unlike lengths, with and without references."
-    return [build_example(tokenizer, p, sound(10 + i, 3 + 7*i), str(i)) for i, p in enumerate(prompts())]
+    return [
+        build_example(tokenizer, p, sound(10 + i, 3 + 7 * i), str(i))
+        for i, p in enumerate(prompts())
+    ]
 
 
 # --- 1: no copy task -------------------------------------------------------------------------------------------------
 
 def noise_batch(tokenizer, rng, clips=4, frames=50):
-    return collate([build_example(tokenizer, Prompt("Xin chào.", scene=None), rng.integers(0, 1024, (8, frames)))
-                    for _ in range(clips)], tokenizer)
+    return collate(
+        [
+            build_example(
+                tokenizer, Prompt("Xin chào.", scene=None), rng.integers(0, 1024, (8, frames))
+            )
+            for _ in range(clips)
+        ],
+        tokenizer,
+    )
 
 
 def unshifted(batch): return batch | dict(predict_at=batch["predict_at"] + 1)
@@ -70,12 +86,21 @@ def train_on_noise(spoil):
 
     Head and embedding begin equal, the best start for a copying model, so that 200 steps suffice to see one.
     """
-    tokenizer, rng = tiny_tokenizer(["Xin chào. Generate audio following instruction."]), np.random.default_rng(0)
+    tokenizer, rng = (
+        tiny_tokenizer(["Xin chào. Generate audio following instruction."]),
+        np.random.default_rng(0),
+    )
     torch.manual_seed(0)
-    model = HiggsAudioV2ForConditionalGeneration(nano_config(tokenizer, hidden=256, layers=1)).train()
-    with torch.no_grad(): model.audio_lm_head.weight.copy_(model.model.embed_audio_tokens.embed_audio_tokens.weight.normal_(0, 1/16))
+    model = HiggsAudioV2ForConditionalGeneration(
+        nano_config(tokenizer, hidden=256, layers=1)
+    ).train()
+    with torch.no_grad():
+        model.audio_lm_head.weight.copy_(
+            model.model.embed_audio_tokens.embed_audio_tokens.weight.normal_(0, 1 / 16)
+        )
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(200): train_step(model, optimizer, [spoil(noise_batch(tokenizer, rng))])
+    for _ in range(200):
+        train_step(model, optimizer, [spoil(noise_batch(tokenizer, rng))])
     return code_cross_entropy(model.eval(), spoil(noise_batch(tokenizer, rng, clips=16)))
 
 
@@ -104,18 +129,31 @@ def test_targets_are_the_codes_and_the_first_eos(parts, frames):
 def plain_loss(model, e):
     "Independent of ours: stock HF forward on one clip, and a loop over columns and codebooks. Loss summed over codebooks, as HF's."
     ids, columns = torch.from_numpy(e.input_ids)[None], torch.from_numpy(e.columns)[None]
-    out = model(input_ids=ids, audio_input_ids=columns, audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
-                use_cache=False)
+    out = model(
+        input_ids=ids,
+        audio_input_ids=columns,
+        audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
+        use_cache=False,
+    )
     logp = out.logits[0].unflatten(-1, (8, 1026)).log_softmax(-1)
-    audio = [i for i, t in enumerate(e.input_ids) if t in (model.config.audio_token_id, model.config.audio_delay_token_id)]
+    audio = [
+        i
+        for i, t in enumerate(e.input_ids)
+        if t in (model.config.audio_token_id, model.config.audio_delay_token_id)
+    ]
     per_codebook = []
     for k in range(8):
-        terms = [-logp[audio[c] - 1, k, label] for c, label in enumerate(e.labels[:, k]) if label != IGNORE]
-        per_codebook.append(sum(terms)/len(terms))
+        terms = [
+            -logp[audio[c] - 1, k, label]
+            for c, label in enumerate(e.labels[:, k])
+            if label != IGNORE
+        ]
+        per_codebook.append(sum(terms) / len(terms))
     return sum(per_codebook)
 
 
-def gradients(model): return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_equal_gradients(a, b, tol=1e-5):
@@ -158,13 +196,17 @@ def test_train_step_counts_the_targets_of_all_its_batches(parts, reference_step,
         ends.append(model)
     for (n, a), (_, b), (_, c) in zip(*(m.named_parameters() for m in (*ends, parts.model))):
         assert (a - b).abs().max() <= 2e-5, n
-    assert any((b - c).abs().max() > 1e-2 for b, c in zip(ends[1].parameters(), parts.model.parameters()))
+    assert any(
+        (b - c).abs().max() > 1e-2 for b, c in zip(ends[1].parameters(), parts.model.parameters())
+    )
 
 
 def test_equal_weights_give_hf_s_own_number(parts, reference_step):
     batch = collate(reference_step[0], parts.tokenizer)
     with torch.no_grad():
-        theirs = stock(parts.model)(**for_hf(reference_step[0], parts.tokenizer), use_cache=False).loss
+        theirs = stock(parts.model)(
+            **for_hf(reference_step[0], parts.tokenizer), use_cache=False
+        ).loss
         assert abs(theirs.item() - audio_loss(parts.model, batch).total.item()) < 1e-5
 
 
@@ -172,7 +214,10 @@ def test_codebook_weights_are_scaled_to_sum_to_eight(parts, reference_step):
     batch = collate(reference_step[0], parts.tokenizer)
     with torch.no_grad():
         loss = audio_loss(parts.model, batch, weights=[8, 8, 6, 6, 4, 4, 2, 2])
-        assert torch.allclose(loss.total.double(), (loss.tally[0]/loss.tally[1]*torch.tensor([8, 8, 6, 6, 4, 4, 2, 2])/40*8).sum())
+        assert torch.allclose(
+            loss.total.double(),
+            (loss.tally[0] / loss.tally[1] * torch.tensor([8, 8, 6, 6, 4, 4, 2, 2]) / 40 * 8).sum(),
+        )
 
 
 def test_the_text_s_loss_is_hf_s_own(parts, reference_step):
@@ -182,32 +227,51 @@ def test_the_text_s_loss_is_hf_s_own(parts, reference_step):
     model, sums, n = stock(own), 0.0, 0
     for e in examples:
         ids = torch.from_numpy(e.input_ids)
-        text = ~torch.isin(ids, torch.tensor([model.config.audio_token_id, model.config.audio_delay_token_id]))
+        text = ~torch.isin(
+            ids, torch.tensor([model.config.audio_token_id, model.config.audio_delay_token_id])
+        )
         asked = text & torch.cat([text.new_zeros(1), text[:-1]])
         columns = torch.from_numpy(e.columns)[None]
-        loss = model(input_ids=ids[None], audio_input_ids=columns, audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
-                     labels=torch.where(asked, ids, -100)[None], use_cache=False).loss
-        sums, n = sums + loss*asked.sum(), n + int(asked.sum())
-    (0.3*sums/n).backward()
-    batch = collate(examples*5, parts.tokenizer, 0.3/(5*n))               # more text than is asked at a time
+        loss = model(
+            input_ids=ids[None],
+            audio_input_ids=columns,
+            audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
+            labels=torch.where(asked, ids, -100)[None],
+            use_cache=False,
+        ).loss
+        sums, n = sums + loss * asked.sum(), n + int(asked.sum())
+    (0.3 * sums / n).backward()
+    batch = collate(
+        examples * 5, parts.tokenizer, 0.3 / (5 * n)
+    )  # more text than is asked at a time
     loss = audio_loss(own, batch)
-    assert 5*n > 4*256 and loss.tally[4, 1] == 5*n and abs(loss.tally[4, 0]/(5*n) - sums.item()/n) < 1e-5
-    assert abs(loss.total.item() - audio - 0.3*sums.item()/n) < 1e-5
+    assert (
+        5 * n > 4 * 256
+        and loss.tally[4, 1] == 5 * n
+        and abs(loss.tally[4, 0] / (5 * n) - sums.item() / n) < 1e-5
+    )
+    assert abs(loss.total.item() - audio - 0.3 * sums.item() / n) < 1e-5
     loss.total.backward()
     theirs = gradients(model)
-    grads = {k: audio_grads.get(k, 0) + theirs.get(k, 0) for k in audio_grads.keys() | theirs.keys()}
+    grads = {
+        k: audio_grads.get(k, 0) + theirs.get(k, 0) for k in audio_grads.keys() | theirs.keys()
+    }
     assert_equal_gradients(gradients(own), grads)
     del own.text_lm_head
     own.text_lm_head = None
-    with pytest.raises(ValueError, match="text head"): audio_loss(own, batch)
+    with pytest.raises(ValueError, match="text head"):
+        audio_loss(own, batch)
 
 
 def test_padding_and_company_change_nothing(parts, reference_step):
     "Through LoRA with whole-trained audio embeddings too: the adapter path is the plain path."
-    model = add_lora(copy.deepcopy(parts.model), lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True))
+    model = add_lora(
+        copy.deepcopy(parts.model),
+        lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True),
+    )
     with torch.no_grad():
         got = audio_loss(model.eval(), collate(reference_step[0], parts.tokenizer)).total.item()
-    assert abs(got - reference_step[1]) <= 1e-6*reference_step[1]
+    assert abs(got - reference_step[1]) <= 1e-6 * reference_step[1]
 
 
 def test_two_blocks_are_hf_s_forward(parts):
@@ -217,31 +281,53 @@ def test_two_blocks_are_hf_s_forward(parts):
     padded.pop("audio_labels")
     for way in ("stock", "blocks", "recomputed"):
         torch.manual_seed(0)
-        model = add_lora(stock(parts.model), lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True, dropout=0.0))
+        model = add_lora(
+            stock(parts.model),
+            lora_config(
+                targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True, dropout=0.0
+            ),
+        )
         for n, p in model.named_parameters():
-            if "lora_B" in n: torch.nn.init.normal_(p, std=0.05)      # they begin at zero, where nothing of A is seen
+            if "lora_B" in n:
+                torch.nn.init.normal_(p, std=0.05)  # they begin at zero, where nothing of A is seen
         base_of(model).model.gradient_checkpointing = way == "recomputed"
         model.train()
-        rows = (model.get_base_model().model(**padded, use_cache=False).last_hidden_state.flatten(0, 1)[batch["predict_at"]]
-                if way == "stock" else hidden_states(model, batch))
-        (rows.sin().sum()/100).backward()
+        rows = (
+            model.get_base_model()
+            .model(**padded, use_cache=False)
+            .last_hidden_state.flatten(0, 1)[batch["predict_at"]]
+            if way == "stock"
+            else hidden_states(model, batch)
+        )
+        (rows.sin().sum() / 100).backward()
         found.append((rows.detach(), gradients(model)))
     for rows, grads in found[1:]:
         assert (rows - found[0][0]).abs().max() < 1e-5
         assert len(grads) > 20
-        assert_equal_gradients(grads, found[0][1])      # their largest are about 1
+        assert_equal_gradients(grads, found[0][1])  # their largest are about 1
 
 
 def branches(parts):
     "Arguments of a forward for each way through HF's layer."
     examples, rng = mixed_examples(parts.tokenizer), np.random.default_rng(5)
-    padded, columns = for_hf(examples, parts.tokenizer), torch.from_numpy(rng.integers(0, 1024, (2, 30, 8)))
+    padded, columns = (
+        for_hf(examples, parts.tokenizer),
+        torch.from_numpy(rng.integers(0, 1024, (2, 30, 8))),
+    )
     left = {k: v.clone() for k, v in for_hf(examples[:2], parts.tokenizer).items()}
     for b, e in enumerate(examples[:2]):
-        for k in ("input_ids", "attention_mask"): left[k][b] = left[k][b].roll(left[k].shape[1] - len(e))
+        for k in ("input_ids", "attention_mask"):
+            left[k][b] = left[k][b].roll(left[k].shape[1] - len(e))
     left.pop("audio_labels")
-    return dict(references=padded, left=left, sound_alone=dict(audio_input_ids=columns),
-                text_alone=dict(input_ids=torch.arange(100, 160).view(2, 30), attention_mask=torch.ones(2, 30, dtype=torch.long)))
+    return dict(
+        references=padded,
+        left=left,
+        sound_alone=dict(audio_input_ids=columns),
+        text_alone=dict(
+            input_ids=torch.arange(100, 160).view(2, 30),
+            attention_mask=torch.ones(2, 30, dtype=torch.long),
+        ),
+    )
 
 
 @pytest.mark.parametrize("branch", ["references", "left", "sound_alone", "text_alone"])
@@ -250,13 +336,23 @@ def test_routed_layers_are_hf_s_layers(parts, branch, recompute):
     "Logits, and gradients of every weight, in each branch of HF's layer; HF's layers are there under their own names."
     inputs, found = branches(parts)[branch], []
     for model in (stock(parts.model), copy.deepcopy(parts.model)):
-        if recompute: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        if recompute:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=dict(use_reentrant=False)
+            )
         out = model.train()(**inputs, use_cache=False)
-        logits = out.logits if inputs.get("attention_mask") is None else out.logits[inputs["attention_mask"].bool()]
-        (logits.sin().sum()/100).backward()
+        logits = (
+            out.logits
+            if inputs.get("attention_mask") is None
+            else out.logits[inputs["attention_mask"].bool()]
+        )
+        (logits.sin().sum() / 100).backward()
         found.append((logits.detach(), gradients(model)))
     (a, x), (b, y) = found
-    assert isinstance(model.model.layers[0], RoutedLayer) and parts.model.state_dict().keys() == stock(parts.model).state_dict().keys()
+    assert (
+        isinstance(model.model.layers[0], RoutedLayer)
+        and parts.model.state_dict().keys() == stock(parts.model).state_dict().keys()
+    )
     assert (a - b).abs().max() < 1e-5
     assert_equal_gradients(x, y)
 
@@ -267,7 +363,9 @@ def test_a_wrong_route_is_seen(parts, monkeypatch):
     with torch.no_grad():
         want = stock(parts.model)(**inputs).logits
         with torch.autocast("cpu", torch.bfloat16):
-            assert (parts.model(**inputs).logits - stock(parts.model)(**inputs).logits).abs().max() < 0.05
+            assert (
+                parts.model(**inputs).logits - stock(parts.model)(**inputs).logits
+            ).abs().max() < 0.05
         monkeypatch.setattr("higgs_vi.model.routes", lambda mask: routes(~mask))
         assert (parts.model(**inputs).logits - want).abs().max() > 0.1
 
@@ -275,67 +373,107 @@ def test_a_wrong_route_is_seen(parts, monkeypatch):
 def test_routed_layers_decode_as_hf_s(parts):
     "HF's own `generate`, greedy, with cache and a reference: the same columns."
     ids, columns = encode_prompt(parts.tokenizer, prompts()[1])
-    inputs = dict(input_ids=torch.from_numpy(ids)[None], attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                  audio_input_ids=torch.from_numpy(columns)[None], audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool))
-    said = [m.generate(**inputs, max_new_tokens=20, do_sample=False) for m in (stock(parts.model), parts.model)]
+    inputs = dict(
+        input_ids=torch.from_numpy(ids)[None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        audio_input_ids=torch.from_numpy(columns)[None],
+        audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool),
+    )
+    said = [
+        m.generate(**inputs, max_new_tokens=20, do_sample=False)
+        for m in (stock(parts.model), parts.model)
+    ]
     said = [getattr(s, "audio_sequences", s) for s in said]
     assert torch.equal(*said) and said[0].shape[1] >= 20
 
 
 def test_heads_copied_for_older_cards_are_the_same(parts, reference_step, monkeypatch):
     monkeypatch.setattr("higgs_vi.step._shares_heads", lambda v: False)
-    with torch.no_grad(): got = audio_loss(parts.model, collate(reference_step[0], parts.tokenizer)).total.item()
-    assert abs(got - reference_step[1]) <= 1e-6*reference_step[1]
+    with torch.no_grad():
+        got = audio_loss(parts.model, collate(reference_step[0], parts.tokenizer)).total.item()
+    assert abs(got - reference_step[1]) <= 1e-6 * reference_step[1]
 
 
 @pytest.mark.parametrize("checkpointing", [0, 1, 2])
 def test_the_parameter_checkpointing_recomputes_every_nth_layer(parts, monkeypatch, checkpointing):
     calls = []
-    monkeypatch.setattr("higgs_vi.step.checkpoint", lambda f, *a, **k: calls.append(a[0]) or checkpoint(f, *a, **k))
+    monkeypatch.setattr(
+        "higgs_vi.step.checkpoint", lambda f, *a, **k: calls.append(a[0]) or checkpoint(f, *a, **k)
+    )
     own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
     model = build_model(TrainSettings(checkpointing=checkpointing, rank=2), own)
-    audio_loss(model, collate(mixed_examples(parts.tokenizer)[:1], parts.tokenizer)).total.backward()
+    audio_loss(
+        model, collate(mixed_examples(parts.tokenizer)[:1], parts.tokenizer)
+    ).total.backward()
     assert calls == (list(base_of(model).model.layers)[::checkpointing] if checkpointing else [])
 
 
 def test_compiled_layers_are_the_layers(parts, monkeypatch):
     from higgs_vi import step
+
     real, asked = torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda f, **how: asked.append(how) or real(f, backend="aot_eager", **how))
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **how: asked.append(how) or real(f, backend="aot_eager", **how)
+    )
     step._compiled.cache_clear()
-    model = add_lora(copy.deepcopy(parts.model), lora_config(rank=2, targets=["attention", "audio_ffn"], dropout=0.0)).train()
+    model = add_lora(
+        copy.deepcopy(parts.model),
+        lora_config(rank=2, targets=["attention", "audio_ffn"], dropout=0.0),
+    ).train()
     examples, seen = mixed_examples(parts.tokenizer), {}
     for compiled, every in ((False, 0), (True, 0), (True, 1)):
         base_of(model).model.compiled, base_of(model).model.gradient_checkpointing = compiled, every
         for chosen in (examples, examples[:2], examples[1:]):
             audio_loss(model, collate(chosen, parts.tokenizer)).total.backward()
-        seen[compiled, every] = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        seen[compiled, every] = {
+            n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad
+        }
         model.zero_grad()
     step._compiled.cache_clear()
     assert asked == [dict(dynamic=True)]
     for grads in (seen[True, 0], seen[True, 1]):
-        assert all(torch.allclose(g, grads[n], rtol=1e-4, atol=1e-6) for n, g in seen[False, 0].items()) and len(grads) > 8
+        assert (
+            all(
+                torch.allclose(g, grads[n], rtol=1e-4, atol=1e-6) for n, g in seen[False, 0].items()
+            )
+            and len(grads) > 8
+        )
 
 
 def test_a_compiled_layer_is_given_no_names(parts, monkeypatch):
     "PyTorch 2.11 compiles anew for every length of a list: after eight batches with other numbers of clips it gave up."
     from higgs_vi import step
+
     given = []
-    monkeypatch.setattr(step, "_compiled", lambda: lambda *args: given.append(args[-1]) or step._layer(*args))
+    monkeypatch.setattr(
+        step, "_compiled", lambda: lambda *args: given.append(args[-1]) or step._layer(*args)
+    )
     model = copy.deepcopy(parts.model)
     base_of(model).model.compiled = True
     audio_loss(model, collate(mixed_examples(parts.tokenizer), parts.tokenizer))
-    assert given and all(type(v) in (torch.Tensor, tuple) for where in given for v in where.values())
+    assert given and all(
+        type(v) in (torch.Tensor, tuple) for where in given for v in where.values()
+    )
 
 
 @pytest.mark.parametrize("fault", ["other network", "other place", "other company"])
 def test_a_wrong_way_through_the_blocks_is_seen(parts, reference_step, fault):
     "The comparison with HF's forward fails when a block goes through the wrong network, or attention gets the wrong sequence."
     model, batch = copy.deepcopy(parts.model), collate(reference_step[0], parts.tokenizer)
-    if fault == "other network": model.model.layers[0].mlp, model.model.layers[0].audio_mlp = model.model.layers[0].audio_mlp, model.model.layers[0].mlp
-    if fault == "other place": batch["place"] = batch["place"].flip(0)
-    if fault == "other company": batch["order"] = batch["order"].view(batch["shape"]).roll(1, 0).flatten()
-    with torch.no_grad(): assert abs(audio_loss(model, batch).total.item() - reference_step[1]) > 1e-4*reference_step[1]
+    if fault == "other network":
+        model.model.layers[0].mlp, model.model.layers[0].audio_mlp = (
+            model.model.layers[0].audio_mlp,
+            model.model.layers[0].mlp,
+        )
+    if fault == "other place":
+        batch["place"] = batch["place"].flip(0)
+    if fault == "other company":
+        batch["order"] = batch["order"].view(batch["shape"]).roll(1, 0).flatten()
+    with torch.no_grad():
+        assert (
+            abs(audio_loss(model, batch).total.item() - reference_step[1])
+            > 1e-4 * reference_step[1]
+        )
 
 
 def test_a_wrong_shift_is_seen(parts, reference_step):
@@ -353,33 +491,54 @@ def test_a_wrong_shift_is_seen(parts, reference_step):
 def greedy(own, prompt, limit=120):
     "Columns `(L, K)` that HF's `generate` speaks after a prompt, greedily and without RAS."
     ids, columns = encode_prompt(own.tokenizer, prompt)
-    inputs = dict(input_ids=torch.from_numpy(ids)[None], attention_mask=torch.ones(1, len(ids), dtype=torch.long))
+    inputs = dict(
+        input_ids=torch.from_numpy(ids)[None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+    )
     if len(columns):
-        inputs |= dict(audio_input_ids=torch.from_numpy(columns)[None],
-                       audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool))
+        inputs |= dict(
+            audio_input_ids=torch.from_numpy(columns)[None],
+            audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool),
+        )
     out = own.model.generate(**inputs, do_sample=False, max_new_tokens=limit, ras_win_len=None)
-    return out[0, len(columns):].numpy()
+    return out[0, len(columns) :].numpy()
 
 
-def test_it_learnt_the_clips(overfitted): assert overfitted.losses[-1] < 0.05 < 6 < overfitted.losses[0]
+def test_it_learnt_the_clips(overfitted):
+    assert overfitted.losses[-1] < 0.05 < 6 < overfitted.losses[0]
 
 
 def test_offset_audit(overfitted):
     "Cross-entropy of what column j says against the ids at columns j-1, j, j+1, j+2 (codes only): least at j+1, which generation uses."
     batch = for_hf(overfitted.examples, overfitted.tokenizer)
-    with torch.no_grad(): logits = overfitted.model(**batch, use_cache=False).logits
+    with torch.no_grad():
+        logits = overfitted.model(**batch, use_cache=False).logits
     logits, ce = logits.unflatten(-1, (8, 1026)), {}
-    audio = [((ids == overfitted.model.config.audio_token_id) | (ids == overfitted.model.config.audio_delay_token_id))
-             .nonzero()[:, 0] for ids in batch["input_ids"]]
+    audio = [
+        (
+            (ids == overfitted.model.config.audio_token_id)
+            | (ids == overfitted.model.config.audio_delay_token_id)
+        ).nonzero()[:, 0]
+        for ids in batch["input_ids"]
+    ]
     for offset in (-1, 0, 1, 2):
         terms = []
         for b, places in enumerate(audio):
-            columns = batch["audio_input_ids"][b, :len(places)]
+            columns = batch["audio_input_ids"][b, : len(places)]
             for j in range(max(0, -offset), len(places) - max(0, offset)):
                 codes = columns[j + offset] < 1024
-                if codes.any(): terms.append(F.cross_entropy(logits[b, places[j]][codes], columns[j + offset][codes], reduction="none"))
+                if codes.any():
+                    terms.append(
+                        F.cross_entropy(
+                            logits[b, places[j]][codes],
+                            columns[j + offset][codes],
+                            reduction="none",
+                        )
+                    )
         ce[offset] = torch.cat(terms).mean().item()
-    assert min(ce, key=ce.get) == 1 and ce[1] < 0.1 and all(v > 3 for o, v in ce.items() if o != 1), ce
+    assert (
+        min(ce, key=ce.get) == 1 and ce[1] < 0.1 and all(v > 3 for o, v in ce.items() if o != 1)
+    ), ce
 
 
 def test_greedy_generation_gives_the_clips_back_and_stops(overfitted, clips):
@@ -393,9 +552,16 @@ def test_greedy_generation_gives_the_clips_back_and_stops(overfitted, clips):
 def forced_logits(own, prompt, columns, words=True):
     "Logits `(L - 1, K, V)` of the training forward at every column of `columns` `(L, K)` but the first."
     ids, refs = encode_prompt(own.tokenizer, prompt, words=words)
-    labels = np.concatenate([np.full_like(refs, IGNORE), np.full_like(columns[:1], IGNORE), columns[1:]])
-    e = Example(np.concatenate([ids, column_ids(own.tokenizer, *columns.shape)]), np.concatenate([refs, columns]), labels)
-    with torch.no_grad(): return target_logits(own.model, collate([e], own.tokenizer))
+    labels = np.concatenate(
+        [np.full_like(refs, IGNORE), np.full_like(columns[:1], IGNORE), columns[1:]]
+    )
+    e = Example(
+        np.concatenate([ids, column_ids(own.tokenizer, *columns.shape)]),
+        np.concatenate([refs, columns]),
+        labels,
+    )
+    with torch.no_grad():
+        return target_logits(own.model, collate([e], own.tokenizer))
 
 
 def teacher_forced(own, prompt, columns):
@@ -440,12 +606,15 @@ def test_guidance_away_from_the_prompt_itself_changes_nothing(parts):
 def test_guidance_is_what_the_checkpoint_asks_for_or_nothing(parts):
     "And a hook that fails or is done leaves the model as it was."
     own, prompt = copy.deepcopy(parts), Prompt("Xin chào.")
-    said = lambda guidance: generate_columns(own, prompt, replace(GREEDY, seconds=0.6, guidance=guidance)).tolist()
+    said = lambda guidance: generate_columns(
+        own, prompt, replace(GREEDY, seconds=0.6, guidance=guidance)
+    ).tolist()
     plain, strong = said(1.0), said(3.0)
     assert said(0.0) == plain != strong
     own.model.generation_config.text_guidance = 3.0
     assert said(0.0) == strong and said(1.0) == plain
-    with pytest.raises(ValueError, match="guidance"): said(-1.0)
+    with pytest.raises(ValueError, match="guidance"):
+        said(-1.0)
 
 
 def test_teacher_forcing_says_the_clip_and_every_first_eos(overfitted, clips):
@@ -467,6 +636,8 @@ def test_reference_codes_are_the_reference_s_own_and_never_asked(parts):
         e = build_example(parts.tokenizer, p, target)
         own = [delay(r.codes) for r in p.references]
         n = sum(map(len, own))
-        assert (e.columns[:n] == np.concatenate([np.zeros((0, 8), int), *own])).all() and (e.columns[n:] == delay(target)).all()
-        assert (e.labels[:n] == IGNORE).all() and (e.labels[n:] != IGNORE).sum() == 8*21
+        assert (e.columns[:n] == np.concatenate([np.zeros((0, 8), int), *own])).all() and (
+            e.columns[n:] == delay(target)
+        ).all()
+        assert (e.labels[:n] == IGNORE).all() and (e.labels[n:] != IGNORE).sum() == 8 * 21
     assert {p.task for p in prompts()} == set(TASKS)

@@ -20,8 +20,14 @@ def voiced(hz, noise=0.003):
     return (0.2*x + np.random.default_rng(0).normal(0, noise, len(x))).astype(np.float32)
 
 
-TONES = dict(ngang=np.full(60, 180.0), huyền=np.linspace(160, 110, 60), sắc=np.geomspace(150, 260, 60), low=np.full(60, 82.0),
-             hỏi=np.r_[np.linspace(170, 110, 30), np.linspace(110, 175, 30)], high=np.full(60, 370.0))
+TONES = dict(
+    ngang=np.full(60, 180.0),
+    huyền=np.linspace(160, 110, 60),
+    sắc=np.geomspace(150, 260, 60),
+    low=np.full(60, 82.0),
+    hỏi=np.r_[np.linspace(170, 110, 30), np.linspace(110, 175, 30)],
+    high=np.full(60, 370.0),
+)
 
 
 @pytest.mark.parametrize("tone", TONES)
@@ -32,13 +38,23 @@ def test_a_known_pitch_is_followed_without_a_gap(tone):
 
 def test_silence_and_noise_have_no_pitch():
     "Between two syllables, in hum 40 dB below them, and in noise the line is empty; an offset or half the level changes nothing."
-    gap = 0.002*np.sin(2*np.pi*120*np.arange(12_000)/SAMPLE_RATE)
+    gap = 0.002 * np.sin(2 * np.pi * 120 * np.arange(12_000) / SAMPLE_RATE)
     x = np.concatenate([voiced(TONES["sắc"]), gap, voiced(TONES["huyền"])]).astype(np.float32)
     found = pitch(x)
-    assert np.isnan(found[64:106]).all() and np.isfinite(found[5:55]).all() and np.isfinite(found[115:165]).all()
-    assert np.allclose(pitch(0.5*x + 0.2)[2:-2], found[2:-2], equal_nan=True, rtol=0.01)
-    assert np.isfinite(pitch(np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32))).mean() < 0.1
-    for still in (np.zeros(9_000), np.full(9_000, 0.5), np.zeros(10)): assert np.isnan(pitch(still.astype(np.float32))).all()
+    assert (
+        np.isnan(found[64:106]).all()
+        and np.isfinite(found[5:55]).all()
+        and np.isfinite(found[115:165]).all()
+    )
+    assert np.allclose(pitch(0.5 * x + 0.2)[2:-2], found[2:-2], equal_nan=True, rtol=0.01)
+    assert (
+        np.isfinite(
+            pitch(np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32))
+        ).mean()
+        < 0.1
+    )
+    for still in (np.zeros(9_000), np.full(9_000, 0.5), np.zeros(10)):
+        assert np.isnan(pitch(still.astype(np.float32))).all()
 
 
 def test_the_picture_has_an_axis_for_pitch():
@@ -53,18 +69,24 @@ def test_the_picture_has_an_axis_for_pitch():
 def test_real_people_are_heard_as_praat_hears_them():
     "Of Praat's voiced frames 90 % within 5 %; at most a twentieth of the line where the level is 35 dB below the clip's loudest."
     parselmouth = pytest.importorskip("parselmouth")
-    lines = [json.loads(line) for line in (REAL/"manifest.jsonl").open(encoding="utf-8")][11::1000]
+    lines = [json.loads(line) for line in (REAL / "manifest.jsonl").open(encoding="utf-8")][
+        11::1000
+    ]
     near, ours, theirs, quiet = 0, 0, 0, 0
     for r in lines:
-        x = read_audio(REAL/r["audio"])
-        praat = parselmouth.Sound(x.astype(np.float64), SAMPLE_RATE).to_pitch_ac(time_step=0.01, pitch_floor=75, pitch_ceiling=400)
+        x = read_audio(REAL / r["audio"])
+        praat = parselmouth.Sound(x.astype(np.float64), SAMPLE_RATE).to_pitch_ac(
+            time_step=0.01, pitch_floor=75, pitch_ceiling=400
+        )
         hz, found = praat.selected_array["frequency"], pitch(x)
-        at = np.clip(np.rint(praat.xs()*100).astype(int), 0, len(found) - 1)[hz > 0]
-        near += np.sum(np.abs(found[at]/hz[hz > 0] - 1) <= 0.05)
+        at = np.clip(np.rint(praat.xs() * 100).astype(int), 0, len(found) - 1)[hz > 0]
+        near += np.sum(np.abs(found[at] / hz[hz > 0] - 1) <= 0.05)
         theirs += np.sum(hz > 0)
         levels = frame_levels(x, SAMPLE_RATE, 0.01)
-        line = np.isfinite(found[:len(levels)])
+        line = np.isfinite(found[: len(levels)])
         ours += line.sum()
-        quiet += (line & (levels[:len(line)] < np.percentile(levels, 99) - 35)).sum()
-    print(f"{len(lines)} clips: {near/theirs:.1%} of Praat's voiced frames within 5 %, {quiet/ours:.1%} of the line in silence")
-    assert near/theirs >= 0.9 and ours/theirs < 1.25 and quiet/ours < 0.05
+        quiet += (line & (levels[: len(line)] < np.percentile(levels, 99) - 35)).sum()
+    print(
+        f"{len(lines)} clips: {near / theirs:.1%} of Praat's voiced frames within 5 %, {quiet / ours:.1%} of the line in silence"
+    )
+    assert near / theirs >= 0.9 and ours / theirs < 1.25 and quiet / ours < 0.05

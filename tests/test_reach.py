@@ -41,8 +41,27 @@ def place(tmp_path_factory, parts, four):
 
 def settings(place, out, **change):
     "A few steps on four clips."
-    given = dict(model=str(place/"nano"), data=str(place/"four"), out=str(out), cache=str(place/"codes"), preset="demo", steps=2, epochs=99,
-                 report=1, evaluate=99, save=99, sentences=0, validation=0.0, warmup=0.0, noise=0.0, dropout=0.0, device="cpu") | change
+    given = (
+        dict(
+            model=str(place / "nano"),
+            data=str(place / "four"),
+            out=str(out),
+            cache=str(place / "codes"),
+            preset="demo",
+            steps=2,
+            epochs=99,
+            report=1,
+            evaluate=99,
+            save=99,
+            sentences=0,
+            validation=0.0,
+            warmup=0.0,
+            noise=0.0,
+            dropout=0.0,
+            device="cpu",
+        )
+        | change
+    )
     return with_preset(TrainSettings.of(given))
 
 
@@ -53,24 +72,33 @@ def trained(run): return [p.detach().clone() for p in run.model.parameters() if 
 
 def test_clip_bounds_the_step(place, tmp_path, monkeypatch):
     "Under plain gradient descent one step is as long as rate x clip, and the logged norm is that before clipping."
-    monkeypatch.setattr(module, "build_optimizer", lambda p, name, rate, decay: torch.optim.SGD(p, lr=rate))
-    run = start(settings(place, tmp_path/"run", steps=1, clip=0.01, rate=0.5))
+    monkeypatch.setattr(
+        module, "build_optimizer", lambda p, name, rate, decay: torch.optim.SGD(p, lr=rate)
+    )
+    run = start(settings(place, tmp_path / "run", steps=1, clip=0.01, rate=0.5))
     before = trained(run)
     train(run)
     moved = math.sqrt(sum((a - b).square().sum().item() for a, b in zip(before, trained(run))))
-    assert moved == pytest.approx(0.5*0.01, rel=1e-3) and run.metrics.rows[-1]["grad_norm"] > 0.1
+    assert moved == pytest.approx(0.5 * 0.01, rel=1e-3) and run.metrics.rows[-1]["grad_norm"] > 0.1
 
 
 def test_a_small_gradient_is_not_clipped(parts):
     "The gradient as it is: the step of a model whose norm lies below the bound."
     model = copy.deepcopy(parts.model)
-    batch = collate([build_example(parts.tokenizer, Prompt("Xin chào."), np.arange(80).reshape(8, 10))], parts.tokenizer)
+    batch = collate(
+        [build_example(parts.tokenizer, Prompt("Xin chào."), np.arange(80).reshape(8, 10))],
+        parts.tokenizer,
+    )
     audio_loss(model, batch).total.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], max_norm=1e6)
-    assert all(torch.allclose(before[n] - p.detach(), grads[n], atol=1e-6) for n, p in model.named_parameters() if n in grads)
+    assert all(
+        torch.allclose(before[n] - p.detach(), grads[n], atol=1e-6)
+        for n, p in model.named_parameters()
+        if n in grads
+    )
 
 
 def test_the_rate_of_every_step_is_its_schedule_s(place, tmp_path, monkeypatch):
@@ -80,26 +108,43 @@ def test_the_rate_of_every_step_is_its_schedule_s(place, tmp_path, monkeypatch):
     def seen(model, optimizer, *args):
         used.append(optimizer.param_groups[0]["lr"])
         return real(model, optimizer, *args)
+
     monkeypatch.setattr(module, "train_step", seen)
-    cfg = settings(place, tmp_path/"run", steps=8, rate=1e-3, warmup=0.25)
+    cfg = settings(place, tmp_path / "run", steps=8, rate=1e-3, warmup=0.25)
     run = train(start(cfg))
-    wanted = [5e-4, 1e-3, *(1e-3*(1 + math.cos(math.pi*i/7))/2 for i in range(1, 7))]
-    assert used == pytest.approx(wanted) and [rate_at(cfg, s, 8) for s in range(1, 9)] == pytest.approx(wanted)
+    wanted = [5e-4, 1e-3, *(1e-3 * (1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7))]
+    assert used == pytest.approx(wanted) and [
+        rate_at(cfg, s, 8) for s in range(1, 9)
+    ] == pytest.approx(wanted)
     assert [r["rate"] for r in read_metrics(run.folder)] == pytest.approx(wanted)
 
 
 def test_weight_decay_shrinks_what_has_no_gradient(place, tmp_path):
     "Codebook 7's head rows get no gradient under `codebook_weights`; AdamW multiplies them by 1 - rate x decay."
-    run = start(settings(place, tmp_path/"run", steps=1, rate=0.1, decay=0.5, codebook_weights=[1] + [0]*7))
+    run = start(
+        settings(
+            place, tmp_path / "run", steps=1, rate=0.1, decay=0.5, codebook_weights=[1] + [0] * 7
+        )
+    )
     head = run.model.get_base_model().audio_lm_head.modules_to_save["default"].weight
     before = head.detach().clone()
     train(run)
-    assert torch.allclose(head[-1026:], before[-1026:]*(1 - 0.1*0.5), rtol=1e-5)
+    assert torch.allclose(head[-1026:], before[-1026:] * (1 - 0.1 * 0.5), rtol=1e-5)
 
 
 def test_codebook_weights_reach_loss_and_gradient(place, tmp_path):
     "All weight on codebook 0: the others' head rows stay, and the logged losses are codebook 0's, in validation too."
-    run = start(settings(place, tmp_path/"run", steps=1, decay=0.0, codebook_weights=[1] + [0]*7, validation=0.25, evaluate=1))
+    run = start(
+        settings(
+            place,
+            tmp_path / "run",
+            steps=1,
+            decay=0.0,
+            codebook_weights=[1] + [0] * 7,
+            validation=0.25,
+            evaluate=1,
+        )
+    )
     head = run.model.get_base_model().audio_lm_head.modules_to_save["default"].weight
     before = head.detach().clone()
     train(run)
@@ -111,17 +156,19 @@ def test_codebook_weights_reach_loss_and_gradient(place, tmp_path):
 
 # --- the adapter --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("adapter, scale", [("lora", 24/4), ("rslora", 24/2)])
+@pytest.mark.parametrize("adapter, scale", [("lora", 24 / 4), ("rslora", 24 / 2)])
 def test_alpha_scales_the_adapter(parts, adapter, scale):
     "LoRA adds alpha/rank B A x to a layer, rsLoRA alpha/sqrt(rank) B A x; rank 4, alpha 24."
     own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
-    model = build_model(TrainSettings(rank=4, alpha=24.0, adapter=adapter, dropout=0.0, precision="fp32"), own).eval()
+    model = build_model(
+        TrainSettings(rank=4, alpha=24.0, adapter=adapter, dropout=0.0, precision="fp32"), own
+    ).eval()
     layer = base_of(model).model.layers[0].self_attn.q_proj
     A, B = (getattr(layer, f"lora_{x}")["default"].weight for x in "AB")
     torch.nn.init.normal_(B)
     x = torch.randn(5, A.shape[1])
     with torch.no_grad():
-        assert torch.allclose(layer(x) - layer.base_layer(x), scale*(x @ A.T @ B.T), atol=1e-4)
+        assert torch.allclose(layer(x) - layer.base_layer(x), scale * (x @ A.T @ B.T), atol=1e-4)
     assert A.shape[0] == 4
 
 
@@ -134,36 +181,51 @@ def test_dropout_reaches_the_adapter(parts):
 # --- the batch ----------------------------------------------------------------------------------------------------------
 
 def test_noise_hides_its_share_of_the_codes_and_no_label(place, tmp_path):
-    run = start(settings(place, tmp_path/"run", noise=0.3))
-    run = replace(run, data=replace(run.data, train=run.data.train*20))
+    run = start(settings(place, tmp_path / "run", noise=0.3))
+    run = replace(run, data=replace(run.data, train=run.data.train * 20))
     everyone = [list(range(len(run.data.train)))]
 
     def loaded(noise, epoch):
-        (batch,), counts, _ = load_step(replace(run, cfg=replace(run.cfg, noise=noise)), epoch, everyone)
+        (batch,), counts, _ = load_step(
+            replace(run, cfg=replace(run.cfg, noise=noise)), epoch, everyone
+        )
         return batch, counts
-    (clean, counts), (noisy, again), (other, _), (same, _) = loaded(0.0, 0), loaded(0.3, 0), loaded(0.3, 1), loaded(0.3, 0)
+
+    (clean, counts), (noisy, again), (other, _), (same, _) = (
+        loaded(0.0, 0),
+        loaded(0.3, 0),
+        loaded(0.3, 1),
+        loaded(0.3, 0),
+    )
     codes = clean["columns"] < 1024
     share = (clean["columns"] != noisy["columns"])[codes].float().mean().item()
     assert 0.25 < share < 0.35 and torch.equal(clean["columns"][~codes], noisy["columns"][~codes])
     assert torch.equal(clean["targets"], noisy["targets"]) and counts.tolist() == again.tolist()
-    assert torch.equal(noisy["columns"], same["columns"]) and not torch.equal(noisy["columns"], other["columns"])
+    assert torch.equal(noisy["columns"], same["columns"]) and not torch.equal(
+        noisy["columns"], other["columns"]
+    )
 
 
 def test_text_weight_is_the_weight_of_the_step_s_mean_text_loss(place, tmp_path):
     "The batch's weight is that of one text target: together they have `text_weight`, over all batches of the step."
-    run = start(settings(place, tmp_path/"run"))
+    run = start(settings(place, tmp_path / "run"))
     run = replace(run, cfg=replace(run.cfg, text_weight=0.4))
     batches, _, _ = load_step(run, 0, [[0, 1], [2], [3]])
     targets = sum(len(b["text_targets"]) for b in batches)
-    assert len(batches) == 3 and sum(b["text_weight"]*len(b["text_targets"]) for b in batches) == pytest.approx(0.4)
-    assert all(b["text_weight"] == pytest.approx(0.4/targets) for b in batches)
-    head = torch.nn.Linear(run.parts.model.config.hidden_size, run.parts.model.config.vocab_size, bias=False)
+    assert len(batches) == 3 and sum(
+        b["text_weight"] * len(b["text_targets"]) for b in batches
+    ) == pytest.approx(0.4)
+    assert all(b["text_weight"] == pytest.approx(0.4 / targets) for b in batches)
+    head = torch.nn.Linear(
+        run.parts.model.config.hidden_size, run.parts.model.config.vocab_size, bias=False
+    )
     base_of(run.model).text_lm_head = head
     alone = [b | dict(text_weight=0.0) for b in batches]
-    with torch.no_grad(): losses, without = ([audio_loss(run.model.eval(), b) for b in bs] for bs in (batches, alone))
+    with torch.no_grad():
+        losses, without = ([audio_loss(run.model.eval(), b) for b in bs] for bs in (batches, alone))
     added = sum(a.total.item() - b.total.item() for a, b in zip(losses, without))
-    text = sum(x.tally[4, 0].item() for x in losses)/targets
-    assert added == pytest.approx(0.4*text, rel=1e-4)
+    text = sum(x.tally[4, 0].item() for x in losses) / targets
+    assert added == pytest.approx(0.4 * text, rel=1e-4)
 
 
 # --- the average --------------------------------------------------------------------------------------------------------
@@ -189,10 +251,13 @@ def test_the_average_s_decay_over_many_steps():
 
 def test_the_average_is_validated_and_written(place, tmp_path):
     "The weights as trained stay in the model; the average's loss decides, and the average becomes the adapter."
-    run = start(settings(place, tmp_path/"run", steps=4, rate=0.02, ema=0.9, validation=0.25, evaluate=4))
+    run = start(
+        settings(place, tmp_path / "run", steps=4, rate=0.02, ema=0.9, validation=0.25, evaluate=4)
+    )
     first = trained(run)
     train(run)
-    for others in (first, trained(run)): assert any(not torch.equal(a, b) for a, b in zip(others, run.average.mean))
+    for others in (first, trained(run)):
+        assert any(not torch.equal(a, b) for a, b in zip(others, run.average.mean))
     own, row = trained(run), read_metrics(run.folder)[-1]
     raw = validate(replace(run, average=None))["loss"]
     assert row["kind"] == "valid" and abs(raw - row["loss"]) > 1e-3
@@ -221,29 +286,48 @@ def test_a_resumed_run_ends_as_the_unbroken_one(place, tmp_path):
 
 def test_the_state_of_every_generator_comes_back(tmp_path):
     import random
+
     cpu = torch.device("cpu")
 
-    def draw(): return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()
+    def draw():
+        return (
+            random.random(),
+            random.gauss(0, 1),
+            np.random.rand(),
+            np.random.randn(),
+            torch.rand(1).item(),
+        )
+
     random.gauss(0, 1)
-    np.random.randn()       # both keep a second value in hand
-    torch.save(random_state(cpu), tmp_path/"state.pt")
+    np.random.randn()  # both keep a second value in hand
+    torch.save(random_state(cpu), tmp_path / "state.pt")
     drawn = draw()
     assert draw() != drawn
-    set_random_state(torch.load(tmp_path/"state.pt", weights_only=True), cpu)
+    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True), cpu)
     assert draw() == drawn
 
 
 def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
     "Validation losses 5, 3, 4 at steps 1 to 3: the adapter is that of step 2, also after a resume."
     losses = {0: 6.0, 1: 5.0, 2: 3.0, 3: 4.0}
-    monkeypatch.setattr(module, "validate", lambda run: dict(loss=losses[run.step], by_codebook=[losses[run.step]]*8, eos_loss=1.0))
-    cfg = settings(place, tmp_path/"run", steps=3, evaluate=1, save=3, validation=0.25, keep_last=1)
+    monkeypatch.setattr(
+        module,
+        "validate",
+        lambda run: dict(loss=losses[run.step], by_codebook=[losses[run.step]] * 8, eos_loss=1.0),
+    )
+    cfg = settings(
+        place, tmp_path / "run", steps=3, evaluate=1, save=3, validation=0.25, keep_last=1
+    )
     run = execute(cfg)
     assert (run.best, run.best_step, run.stale, run.before) == (3.0, 2, 1, 6.0)
     assert [p.name for p in checkpoints(run.folder)] == ["step-000002", "step-000003"]
-    written, best, last = (load_file(run.folder/f/"adapter_model.safetensors")
-                           for f in ("adapter", "checkpoints/step-000002", "checkpoints/step-000003"))
-    assert all(torch.equal(written[n], best[n]) for n in best) and any(not torch.equal(written[n], last[n]) for n in last)
+    written, best, last = (
+        load_file(run.folder / f / "adapter_model.safetensors")
+        for f in ("adapter", "checkpoints/step-000002", "checkpoints/step-000003")
+    )
+    assert all(torch.equal(written[n], best[n]) for n in best) and any(
+        not torch.equal(written[n], last[n]) for n in last
+    )
     again = start(replace(cfg, resume=True))
     assert (again.best, again.best_step, again.stale) == (3.0, 2, 1)
 
@@ -267,56 +351,108 @@ def spoken_with(parts, monkeypatch, how):
 
 
 def test_sampling_reaches_hf_s_warpers_as_given(parts, monkeypatch):
-    seen = spoken_with(parts, monkeypatch, Sampling(temperature=0.37, top_k=23, top_p=0.61, ras=5, seconds=0.4))
+    seen = spoken_with(
+        parts, monkeypatch, Sampling(temperature=0.37, top_k=23, top_p=0.61, ras=5, seconds=0.4)
+    )
     assert seen.warpers["TemperatureLogitsWarper"].temperature == 0.37
-    assert seen.warpers["TopKLogitsWarper"].top_k == 23 and seen.warpers["TopPLogitsWarper"].top_p == 0.61
-    assert (seen.config.do_sample, seen.config.ras_win_len, seen.config.ras_win_max_num_repeat) == (True, 5, 2)
+    assert (
+        seen.warpers["TopKLogitsWarper"].top_k == 23
+        and seen.warpers["TopPLogitsWarper"].top_p == 0.61
+    )
+    assert (seen.config.do_sample, seen.config.ras_win_len, seen.config.ras_win_max_num_repeat) == (
+        True,
+        5,
+        2,
+    )
     assert seen.config.max_new_tokens == 10 + 8 + 2
     seen = spoken_with(parts, monkeypatch, replace(GREEDY, seconds=0.4))
-    assert not seen.config.do_sample and seen.config.ras_win_len is None and "TemperatureLogitsWarper" not in seen.warpers
+    assert (
+        not seen.config.do_sample
+        and seen.config.ras_win_len is None
+        and "TemperatureLogitsWarper" not in seen.warpers
+    )
 
 
 def test_prompts_are_the_released_model_s(parts):
     "Written out, with references in turns and in the scene, and without words as guidance asks for them."
-    system = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nGenerate audio following instruction.\n\n<|scene_desc_start|>\n"
-              "Audio is recorded from a quiet room.{}\n<|scene_desc_end|><|eot_id|>")
-    sound, ask = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    system = (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nGenerate audio following instruction.\n\n<|scene_desc_start|>\n"
+        "Audio is recorded from a quiet room.{}\n<|scene_desc_end|><|eot_id|>"
+    )
+    sound, ask = (
+        "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    )
     user = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-    clone = dict(task="zero_shot_voice_cloning", references=(Reference("Dạ.", np.zeros((8, 3), int)),))
-    assert render(Prompt("Xin chào.")) == system.format("") + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
-    assert render(Prompt("Xin chào."), words=False) == system.format("") + user.format("") + ask + "<|audio_out_bos|>"
+    clone = dict(
+        task="zero_shot_voice_cloning", references=(Reference("Dạ.", np.zeros((8, 3), int)),)
+    )
+    assert (
+        render(Prompt("Xin chào."))
+        == system.format("") + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
+    )
+    assert (
+        render(Prompt("Xin chào."), words=False)
+        == system.format("") + user.format("") + ask + "<|audio_out_bos|>"
+    )
     turns = system.format("") + user.format("Dạ.") + ask + sound + "<|eot_id|>"
-    assert render(Prompt("Xin chào.", **clone)) == turns + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
-    scene = system.format("\n\nSPEAKER0: " + sound) + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
+    assert (
+        render(Prompt("Xin chào.", **clone))
+        == turns + user.format("Xin chào.") + ask + "<|audio_out_bos|>"
+    )
+    scene = (
+        system.format("\n\nSPEAKER0: " + sound)
+        + user.format("Xin chào.")
+        + ask
+        + "<|audio_out_bos|>"
+    )
     assert render(Prompt("Xin chào.", place="scene", **clone)) == scene
     talk = Prompt("[SPEAKER0] Chào. [SPEAKER1] Vâng.", task="multi_speaker_smart_voice")
-    assert "quiet room.\n\nSPEAKER0: feminine\nSPEAKER1: masculine\n<|scene_desc_end|>" in render(talk)
+    assert "quiet room.\n\nSPEAKER0: feminine\nSPEAKER1: masculine\n<|scene_desc_end|>" in render(
+        talk
+    )
 
 
 def test_a_merged_model_is_base_and_adapter(place, tmp_path):
     "Logits of the written folder, read back, against the adapter on its base, and against the base alone."
-    run = execute(settings(place, tmp_path/"run", rate=0.02))
-    merge(MergeSettings(adapter=str(run.folder), out=str(tmp_path/"merged")))
-    batch = collate([build_example(run.parts.tokenizer, Prompt("Xin chào."), np.arange(80).reshape(8, 10))], run.parts.tokenizer)
-    base, merged = (load_model(f) for f in (place/"nano", tmp_path/"merged"))
-    with torch.no_grad(): own, there, plain = (target_logits(m.eval(), batch) for m in (run.model, merged, base))
+    run = execute(settings(place, tmp_path / "run", rate=0.02))
+    merge(MergeSettings(adapter=str(run.folder), out=str(tmp_path / "merged")))
+    batch = collate(
+        [build_example(run.parts.tokenizer, Prompt("Xin chào."), np.arange(80).reshape(8, 10))],
+        run.parts.tokenizer,
+    )
+    base, merged = (load_model(f) for f in (place / "nano", tmp_path / "merged"))
+    with torch.no_grad():
+        own, there, plain = (target_logits(m.eval(), batch) for m in (run.model, merged, base))
     assert (own - there).abs().max() < 1e-4 and (own - plain).abs().max() > 1e-2
 
 
 def test_the_seed_decides_and_the_caller_s_random_state_stays(parts):
     state = torch.get_rng_state()
-    said = [generate_columns(parts, make_prompt("Xin chào."), Sampling(seed=s, seconds=0.4)).tolist() for s in (1, 1, 2)]
+    said = [
+        generate_columns(parts, make_prompt("Xin chào."), Sampling(seed=s, seconds=0.4)).tolist()
+        for s in (1, 1, 2)
+    ]
     assert said[0] == said[1] != said[2] and torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.slow
 def test_every_planted_fault_is_caught():
     "In a process of its own, since it forks before the package is imported."
-    done = subprocess.run([sys.executable, "-m", "tests.mutations"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mutations"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 def test_every_planted_fault_replaces_what_stands_once_in_the_code():
     "So that no fault of tests/mutations.py goes untested when the code moves."
     package = Path(module.__file__).parent
-    assert [m.name for m in MUTATIONS if (package/m.file).read_text(encoding="utf-8").count(m.old) != 1] == []
+    assert [
+        m.name
+        for m in MUTATIONS
+        if len(m.places((package / m.file).read_text(encoding="utf-8"))) != 1
+    ] == []

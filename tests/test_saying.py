@@ -10,22 +10,38 @@ from higgs_vi.generate import GREEDY, Sampling, odd_length, say, sounding_second
 from higgs_vi.prompt import Prompt
 
 
-@pytest.mark.parametrize("text, least, most", [
-    ("Xin chào các bạn.", 4, 4), ("[SPEAKER0] Chào. [SPEAKER1] Vâng!", 2, 2), ("", 0, 0), ("Phòng 12", 2, 7),
-    ("Tôi ở Paris", 4, 7), ("tivi", 2, 4), ("ATM", 1, 3)])
-def test_syllables_of_a_text(text, least, most): assert syllables_to_say(text) == (least, most)
+@pytest.mark.parametrize(
+    "text, least, most",
+    [
+        ("Xin chào các bạn.", 4, 4),
+        ("[SPEAKER0] Chào. [SPEAKER1] Vâng!", 2, 2),
+        ("", 0, 0),
+        ("Phòng 12", 2, 7),
+        ("Tôi ở Paris", 4, 7),
+        ("tivi", 2, 4),
+        ("ATM", 1, 3),
+    ],
+)
+def test_syllables_of_a_text(text, least, most):
+    assert syllables_to_say(text) == (least, most)
 
 def sound(seconds, silence=0.4, noise=0.002):
     "A tone of `seconds` with noise 45 dB below it before and behind."
     rng = np.random.default_rng(0)
-    x = rng.normal(0, noise, int((seconds + 2*silence)*24_000)).astype(np.float32)
-    at = int(silence*24_000)
-    x[at:at + int(seconds*24_000)] += 0.4*np.sin(np.arange(int(seconds*24_000))*0.05).astype(np.float32)
+    x = rng.normal(0, noise, int((seconds + 2 * silence) * 24_000)).astype(np.float32)
+    at = int(silence * 24_000)
+    x[at : at + int(seconds * 24_000)] += 0.4 * np.sin(
+        np.arange(int(seconds * 24_000)) * 0.05
+    ).astype(np.float32)
     return x
 
 def test_silence_around_does_not_count():
     assert abs(sounding_seconds(sound(1.5)) - 1.5) <= 0.04
-    assert sounding_seconds(np.zeros(24_000, np.float32)) == sounding_seconds(np.zeros(0, np.float32)) == 0
+    assert (
+        sounding_seconds(np.zeros(24_000, np.float32))
+        == sounding_seconds(np.zeros(0, np.float32))
+        == 0
+    )
 
 @pytest.mark.parametrize("seconds, fits", [(0.4, False), (0.52, True), (2.8, True), (3.0, False)])
 def test_four_syllables_take_between_048_and_29_seconds(seconds, fits):
@@ -56,7 +72,7 @@ def test_an_odd_take_is_drawn_again_and_the_next_is_taken(monkeypatch, capsys):
 def test_what_stays_odd_is_said(monkeypatch, capsys):
     parts, seeds = speaking(monkeypatch, {5: 9, 6: 0.4, 7: 0, 8: 20})
     speech = say(parts, Prompt("Xin chào các bạn."), Sampling(seed=5))
-    assert seeds == [5, 6, 7, 8] and speech.tries == 4 and speech.codes[0, 0] == 6       # the nearest
+    assert seeds == [5, 6, 7, 8] and speech.tries == 4 and speech.codes[0, 0] == 6  # the nearest
     assert "words are missing" in speech.odd and speech.odd in capsys.readouterr().out
 
 def test_a_greedy_take_is_drawn_once_and_none_is_drawn_again_on_request(monkeypatch):

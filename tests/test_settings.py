@@ -39,11 +39,16 @@ def outside(f):
 def test_every_number_has_limits_and_what_lies_outside_is_refused_by_name(cls):
     for f in fields(cls):
         number = f.type in (int, float) or f.metadata.get("each") is float
-        if not number: continue
-        assert {"min", "above"} & set(f.metadata) and {"max", "below"} & set(f.metadata), f"{cls.__name__}.{f.name} has no limits"
+        if not number:
+            continue
+        assert {"min", "above"} & set(f.metadata) and {"max", "below"} & set(f.metadata), (
+            f"{cls.__name__}.{f.name} has no limits"
+        )
         for value in outside(f):
-            if f.type is list: value = [value]
-            with pytest.raises(ValueError, match=f"parameter {f.name} is"): cls.of({f.name: value})
+            if f.type is list:
+                value = [value]
+            with pytest.raises(ValueError, match=f"parameter {f.name} is"):
+                cls.of({f.name: value})
         cls.of({f.name: getattr(cls(), f.name)})
 
 
@@ -90,10 +95,15 @@ def test_every_parameter_of_a_command_reaches_its_settings(path, monkeypatch, st
     monkeypatch.setattr(step, "from_cli", stop)
     for f in fields(cls):
         value = another(cls, f)
-        with pytest.raises(Reached) as reached: step.main([f"--{f.name}", value])
+        with pytest.raises(Reached) as reached:
+            step.main([f"--{f.name}", value])
         cfg = reached.value.args[0]
         expected = cls.of({f.name: value}).resolved()[f.name]
-        assert type(cfg) is cls and getattr(cfg, f.name) == expected != getattr(cls(), f.name) and cfg.given == {f.name}, f.name
+        assert (
+            type(cfg) is cls
+            and getattr(cfg, f.name) == expected != getattr(cls(), f.name)
+            and cfg.given == {f.name}
+        ), f.name
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
@@ -104,15 +114,23 @@ def test_a_command_refuses_them_too(cls, capsys):
     assert f"the parameter {f.name} is 'nan': it takes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [dict(gpu="nan"), dict(gpu="inf"), dict(gpu="-3"), dict(gpu="much"), dict(targets=[])])
+@pytest.mark.parametrize(
+    "change", [dict(gpu="nan"), dict(gpu="inf"), dict(gpu="-3"), dict(gpu="much"), dict(targets=[])]
+)
 def test_what_one_field_alone_cannot_say_is_checked_too(change):
     from higgs_vi.recipe import TrainSettings
-    with pytest.raises(ValueError, match=f"parameter {next(iter(change))} is"): TrainSettings.of(change)
+
+    with pytest.raises(ValueError, match=f"parameter {next(iter(change))} is"):
+        TrainSettings.of(change)
 
 
 def test_a_seed_keeps_its_bits_and_a_number_written_as_text_its_value():
     from higgs_vi.say import SaySettings
-    assert SaySettings.of(dict(seed=str(2**32 - 1))).seed == 2**32 - 1 and SaySettings.of(dict(seed="1e3")).seed == 1000
+
+    assert (
+        SaySettings.of(dict(seed=str(2**32 - 1))).seed == 2**32 - 1
+        and SaySettings.of(dict(seed="1e3")).seed == 1000
+    )
     assert SaySettings.of(dict(temperature="1e-4")).temperature == 1e-4
 
 
@@ -134,36 +152,59 @@ def start(monkeypatch):
 
 def test_a_command_s_paths_start_at_the_current_directory(tmp_path, monkeypatch, start):
     from higgs_vi.merge import MergeSettings
+
     monkeypatch.chdir(tmp_path)
-    (tmp_path/"base").mkdir()
-    cfg = from_cli(MergeSettings, ["--adapter", "run", "--base", "base", "--codec", "org/codec", "--out", "../x/../merged"])
-    assert (cfg.adapter, cfg.base, cfg.codec) == (str(tmp_path/"run"), str(tmp_path/"base"), "org/codec")
-    assert cfg.out == str(tmp_path.parent/"merged") and project_root() == tmp_path
-    assert resolve_path("./org/codec", hub=True) == str(tmp_path/"org/codec") and resolve_path("~/a") == str(Path.home()/"a")
+    (tmp_path / "base").mkdir()
+    cfg = from_cli(
+        MergeSettings,
+        ["--adapter", "run", "--base", "base", "--codec", "org/codec", "--out", "../x/../merged"],
+    )
+    assert (cfg.adapter, cfg.base, cfg.codec) == (
+        str(tmp_path / "run"),
+        str(tmp_path / "base"),
+        "org/codec",
+    )
+    assert cfg.out == str(tmp_path.parent / "merged") and project_root() == tmp_path
+    assert resolve_path("./org/codec", hub=True) == str(tmp_path / "org/codec") and resolve_path(
+        "~/a"
+    ) == str(Path.home() / "a")
 
 
-def test_a_notebook_s_paths_start_at_our_project_and_at_no_other_one(tmp_path, monkeypatch, start, capsys):
+def test_a_notebook_s_paths_start_at_our_project_and_at_no_other_one(
+    tmp_path, monkeypatch, start, capsys
+):
     "Upwards to our settings.ini; another nbdev project's is passed by; without any, the checkout; else the current directory."
     from higgs_vi.listen import ListenSettings
+
     names = {f.name: getattr(ListenSettings(), f.name) for f in fields(ListenSettings)}
-    (tmp_path/"ours/other/deep").mkdir(parents=True)
-    (tmp_path/"ours/settings.ini").write_text("[DEFAULT]\nlib_name = higgs_vi\n")
-    (tmp_path/"ours/other/settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
-    monkeypatch.chdir(tmp_path/"ours/other/deep")
+    (tmp_path / "ours/other/deep").mkdir(parents=True)
+    (tmp_path / "ours/settings.ini").write_text("[DEFAULT]\nlib_name = higgs_vi\n")
+    (tmp_path / "ours/other/settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
+    monkeypatch.chdir(tmp_path / "ours/other/deep")
     from_notebook(ListenSettings, names)
-    assert project_root() == tmp_path/"ours" and "the project's root (../..)" in capsys.readouterr().out
-    (tmp_path/"ours/settings.ini").write_text("no ini file")
+    assert (
+        project_root() == tmp_path / "ours"
+        and "the project's root (../..)" in capsys.readouterr().out
+    )
+    (tmp_path / "ours/settings.ini").write_text("no ini file")
     from_notebook(ListenSettings, names)
-    assert project_root() == Path(module.__file__).resolve().parents[1] and "the checkout of higgs_vi" in capsys.readouterr().out
+    assert (
+        project_root() == Path(module.__file__).resolve().parents[1]
+        and "the checkout of higgs_vi" in capsys.readouterr().out
+    )
     monkeypatch.setattr(module, "_is_ours", lambda folder: False)
-    assert find_root() == (tmp_path/"ours/other/deep", "the current directory")
+    assert find_root() == (tmp_path / "ours/other/deep", "the current directory")
 
 
 def test_one_folder_under_two_names_is_one(tmp_path, monkeypatch, start):
     from higgs_vi.recipe import TrainSettings
+
     monkeypatch.chdir(tmp_path)
-    (tmp_path/"nano").mkdir()
-    (tmp_path/"link").symlink_to(tmp_path/"nano")
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nano")
     monkeypatch.setitem(module._START, "folder", tmp_path)
-    resolved = [TrainSettings(model=m).resolved()["model"] for m in ("nano", "./nano", "link", str(tmp_path/"nano"), "../" + tmp_path.name + "/nano")]
-    assert set(resolved) == {str(tmp_path/"nano")}
+    resolved = [
+        TrainSettings(model=m).resolved()["model"]
+        for m in ("nano", "./nano", "link", str(tmp_path / "nano"), "../" + tmp_path.name + "/nano")
+    ]
+    assert set(resolved) == {str(tmp_path / "nano")}

@@ -23,7 +23,10 @@ HERE = Path(__file__).parent
 OWN = list(csv.DictReader((HERE/"emotions.csv").open(encoding="utf-8")))
 OUTSIDE = list(csv.DictReader((HERE/"emotions_outside.tsv").open(encoding="utf-8"), delimiter="\t"))
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
-VOICES = [str(Path(__file__).parent/f"voices/clips/{n}.ogg") for n in ("minh_016", "ngan_017", "thu_018", "son_019", "ngan_025", "thu_026")]
+VOICES = [
+    str(Path(__file__).parent / f"voices/clips/{n}.ogg")
+    for n in ("minh_016", "ngan_017", "thu_018", "son_019", "ngan_025", "thu_026")
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +70,56 @@ def test_no_sentence_stands_in_two_sets():
 
 
 NEUTRAL = (
-    "Tôi không biết.", "Không khí trong lành.", "Ngôi sao sáng.", "Ai cũng vui.", "Anh ấy chưa về.",
+    "Tôi không biết.",
+    "Không khí trong lành.",
+    "Ngôi sao sáng.",
+    "Ai cũng vui.",
+    "Anh ấy chưa về.",
     # a question word that is a part of another word, or a name
-    "Họ sao chép tài liệu.", "Bộ Y tế họp sáng nay.", "Bộ trưởng đến thăm trường.", "Bộ phim rất hay.",
-    "Ai Cập có kim tự tháp.", "Sao Hỏa màu đỏ.", "Khách sạn năm sao.", "Nó mới nhổ răng.",
-    "Nhà máy mở rộng quy mô.", "Anh nộp hai bản sao.", "Lão bắt cá bằng tay không.",
-    "Con dao giắt bên hông.", "Liệu pháp này mới.", "Chị Chi đi chợ.", "Trời đầy sao",
+    "Họ sao chép tài liệu.",
+    "Bộ Y tế họp sáng nay.",
+    "Bộ trưởng đến thăm trường.",
+    "Bộ phim rất hay.",
+    "Ai Cập có kim tự tháp.",
+    "Sao Hỏa màu đỏ.",
+    "Khách sạn năm sao.",
+    "Nó mới nhổ răng.",
+    "Nhà máy mở rộng quy mô.",
+    "Anh nộp hai bản sao.",
+    "Lão bắt cá bằng tay không.",
+    "Con dao giắt bên hông.",
+    "Liệu pháp này mới.",
+    "Chị Chi đi chợ.",
+    "Trời đầy sao",
     # any, none, reported, rhetorical
-    "Ai đến trước thì được ngồi.", "Đi đâu cũng nhớ nhà.", "Nó hỏi tôi có đói không.",
-    "Họ bàn liệu có nên bán hay không.", "Hắn đi đâu, con chó theo đó.", "Ai mà ngờ được.",
-    "Dù trời có mưa hay không", "Tôi không biết có nên đi hay không.",
+    "Ai đến trước thì được ngồi.",
+    "Đi đâu cũng nhớ nhà.",
+    "Nó hỏi tôi có đói không.",
+    "Họ bàn liệu có nên bán hay không.",
+    "Hắn đi đâu, con chó theo đó.",
+    "Ai mà ngờ được.",
+    "Dù trời có mưa hay không",
+    "Tôi không biết có nên đi hay không.",
     # joy, sorrow, anger, comfort, thanks, praise, what is forbidden without danger
-    "Trời đẹp quá!", "Sao tôi khổ thế này!", "Cút đi!", "Đừng lo, có mẹ đây.", "Dạ em cảm ơn anh.",
-    "Con giỏi lắm!", "Cấm hái hoa.", "Đừng khóc nữa.", "Lan ơi!", "Hoà ơi, đẹp quá!", "...", "",
+    "Trời đẹp quá!",
+    "Sao tôi khổ thế này!",
+    "Cút đi!",
+    "Đừng lo, có mẹ đây.",
+    "Dạ em cảm ơn anh.",
+    "Con giỏi lắm!",
+    "Cấm hái hoa.",
+    "Đừng khóc nữa.",
+    "Lan ơi!",
+    "Hoà ơi, đẹp quá!",
+    "...",
+    "",
     # who tells of danger does not warn
-    "Tôi không được trèo cây.", "Thằng bé cẩn thận gói quà.", "Phải chi đừng có bão.",
-    "Nghề lặn nặng nhọc, nguy hiểm.", "Nguyên nhân vụ cháy đang được điều tra.")
+    "Tôi không được trèo cây.",
+    "Thằng bé cẩn thận gói quà.",
+    "Phải chi đừng có bão.",
+    "Nghề lặn nặng nhọc, nguy hiểm.",
+    "Nguyên nhân vụ cháy đang được điều tra.",
+)
 
 
 def test_neutral_by_kind():
@@ -224,14 +261,25 @@ def test_noise_at_a_known_ratio_is_measured(voices):
         for snr in (30, 20, 10, 5):
             found = np.array([measure(add_noise(x, snr, colour))["snr"] for x in voices])
             assert abs(found - snr).max() < 6 and abs(found.mean() - snr) < 4, (colour, snr, found)
-        assert {scene_of(measure(add_noise(x, 5, colour))) for x in voices} == {dict(white="noisy_room", rumble="outdoor")[colour]}
+        assert {scene_of(measure(add_noise(x, 5, colour))) for x in voices} == {
+            dict(white="noisy_room", rumble="outdoor")[colour]
+        }
 
 
 def test_rooms_and_telephones_are_heard(voices):
-    decays = [np.median([measure(add_room(x, rt, 2))["decay"] for x in voices]) for rt in (0.2, 0.4, 0.6, 0.8, 1.2)]
+    decays = [
+        np.median([measure(add_room(x, rt, 2))["decay"] for x in voices])
+        for rt in (0.2, 0.4, 0.6, 0.8, 1.2)
+    ]
     assert decays == sorted(decays), decays
-    assert all(scene_of(measure(add_room(x, rt, 2))) == "reverberant_room" for x in voices for rt in (0.8, 1.2))
-    assert not any(scene_of(measure(y)) == "reverberant_room" for x in voices for y in (x, add_room(x, 0.2, 2)))
+    assert all(
+        scene_of(measure(add_room(x, rt, 2))) == "reverberant_room"
+        for x in voices
+        for rt in (0.8, 1.2)
+    )
+    assert not any(
+        scene_of(measure(y)) == "reverberant_room" for x in voices for y in (x, add_room(x, 0.2, 2))
+    )
     assert {scene_of(measure(telephone(x))) for x in voices} == {"phone_call"}
 
 
@@ -239,19 +287,44 @@ def test_pitch_and_rate_follow_what_was_changed(voices):
     for x in voices[:3]:
         was = measure(x)
         for n in (-4, 4):
-            assert abs(12*np.log2(measure(load_librosa().effects.pitch_shift(x, sr=24_000, n_steps=n))["hz"]/was["hz"]) - n) < 0.7
+            assert (
+                abs(
+                    12
+                    * np.log2(
+                        measure(load_librosa().effects.pitch_shift(x, sr=24_000, n_steps=n))["hz"]
+                        / was["hz"]
+                    )
+                    - n
+                )
+                < 0.7
+            )
         for rate in (0.7, 1.4):
-            assert abs(was["speech"]/measure(load_librosa().effects.time_stretch(x, rate=rate))["speech"]/rate - 1) < 0.1
-    t = np.arange(24_000)/24_000
-    assert measure(0.3*np.sin(2*np.pi*np.cumsum(150 + 60*(t > 0.7))/24_000))["rise"] > 4
+            assert (
+                abs(
+                    was["speech"]
+                    / measure(load_librosa().effects.time_stretch(x, rate=rate))["speech"]
+                    / rate
+                    - 1
+                )
+                < 0.1
+            )
+    t = np.arange(24_000) / 24_000
+    assert measure(0.3 * np.sin(2 * np.pi * np.cumsum(150 + 60 * (t > 0.7)) / 24_000))["rise"] > 4
     assert np.isnan(f0(np.zeros(24_000))).all() and len(f0(np.zeros(100))) == 0
-    with pytest.raises(ValueError, match="0.2 s"): measure(np.zeros(100))
+    with pytest.raises(ValueError, match="0.2 s"):
+        measure(np.zeros(100))
 
 
 def test_the_sound_votes_only_where_the_text_is_unsure():
-    for text, rise, energy, said in (("anh về hay ở nhà", 6, 0, "questioning"), ("anh về nhà", 6, 0, "neutral"),
-                                     ("Anh về nhà.", 6, 9, "neutral"), ("anh về hay ở lớp", 6, 0, "neutral"),
-                                     ("Lan ơi!", 0, 9, "alerting"), ("Lan ơi!", 0, 1, "neutral"), ("Vâng!", 0, 9, "affirming")):
+    for text, rise, energy, said in (
+        ("anh về hay ở nhà", 6, 0, "questioning"),
+        ("anh về nhà", 6, 0, "neutral"),
+        ("Anh về nhà.", 6, 9, "neutral"),
+        ("anh về hay ở lớp", 6, 0, "neutral"),
+        ("Lan ơi!", 0, 9, "alerting"),
+        ("Lan ơi!", 0, 1, "neutral"),
+        ("Vâng!", 0, 9, "affirming"),
+    ):
         assert vote(emotion_of(text), text, rise, energy).emotion == said, text
 
 
@@ -269,20 +342,34 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_tagged_whole_and_again_the_same(folder):
-    before = json.loads((folder/"metadata.json").read_text())
+    before = json.loads((folder / "metadata.json").read_text())
     rows, m = tag(TagSettings(data=str(folder)))
-    first = (folder/"metadata.json").read_bytes()
+    first = (folder / "metadata.json").read_bytes()
     main(["--data", str(folder)])
-    assert (folder/"metadata.json").read_bytes() == first and not list(folder.glob(".*tmp"))
+    assert (folder / "metadata.json").read_bytes() == first and not list(folder.glob(".*tmp"))
     after = json.loads(first)
     assert after["dataset_info"] == before["dataset_info"] and len(m) == len(rows) == 80
     for old, new in zip(before["samples"], after["samples"]):
-        assert {k: v for k, v in new.items() if k not in (*TAGS, "tagged")} == {k: v for k, v in old.items() if k not in TAGS}
+        assert {k: v for k, v in new.items() if k not in (*TAGS, "tagged")} == {
+            k: v for k, v in old.items() if k not in TAGS
+        }
     a, b, c = after["samples"][:3]
-    assert (a["emotion"], a["dialect"], a["mine"], b["scene"], c["scene"]) == ("affirming", "Nam", [1, None], "stadium", "noisy_room")
-    assert "emotion" not in a["tagged"] and "scene" not in b["tagged"] and {"emotion", "scene", "pitch", "rate"} <= set(c["tagged"])
-    write_wav(folder/c["audio_file"], read_audio(VOICES[0]))     # this step's tags follow the sound, other people's stay
-    rows, _ = tag(TagSettings(data=str(folder), bins=str(folder/"tag_bins.json")))
+    assert (a["emotion"], a["dialect"], a["mine"], b["scene"], c["scene"]) == (
+        "affirming",
+        "Nam",
+        [1, None],
+        "stadium",
+        "noisy_room",
+    )
+    assert (
+        "emotion" not in a["tagged"]
+        and "scene" not in b["tagged"]
+        and {"emotion", "scene", "pitch", "rate"} <= set(c["tagged"])
+    )
+    write_wav(
+        folder / c["audio_file"], read_audio(VOICES[0])
+    )  # this step's tags follow the sound, other people's stay
+    rows, _ = tag(TagSettings(data=str(folder), bins=str(folder / "tag_bins.json")))
     assert rows["scene"][2] in ("studio", "quiet_room") and rows["scene"][1] == "stadium"
 
 
@@ -290,22 +377,36 @@ def test_tags_reach_the_prompt_or_stay_out(folder):
     rows = tag(TagSettings(data=str(folder)))[0].to_dict("records")
     r = next(r for r in rows if r["text"] == "Quyển sách này hay không?")
     told, untold = (render(prompt_from_row(r, r["text"], tags=t)) for t in (True, False))
-    assert f"SPEAKER0: Male, {r['rate']} speaking rate, {r['pitch']}-pitch, questioning tone" in told and "SPEAKER0" not in untold
+    assert (
+        f"SPEAKER0: Male, {r['rate']} speaking rate, {r['pitch']}-pitch, questioning tone" in told
+        and "SPEAKER0" not in untold
+    )
     assert "noisy room." in render(prompt_from_row(rows[2], rows[2]["text"]))
 
 
 def test_texts_alone_and_broken_input(folder):
     rows, m = tag(TagSettings(data=str(folder), sound=False))
-    assert m is None and "pitch" not in rows and not (folder/"tag_bins.json").exists() and set(rows["emotion"]) == set(EMOTIONS)
-    (folder/"odd.json").write_text('{"rate": [1, 2]}')
-    with pytest.raises(ValueError, match="does not hold bins"): tag(TagSettings(data=str(folder), bins=str(folder/"odd.json")))
+    assert (
+        m is None
+        and "pitch" not in rows
+        and not (folder / "tag_bins.json").exists()
+        and set(rows["emotion"]) == set(EMOTIONS)
+    )
+    (folder / "odd.json").write_text('{"rate": [1, 2]}')
+    with pytest.raises(ValueError, match="does not hold bins"):
+        tag(TagSettings(data=str(folder), bins=str(folder / "odd.json")))
     sounds = sorted(folder.glob("*.wav"))
     sounds[0].write_bytes(b"no sound")
     rows, m = tag(TagSettings(data=str(folder)))
-    assert (m["problem"] != "").sum() == 1 and rows["pitch"][m["problem"] != ""].tolist() == ["unknown"]
-    for f in sounds: f.write_bytes(b"no sound")
-    with pytest.raises(ValueError, match="none of the 80 clips can be measured"): tag(TagSettings(data=str(folder)))
-    with pytest.raises(SystemExit, match="no Higgs dataset folder"): main(["--data", str(folder/"nowhere")])
+    assert (m["problem"] != "").sum() == 1 and rows["pitch"][m["problem"] != ""].tolist() == [
+        "unknown"
+    ]
+    for f in sounds:
+        f.write_bytes(b"no sound")
+    with pytest.raises(ValueError, match="none of the 80 clips can be measured"):
+        tag(TagSettings(data=str(folder)))
+    with pytest.raises(SystemExit, match="no Higgs dataset folder"):
+        main(["--data", str(folder / "nowhere")])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no shared data")
@@ -319,15 +420,32 @@ def test_real_people_are_measured_fast_enough():
 
 
 def test_silence_and_an_even_tone_are_measured_or_say_why():
-    with pytest.raises(ValueError, match="silent"): measure(np.zeros(24_000, np.float32))
-    for hz in (93.75, 1000): assert abs(measure((0.1*np.sin(2*np.pi*hz*np.arange(48_000)/24_000)).astype(np.float32))["level"] + 23) < 1
+    with pytest.raises(ValueError, match="silent"):
+        measure(np.zeros(24_000, np.float32))
+    for hz in (93.75, 1000):
+        assert (
+            abs(
+                measure(
+                    (0.1 * np.sin(2 * np.pi * hz * np.arange(48_000) / 24_000)).astype(np.float32)
+                )["level"]
+                + 23
+            )
+            < 1
+        )
 
 
 def test_pairs_do_not_count_twice_in_the_bins(folder):
     tag(TagSettings(data=str(folder)))
-    before, meta = (folder/"tag_bins.json").read_text(), json.loads((folder/"metadata.json").read_text())
-    meta["samples"] += [s | dict(id=f"{s['id']}_clone", pair_of=[s["id"]]) for s in meta["samples"][:20]]
-    (folder/"metadata.json").write_text(json.dumps(meta))
+    before, meta = (
+        (folder / "tag_bins.json").read_text(),
+        json.loads((folder / "metadata.json").read_text()),
+    )
+    meta["samples"] += [
+        s | dict(id=f"{s['id']}_clone", pair_of=[s["id"]]) for s in meta["samples"][:20]
+    ]
+    (folder / "metadata.json").write_text(json.dumps(meta))
     tag(TagSettings(data=str(folder)))
-    after = json.loads((folder/"tag_bins.json").read_text())
-    assert {k: after[k] for k in ("pitch", "rate")} == {k: json.loads(before)[k] for k in ("pitch", "rate")}
+    after = json.loads((folder / "tag_bins.json").read_text())
+    assert {k: after[k] for k in ("pitch", "rate")} == {
+        k: json.loads(before)[k] for k in ("pitch", "rate")
+    }

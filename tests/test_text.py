@@ -152,7 +152,10 @@ def test_the_comparison_with_outside_forms(said, expected, right):
         ("Mỗi ngày uống 2.5 lít", "Mỗi ngày uống hai phẩy năm lít"),
         ("tăng 2.5 lần", "tăng hai phẩy năm lần"),
         ("Điểm 8.75", "Điểm tám phẩy bảy mươi lăm"),
-        ("bản 3.10, máy 2.0, iOS 17.4", "bản ba chấm mười, máy hai chấm không, iOS mười bảy chấm bốn"),
+        (
+            "bản 3.10, máy 2.0, iOS 17.4",
+            "bản ba chấm mười, máy hai chấm không, iOS mười bảy chấm bốn",
+        ),
         ("Tăng từ 5g lên 8g đường", "Tăng từ năm gam lên tám gam đường"),
         ("từ 5g đến 10g đường", "từ năm gam đến mười gam đường"),
         ("giảm từ 12g xuống 6g mỗi ngày", "giảm từ mười hai gam xuống sáu gam mỗi ngày"),
@@ -169,8 +172,10 @@ def test_the_comparison_with_outside_forms(said, expected, right):
         ("lợi nhuận Q1 tăng", "lợi nhuận quý một tăng"),
         ("CTY TNHH An Phú", "Công ty trách nhiệm hữu hạn An Phú"),
         ("TTTM ở TT Huế", "Trung tâm thương mại ở Thừa Thiên Huế"),
-        ("DT 50m2, LH 0912345678",
-         "Diện tích năm mươi mét vuông, liên hệ không chín một hai ba bốn năm sáu bảy tám"),
+        (
+            "DT 50m2, LH 0912345678",
+            "Diện tích năm mươi mét vuông, liên hệ không chín một hai ba bốn năm sáu bảy tám",
+        ),
         ("TT. Sa Pa có sương", "Thị trấn Sa Pa có sương"),
         ("đo ở TX. Sa Pa: 90 kPa, 5 Pa", "đo ở thị xã Sa Pa: chín mươi ki lô pát can, năm pát can"),
         ("dc ko bn", "được không bạn"),
@@ -181,7 +186,8 @@ def test_the_comparison_with_outside_forms(said, expected, right):
         ("vitamin e có trong dầu", "vitamin e có trong dầu"),
     ],
 )
-def test_neighbours_of_a_rule(written, said): assert agrees(spoken(written), said), spoken(written)
+def test_neighbours_of_a_rule(written, said):
+    assert agrees(spoken(written), said), spoken(written)
 
 
 def test_numbers_in_words():

@@ -23,20 +23,41 @@ def bare(**own):
 
 
 def told(code, **own):
-    return subprocess.run([sys.executable, "-c", code], env=bare(**own), capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-c", code], env=bare(**own), capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
-@pytest.mark.parametrize("own, expected", [
-    ({}, ["3000", "None", "None"]), (dict(GOMP_SPINCOUNT="7"), ["7", "None", "None"]), (dict(OMP_WAIT_POLICY="ACTIVE"), ["None", "ACTIVE", "None"]),
-    (dict(IN_TEST="1"), ["3000", "None", "1"]), (dict(IN_TEST="1", OMP_NUM_THREADS="2"), ["3000", "None", "2"])])
+@pytest.mark.parametrize(
+    "own, expected",
+    [
+        ({}, ["3000", "None", "None"]),
+        (dict(GOMP_SPINCOUNT="7"), ["7", "None", "None"]),
+        (dict(OMP_WAIT_POLICY="ACTIVE"), ["None", "ACTIVE", "None"]),
+        (dict(IN_TEST="1"), ["3000", "None", "1"]),
+        (dict(IN_TEST="1", OMP_NUM_THREADS="2"), ["3000", "None", "2"]),
+    ],
+)
 def test_the_package_sets_how_threads_wait_where_nobody_has(own, expected):
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-    assert told(f"import higgs_vi, os, sys; print(*map(os.environ.get, {names})); assert 'torch' not in sys.modules", **own) == expected
+    assert (
+        told(
+            f"import higgs_vi, os, sys; print(*map(os.environ.get, {names})); assert 'torch' not in sys.modules",
+            **own,
+        )
+        == expected
+    )
 
 
 def test_a_start_is_silent_whichever_module_is_imported_first():
     "PEFT, which several modules import, takes in torchao and bitsandbytes; both warn on a CPU, unless the package was imported before."
-    out = subprocess.run([sys.executable, "-c", "import higgs_vi, peft"], env=bare(), capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", "import higgs_vi, peft"],
+        env=bare(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert out.stdout + out.stderr == ""
 
 
@@ -45,12 +66,20 @@ def test_nbdevs_tests_get_one_thread_though_a_notebook_imports_torch_first():
     assert told(code, IN_TEST="1")[1] == "1"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT/"nbs").glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_a_notebook_imports_the_package_before_torch(path):
-    source = "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code")
+    source = "\n".join(
+        "".join(c["source"])
+        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "code"
+    )
     imports = re.findall(r"^((?:import|from) [^#\n]*)", source, re.M)
-    first = [i for i, line in enumerate(imports) if re.search(r"\b(torch|transformers|peft|accelerate)\b", line)]
-    assert not first or any("higgs_vi" in line for line in imports[:first[0]])
+    first = [
+        i
+        for i, line in enumerate(imports)
+        if re.search(r"\b(torch|transformers|peft|accelerate)\b", line)
+    ]
+    assert not first or any("higgs_vi" in line for line in imports[: first[0]])
 
 
 def test_a_small_model_speaks_on_one_thread_and_gives_the_others_back(parts):
@@ -88,18 +117,31 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 def test_three_processes_at_once_take_at_most_six_times_as_long():
-    procs = [subprocess.Popen([sys.executable, "-c", SPEAK], env=bare(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, text=True) for _ in range(3)]
-    assert [p.stdout.readline() for p in procs] == ["ready\n"]*3
+    procs = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPEAK],
+            env=bare(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    assert [p.stdout.readline() for p in procs] == ["ready\n"] * 3
 
     def seconds(some):
-        for p in some: print("go", file=p.stdin, flush=True)
+        for p in some:
+            print("go", file=p.stdin, flush=True)
         return [float(p.stdout.readline()) for p in some]
 
     alone, together = [], []
     for _ in range(5):
         alone += seconds(procs[:1])
         together += seconds(procs)
-    for p in procs: p.communicate()
-    print(f"alone {statistics.median(alone):.2f} s, three at once {statistics.median(together):.2f} s")
-    assert statistics.median(together) < 6*statistics.median(alone)
+    for p in procs:
+        p.communicate()
+    print(
+        f"alone {statistics.median(alone):.2f} s, three at once {statistics.median(together):.2f} s"
+    )
+    assert statistics.median(together) < 6 * statistics.median(alone)

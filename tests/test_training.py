@@ -65,19 +65,39 @@ def place(tmp_path_factory, four):
 
 def settings(place, out, **change):
     "Small settings: twelve steps of LoRA with dropout, a validation every four."
-    given = dict(model=str(place/"nano"), data=str(place/"data"), out=str(out), cache=str(place/"codes"), preset="demo", budget=1024, steps=12, report=1,
-                 evaluate=4, save=3, sentences=0, device="cpu") | change
+    given = (
+        dict(
+            model=str(place / "nano"),
+            data=str(place / "data"),
+            out=str(out),
+            cache=str(place / "codes"),
+            preset="demo",
+            budget=1024,
+            steps=12,
+            report=1,
+            evaluate=4,
+            save=3,
+            sentences=0,
+            device="cpu",
+        )
+        | change
+    )
     return with_preset(TrainSettings.of(given))
 
 
 def test_the_embedded_nano_is_small_and_ends_by_itself():
     "Its first codebook reads the embedding's first half alone, the others the rest, so that a text can foretell it."
-    assert sum(p.stat().st_size for p in NANO.rglob("*") if p.is_file()) < 40*2**20
+    assert sum(p.stat().st_size for p in NANO.rglob("*") if p.is_file()) < 40 * 2**20
     nano = load_checkpoint(NANO)
-    speech = say(nano, make_prompt("Hôm nay trời đẹp quá, chúng ta đi dạo nhé."), Sampling(seconds=10))
-    assert speech.ended and 1 < len(speech.wave)/24_000 < 9 and np.abs(speech.wave).max() > 0.05
+    speech = say(
+        nano, make_prompt("Hôm nay trời đẹp quá, chúng ta đi dạo nhé."), Sampling(seconds=10)
+    )
+    assert speech.ended and 1 < len(speech.wave) / 24_000 < 9 and np.abs(speech.wave).max() > 0.05
     first, *others = (q.project_in.weight.abs().sum(0) > 0 for q in nano.codec.quantizer.quantizers)
-    assert all(not (first & other).any() for other in others) and first.sum() == nano.codec.config.semantic_model_config.hidden_size
+    assert (
+        all(not (first & other).any() for other in others)
+        and first.sum() == nano.codec.config.semantic_model_config.hidden_size
+    )
 
 
 def steps_of(run):
@@ -95,23 +115,38 @@ def unbroken(place):
 def command(cfg):
     "The command line of `cfg`."
     names = "model data out cache preset budget steps report evaluate save sentences device resume".split()
-    return [sys.executable, "-m", "higgs_vi.train", *(x for n in names for x in (f"--{n}", str(getattr(cfg, n))))]
+    return [
+        sys.executable,
+        "-m",
+        "higgs_vi.train",
+        *(x for n in names for x in (f"--{n}", str(getattr(cfg, n)))),
+    ]
 
 
 def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
     "kill -9 at a random step, then a fresh process: every step equals the unbroken run's, and stands in metrics.jsonl once."
-    out, at = place/"killed", random.Random(os.getpid()).randint(4, 10)
-    own = subprocess.Popen(command(settings(place, out)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out, at = place / "killed", random.Random(os.getpid()).randint(4, 10)
+    own = subprocess.Popen(
+        command(settings(place, out)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in own.stdout:
         if line.startswith(f"step {at}/"):
             own.send_signal(signal.SIGKILL)
             break
     own.wait()
-    assert own.returncode == -signal.SIGKILL and checkpoints(out) and not (out/"adapter").exists()
+    assert own.returncode == -signal.SIGKILL and checkpoints(out) and not (out / "adapter").exists()
     before = read_metrics(out)[-1]["step"]
-    subprocess.run(command(settings(place, out, resume=True)), cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        command(settings(place, out, resume=True)), cwd=ROOT, check=True, capture_output=True
+    )
     assert steps_of(out) == steps_of(unbroken.folder) and before < 12
-    assert (out/"adapter/adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
+    assert (out / "adapter/adapter_model.safetensors").read_bytes() == (
+        unbroken.folder / "adapter/adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_a_share_of_the_prompts_loses_its_words_and_nothing_else(unbroken):
@@ -124,76 +159,141 @@ def test_a_share_of_the_prompts_loses_its_words_and_nothing_else(unbroken):
         sizes[share] = size["tokens"]
         asked.append((counts.tolist(), batch["targets"].tolist(), batch["columns"].tolist()))
     silent = [without_words(e, unbroken.parts.tokenizer) for e in unbroken.data.train]
-    assert sizes[0.999999] == sum(map(len, silent)) < sizes[0.5] < sizes[0.0] == sum(map(len, unbroken.data.train))
+    assert (
+        sizes[0.999999]
+        == sum(map(len, silent))
+        < sizes[0.5]
+        < sizes[0.0]
+        == sum(map(len, unbroken.data.train))
+    )
     assert asked[0] == asked[1] == asked[2]
 
 
 def test_sigterm_saves_and_stops(place, unbroken):
     "A command says one line, without a traceback, and exits as shells expect it."
-    out = place/"term"
-    own = subprocess.Popen(command(settings(place, out, save=100)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out = place / "term"
+    own = subprocess.Popen(
+        command(settings(place, out, save=100)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in own.stdout:
         if line.startswith("step 5/"):
             own.send_signal(signal.SIGTERM)
             break
     rest = own.stdout.read()
-    said = re.search(r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with --resume true\n$", rest)
+    said = re.search(
+        r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with --resume true\n$", rest
+    )
     assert own.wait() == 143 and said and "Traceback" not in rest
     assert checkpoints(out)[-1].name == f"step-{int(said[1]):06d}"
     assert steps_of(out) == [r for r in steps_of(unbroken.folder) if r["step"] <= int(said[1])]
 
 
 def test_one_seed_gives_the_same_losses_and_another_does_not(place, unbroken):
-    again, other = execute(settings(place, place/"again")), execute(settings(place, place/"other", seed=1, steps=3))
+    again, other = (
+        execute(settings(place, place / "again")),
+        execute(settings(place, place / "other", seed=1, steps=3)),
+    )
     assert steps_of(again.folder) == steps_of(unbroken.folder)
     assert steps_of(other.folder)[0]["loss"] != steps_of(unbroken.folder)[0]["loss"]
 
 
 def test_validation_finds_the_best_checkpoint(place, unbroken):
     rows = [r for r in read_metrics(unbroken.folder) if r["kind"] == "valid"]
-    assert [r["step"] for r in rows] == [0, 4, 8, 12] and all(len(r["by_codebook"]) == 8 and r["eos_loss"] > 0 for r in rows)
+    assert [r["step"] for r in rows] == [0, 4, 8, 12] and all(
+        len(r["by_codebook"]) == 8 and r["eos_loss"] > 0 for r in rows
+    )
     best = min(rows[1:], key=lambda r: r["loss"])
-    assert unbroken.before == rows[0]["loss"] and (unbroken.best_step, unbroken.best) == (best["step"], best["loss"])
-    kept = unbroken.folder/"checkpoints"/f"step-{best['step']:06d}"
-    assert (kept/"adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
+    assert unbroken.before == rows[0]["loss"] and (unbroken.best_step, unbroken.best) == (
+        best["step"],
+        best["loss"],
+    )
+    kept = unbroken.folder / "checkpoints" / f"step-{best['step']:06d}"
+    assert (kept / "adapter_model.safetensors").read_bytes() == (
+        unbroken.folder / "adapter/adapter_model.safetensors"
+    ).read_bytes()
     names = {p.name for p in unbroken.folder.iterdir()}
-    assert {"settings.json", "metrics.jsonl", "checkpoints", "adapter", "tensorboard"} <= names and len(checkpoints(unbroken.folder)) <= 4
+    assert {
+        "settings.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "adapter",
+        "tensorboard",
+    } <= names and len(checkpoints(unbroken.folder)) <= 4
     train = {e.name for e in unbroken.data.train}
     assert train.isdisjoint(e.name for e in unbroken.data.valid) and len(unbroken.data.valid) == 8
 
 
 def test_early_stopping_stops_and_keeps_the_best(place, capsys):
     "A rate that spoils the model: validation gets worse, patience ends, the adapter is the best one."
-    run = execute(settings(place, place/"worse", rate=0.5, evaluate=1, patience=2, steps=40, warmup=0.0))
-    assert run.step < run.total == 40 and "no better for 2 validation(s): stopping" in capsys.readouterr().out
+    run = execute(
+        settings(place, place / "worse", rate=0.5, evaluate=1, patience=2, steps=40, warmup=0.0)
+    )
+    assert (
+        run.step < run.total == 40
+        and "no better for 2 validation(s): stopping" in capsys.readouterr().out
+    )
     rows = [r for r in read_metrics(run.folder) if r["kind"] == "valid" and r["step"]]
     assert run.best_step == min(rows, key=lambda r: r["loss"])["step"] == run.step - 2
-    adapter, best, last = ((d/"adapter_model.safetensors").read_bytes()
-                           for d in (run.folder/"adapter", *(run.folder/f"checkpoints/step-{n:06d}" for n in (run.best_step, run.step))))
+    adapter, best, last = (
+        (d / "adapter_model.safetensors").read_bytes()
+        for d in (
+            run.folder / "adapter",
+            *(run.folder / f"checkpoints/step-{n:06d}" for n in (run.best_step, run.step)),
+        )
+    )
     assert adapter == best != last
-    assert outcome(run.metrics.rows, 40).endswith("training did not help: no step was better than the model before it.")
+    assert outcome(run.metrics.rows, 40).endswith(
+        "training did not help: no step was better than the model before it."
+    )
 
 
 def test_the_rate_rises_and_falls():
     cfg = replace(TrainSettings(), rate=1.0, warmup=0.1)
     rates = [rate_at(cfg, s, 100) for s in range(1, 101)]
-    assert rates[0] == 0.1 and max(rates) == rates[9] == 1.0 and 0 < rates[-1] < 1e-2 and rates[9:] == sorted(rates[9:], reverse=True)
+    assert (
+        rates[0] == 0.1
+        and max(rates) == rates[9] == 1.0
+        and 0 < rates[-1] < 1e-2
+        and rates[9:] == sorted(rates[9:], reverse=True)
+    )
 
 
 def test_the_plan_resumes_at_the_very_batch(place):
-    run = start(settings(place, place/"plan", epochs=3, steps=0))
+    run = start(settings(place, place / "plan", epochs=3, steps=0))
     whole = list(plan_from(run.cfg, run.data, 0, 1))
     assert len(whole) == total_steps(run.cfg, run.data, 1) == run.total
-    for done in (1, len(whole)//3, len(whole) - 1): assert list(plan_from(run.cfg, run.data, done, 1)) == whole[done:]
-    for world in (2, 3): assert sum(len(b) for _, s in plan_from(run.cfg, run.data, 0, world) for b in s) == 3*len(run.data.train)
+    for done in (1, len(whole) // 3, len(whole) - 1):
+        assert list(plan_from(run.cfg, run.data, done, 1)) == whole[done:]
+    for world in (2, 3):
+        assert sum(len(b) for _, s in plan_from(run.cfg, run.data, 0, world) for b in s) == 3 * len(
+            run.data.train
+        )
 
 
 def test_tags_stand_in_their_share_of_the_prompts(place):
     "The demo clips' genders are known: with tags 0 no prompt names one, with 1 every prompt its own, with 0.5 some, the same each time."
-    told = {t: [e.voices for e in (r["prompt"] for r in start(settings(place, place/f"tags{i}", validation=0.9, tags=t)).data.rows)]
-            for i, t in enumerate((0.0, 0.5, 1.0))}
-    assert set(told[0.0]) == {()} and set(told[1.0]) == {("feminine",), ("masculine",)} and set(told[0.5]) == set(told[0.0]) | set(told[1.0])
-    again = start(settings(place, place/"tags_again", validation=0.9, tags=0.5))
+    told = {
+        t: [
+            e.voices
+            for e in (
+                r["prompt"]
+                for r in start(
+                    settings(place, place / f"tags{i}", validation=0.9, tags=t)
+                ).data.rows
+            )
+        ]
+        for i, t in enumerate((0.0, 0.5, 1.0))
+    }
+    assert (
+        set(told[0.0]) == {()}
+        and set(told[1.0]) == {("feminine",), ("masculine",)}
+        and set(told[0.5]) == set(told[0.0]) | set(told[1.0])
+    )
+    again = start(settings(place, place / "tags_again", validation=0.9, tags=0.5))
     assert [r["prompt"].voices for r in again.data.rows] == told[0.5]
 
 
@@ -220,43 +320,120 @@ def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
 
     With dropout, which draws differently in each process, a run that goes on from step 2 ends as the one that was not broken.
     """
-    own = dict(model=str(place/"nano"), data=str(place/"data"), cache=str(place/"codes"), preset="demo", budget=512, report=1, save=2,
-               sentences=0, device="cpu")
-    plain, dropped = own | dict(steps=4, dropout=0.0, evaluate=2), own | dict(steps=4, dropout=0.3, evaluate=2)
-    one = execute(with_preset(TrainSettings.of(plain | dict(accumulation=2, out=str(place/"one")))))
-    runs = [plain | dict(out=str(place/"two")), dropped | dict(out=str(place/"whole")), dropped | dict(out=str(place/"cut"), resume=True)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    (place/"two.py").write_text(TWO)
+    own = dict(
+        model=str(place / "nano"),
+        data=str(place / "data"),
+        cache=str(place / "codes"),
+        preset="demo",
+        budget=512,
+        report=1,
+        save=2,
+        sentences=0,
+        device="cpu",
+    )
+    plain, dropped = (
+        own | dict(steps=4, dropout=0.0, evaluate=2),
+        own | dict(steps=4, dropout=0.3, evaluate=2),
+    )
+    one = execute(
+        with_preset(TrainSettings.of(plain | dict(accumulation=2, out=str(place / "one"))))
+    )
+    runs = [
+        plain | dict(out=str(place / "two")),
+        dropped | dict(out=str(place / "whole")),
+        dropped | dict(out=str(place / "cut"), resume=True),
+    ]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
+    (place / "two.py").write_text(TWO)
     env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    out = subprocess.run([*launch, place/"two.py", json.dumps(runs)], cwd=ROOT, check=True, capture_output=True, text=True, env=env)
-    assert out.stdout.count("written by one") == 1 and out.stdout.count("step 4/4  validation loss") == 3      # one process speaks
-    a, b = steps_of(one.folder), steps_of(place/"two")
-    assert [(r["step"], r["kind"]) for r in a] == [(r["step"], r["kind"]) for r in b] and len(a) == 7
-    for x, y in zip(a, b): assert abs(x["loss"] - y["loss"]) < 1e-4 and abs((x["grad_norm"] or 0) - (y["grad_norm"] or 0)) < 1e-3
-    x, y, whole, cut = (load_file(f/"adapter/adapter_model.safetensors") for f in (one.folder, place/"two", place/"whole", place/"cut"))
+    out = subprocess.run(
+        [*launch, place / "two.py", json.dumps(runs)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert (
+        out.stdout.count("written by one") == 1
+        and out.stdout.count("step 4/4  validation loss") == 3
+    )  # one process speaks
+    a, b = steps_of(one.folder), steps_of(place / "two")
+    assert [(r["step"], r["kind"]) for r in a] == [(r["step"], r["kind"]) for r in b] and len(
+        a
+    ) == 7
+    for x, y in zip(a, b):
+        assert (
+            abs(x["loss"] - y["loss"]) < 1e-4
+            and abs((x["grad_norm"] or 0) - (y["grad_norm"] or 0)) < 1e-3
+        )
+    x, y, whole, cut = (
+        load_file(f / "adapter/adapter_model.safetensors")
+        for f in (one.folder, place / "two", place / "whole", place / "cut")
+    )
     assert max((x[n] - y[n]).abs().max() for n in x) < 1e-3
-    assert steps_of(place/"whole") == steps_of(place/"cut") and all(torch.equal(whole[n], cut[n]) for n in whole)
-    first, second = torch.load(place/"whole/checkpoints/step-000002/trainer.pt", weights_only=True)["rng"]
+    assert steps_of(place / "whole") == steps_of(place / "cut") and all(
+        torch.equal(whole[n], cut[n]) for n in whole
+    )
+    first, second = torch.load(
+        place / "whole/checkpoints/step-000002/trainer.pt", weights_only=True
+    )["rng"]
     assert not torch.equal(first["cpu"], second["cpu"])
 
 
-@pytest.mark.parametrize("why", ["a wrong value", "no GPU", "a finished run", pytest.param("a run in use", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "why",
+    [
+        "a wrong value",
+        "no GPU",
+        "a finished run",
+        pytest.param("a run in use", marks=pytest.mark.slow),
+    ],
+)
 def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tmp_path, why):
     """Two processes: the reason stands once in what they print, no process adds a traceback, and the launcher reports a failure.
 
     The first two are refused before the processes are joined, the others by the main process alone.
     """
-    options, reason = {"a wrong value": (["--rate", "x"], "the parameter rate is 'x': it takes a number"),
-                       "no GPU": (["--device", "cuda"], "device is cuda but torch sees no GPU"),
-                       "a finished run": (["--out", str(unbroken.folder)], f"the run folder {unbroken.folder} exists already"),
-                       "a run in use": (["--out", str(tmp_path/"held")], f"{tmp_path/'held'} is in use by process {os.getpid()}")}[why]
-    lock = lock_run(tmp_path/"held")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "higgs_vi.train", *options]
-    if why != "no GPU": launch += ["--device", "cpu"]
+    options, reason = {
+        "a wrong value": (["--rate", "x"], "the parameter rate is 'x': it takes a number"),
+        "no GPU": (["--device", "cuda"], "device is cuda but torch sees no GPU"),
+        "a finished run": (
+            ["--out", str(unbroken.folder)],
+            f"the run folder {unbroken.folder} exists already",
+        ),
+        "a run in use": (
+            ["--out", str(tmp_path / "held")],
+            f"{tmp_path / 'held'} is in use by process {os.getpid()}",
+        ),
+    }[why]
+    lock = lock_run(tmp_path / "held")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+        "-m",
+        "higgs_vi.train",
+        *options,
+    ]
+    if why != "no GPU":
+        launch += ["--device", "cpu"]
     env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
     out = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=100)
     unlock_run(lock)
-    own = (out.stdout + out.stderr).split("torch/distributed/elastic")[0]       # what comes before the launcher's own report
+    own = (out.stdout + out.stderr).split("torch/distributed/elastic")[
+        0
+    ]  # what comes before the launcher's own report
     assert out.returncode and (out.stdout + out.stderr).count(reason) == 1 and reason in own
     assert "Traceback" not in own and "[rank1]" not in out.stderr
 
@@ -277,46 +454,77 @@ def signalled(monkeypatch, run, at, number):
 
 def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch):
     "SIGINT, then SIGHUP: each finishes its step and saves; `train` again, or `start` again without resume, goes on to the same end."
-    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):    # a shell's background job ignores some
+    for s in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # a shell's background job ignores some
         signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    run = start(settings(place, place/"told", save=100, evaluate=4))
+    run = start(settings(place, place / "told", save=100, evaluate=4))
     said = signalled(monkeypatch, run, 2, signal.SIGINT)
-    assert str(said) == "stopped by SIGINT after step 2 of 12, and saved" and checkpoints(run.folder)[-1].name == "step-000002"
-    assert said._render_traceback_() == [f"{said}. To go on, run this cell again; in a new process, set resume true."]
-    torch.rand(3)       # whatever else runs in the notebook meanwhile
+    assert (
+        str(said) == "stopped by SIGINT after step 2 of 12, and saved"
+        and checkpoints(run.folder)[-1].name == "step-000002"
+    )
+    assert said._render_traceback_() == [
+        f"{said}. To go on, run this cell again; in a new process, set resume true."
+    ]
+    torch.rand(3)  # whatever else runs in the notebook meanwhile
     assert signalled(monkeypatch, run, 6, signal.SIGHUP).number == signal.SIGHUP and run.step == 6
     assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    again = start(settings(place, place/"told", save=100, evaluate=4))
+    again = start(settings(place, place / "told", save=100, evaluate=4))
     assert again.step == 6 and train(again).step == 12
     finish(again)
     assert steps_of(run.folder) == steps_of(unbroken.folder)
-    assert (run.folder/"adapter/adapter_model.safetensors").read_bytes() == (unbroken.folder/"adapter/adapter_model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="exists already"): start(settings(place, place/"told", save=100, evaluate=4))
+    assert (run.folder / "adapter/adapter_model.safetensors").read_bytes() == (
+        unbroken.folder / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+    with pytest.raises(ValueError, match="exists already"):
+        start(settings(place, place / "told", save=100, evaluate=4))
 
 
 def test_a_signal_that_is_ignored_stays_ignored(place, monkeypatch, capsys):
     "As nohup does it. And resume without a checkpoint says that the run begins anew."
-    cfg = settings(place, place/"nohup", steps=2, validation=0.0)
+    cfg = settings(place, place / "nohup", steps=2, validation=0.0)
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         run = start(cfg)
         real = run.optimizer.step
-        monkeypatch.setattr(run.optimizer, "step", lambda *a, **k: (os.kill(os.getpid(), signal.SIGHUP), real(*a, **k)))
+        monkeypatch.setattr(
+            run.optimizer,
+            "step",
+            lambda *a, **k: (os.kill(os.getpid(), signal.SIGHUP), real(*a, **k)),
+        )
         assert train(run).step == 2
-    finally: signal.signal(signal.SIGHUP, old)
-    shutil.rmtree(run.folder/"checkpoints")
-    assert start(replace(cfg, resume=True)).step == 0 and "holds no checkpoint yet" in capsys.readouterr().out
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    shutil.rmtree(run.folder / "checkpoints")
+    assert (
+        start(replace(cfg, resume=True)).step == 0
+        and "holds no checkpoint yet" in capsys.readouterr().out
+    )
     assert read_metrics(run.folder) == []
 
 
 def test_a_notebook_shows_one_line_of_a_stop(place, capsys):
     from IPython.core.interactiveshell import InteractiveShell
+
     shell = InteractiveShell()
-    shell.user_ns.update(stop=Stopped(type("Run", (), dict(folder=place))(), signal.SIGINT, "stopped by SIGINT after step 2 of 12, and saved"))
+    shell.user_ns.update(
+        stop=Stopped(
+            type("Run", (), dict(folder=place))(),
+            signal.SIGINT,
+            "stopped by SIGINT after step 2 of 12, and saved",
+        )
+    )
     shell.run_cell("def f(): raise stop\nf()")
     out = capsys.readouterr().out.strip().splitlines()
-    assert len(out) == 1 and "stopped by SIGINT after step 2 of 12" in out[0] and "run this cell again" in out[0]
+    assert (
+        len(out) == 1
+        and "stopped by SIGINT after step 2 of 12" in out[0]
+        and "run this cell again" in out[0]
+    )
 
 
 def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_path, monkeypatch):
@@ -324,20 +532,28 @@ def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_pat
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     import higgs_vi.train as module
+
     wave = np.zeros(2400, np.float32)
     monkeypatch.setattr(module, "say", lambda *_: Speech(wave, np.zeros((8, 2), int), True))
-    cfg = settings(place, tmp_path/"heard", steps=2, evaluate=1)
+    cfg = settings(place, tmp_path / "heard", steps=2, evaluate=1)
     train_main([*command(cfg)[3:], "--sentences", "1"])
 
-    def events(run): return EventAccumulator(str(run/"tensorboard"), size_guidance=dict(audio=0)).Reload()
-    kept = events(tmp_path/"heard")
-    assert set(kept.Tags()["audio"]) == {"real/0", "before/0", "after/0"}
-    assert [e.step for e in kept.Scalars("valid/loss")] == [0, 1, 2] and [e.step for e in kept.Audio("after/0")] == [2]
+    def events(run):
+        return EventAccumulator(str(run / "tensorboard"), size_guidance=dict(audio=0)).Reload()
 
-    def fails(run): raise OSError("no space left")
+    kept = events(tmp_path / "heard")
+    assert set(kept.Tags()["audio"]) == {"real/0", "before/0", "after/0"}
+    assert [e.step for e in kept.Scalars("valid/loss")] == [0, 1, 2] and [
+        e.step for e in kept.Audio("after/0")
+    ] == [2]
+
+    def fails(run):
+        raise OSError("no space left")
+
     monkeypatch.setattr(module, "finish", fails)
-    with pytest.raises(OSError, match="no space"): execute(replace(cfg, out=str(tmp_path/"failed")))
-    assert [e.step for e in events(tmp_path/"failed").Scalars("train/loss")] == [1, 2]
+    with pytest.raises(OSError, match="no space"):
+        execute(replace(cfg, out=str(tmp_path / "failed")))
+    assert [e.step for e in events(tmp_path / "failed").Scalars("train/loss")] == [1, 2]
 
 
 # --- merge, and plain transformers and peft ------------------------------------------------------------------------------
@@ -362,20 +578,40 @@ print((a - b).abs().max().item(), (a - c).abs().max().item())
 def test_merged_is_the_adapter_and_plain_libraries_load_both(place, unbroken):
     "Audio embedding and head were trained too. A fresh process with transformers and peft alone sees the same."
     assert unbroken.cfg.audio_embeddings
-    d = merge(MergeSettings(adapter=str(unbroken.folder), out=str(place/"merged")))
-    assert d["adapter_merged"]["largest"] < 1e-4 and d["adapter_merged"]["likeliest_equal"] > 0.999 and d["adapter_merged"]["greedy_equal"] > 0.99
+    d = merge(MergeSettings(adapter=str(unbroken.folder), out=str(place / "merged")))
+    assert (
+        d["adapter_merged"]["largest"] < 1e-4
+        and d["adapter_merged"]["likeliest_equal"] > 0.999
+        and d["adapter_merged"]["greedy_equal"] > 0.99
+    )
     assert d["merged_base"]["largest"] > 1e-2 and d["merged_base"]["likeliest_equal"] < 0.9
-    out = subprocess.run([sys.executable, "-c", PLAIN, place/"merged", place/"nano", unbroken.folder/"adapter"], check=True, capture_output=True, text=True, cwd=place)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PLAIN,
+            place / "merged",
+            place / "nano",
+            unbroken.folder / "adapter",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=place,
+    )
     same, other = map(float, out.stdout.split()[-2:])
     assert same < 1e-4 and other > 1e-2
-    with pytest.raises(ValueError, match="exists already"): merge(MergeSettings(adapter=str(unbroken.folder), out=str(place/"merged")))
+    with pytest.raises(ValueError, match="exists already"):
+        merge(MergeSettings(adapter=str(unbroken.folder), out=str(place / "merged")))
 
 
 def test_bf16_base_trains_and_merges(place):
-    run = execute(settings(place, place/"bf16", precision="bf16", steps=6))
+    run = execute(settings(place, place / "bf16", precision="bf16", steps=6))
     losses = [r["loss"] for r in steps_of(run.folder) if r["kind"] == "train"]
-    assert losses[-1] < losses[0] and {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
-    d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged16"), precision="bf16"))
+    assert losses[-1] < losses[0] and {
+        p.dtype for p in run.model.parameters() if p.requires_grad
+    } == {torch.float32}
+    d = merge(MergeSettings(adapter=str(run.folder), out=str(place / "merged16"), precision="bf16"))
     assert d["adapter_merged"]["mean"] < 0.02 < d["merged_base"]["mean"]
 
 
@@ -384,59 +620,124 @@ def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbr
     w = torch.nn.Parameter(torch.ones(2))
     w.grad = torch.ones(2)
     scaler = torch.amp.GradScaler("cpu")
-    assert train_step(torch.nn.ParameterList([w]), torch.optim.SGD([w], lr=0.1), [], counts=torch.ones(8), scaler=scaler)["targets"] == 8
-    old = json.loads((unbroken.folder/"settings.json").read_text())
+    assert (
+        train_step(
+            torch.nn.ParameterList([w]),
+            torch.optim.SGD([w], lr=0.1),
+            [],
+            counts=torch.ones(8),
+            scaler=scaler,
+        )["targets"]
+        == 8
+    )
+    old = json.loads((unbroken.folder / "settings.json").read_text())
     old.pop("adapter")
-    (tmp_path/"settings.json").write_text(json.dumps(old))
+    (tmp_path / "settings.json").write_text(json.dumps(old))
     open_folder(replace(unbroken.cfg, out=str(tmp_path), resume=True))
-    (tmp_path/"settings.json").write_text(json.dumps(old | dict(adapter="dora")))
-    with pytest.raises(ValueError, match="begun with adapter = 'dora'"): open_folder(replace(unbroken.cfg, out=str(tmp_path), resume=True))
+    (tmp_path / "settings.json").write_text(json.dumps(old | dict(adapter="dora")))
+    with pytest.raises(ValueError, match="begun with adapter = 'dora'"):
+        open_folder(replace(unbroken.cfg, out=str(tmp_path), resume=True))
 
 
 def test_full_training_trains_everything_and_resumes(place):
-    run = execute(settings(place, place/"full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"]))
-    model, base = load_checkpoint(run.folder/"model").model, load_checkpoint(place/"nano").model
+    run = execute(
+        settings(
+            place, place / "full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"]
+        )
+    )
+    model, base = load_checkpoint(run.folder / "model").model, load_checkpoint(place / "nano").model
     changed = [n for n, w in model.named_parameters() if not torch.equal(w, base.state_dict()[n])]
-    assert len(changed) > 0.9*len(list(model.named_parameters())) and run.metrics.rows[-1]["loss"] < run.metrics.rows[0]["loss"]
-    again = start(settings(place, place/"full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"], resume=True))
-    assert again.step == 4 and all(torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters()))
+    assert (
+        len(changed) > 0.9 * len(list(model.named_parameters()))
+        and run.metrics.rows[-1]["loss"] < run.metrics.rows[0]["loss"]
+    )
+    again = start(
+        settings(
+            place,
+            place / "full",
+            mode="full",
+            steps=4,
+            rate=1e-3,
+            save=2,
+            targets=["attention"],
+            resume=True,
+        )
+    )
+    assert again.step == 4 and all(
+        torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters())
+    )
 
 
 def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
     "At a rate where bf16 loses most updates; 'plain' is bf16 rounded to the nearest. A run resumed after step 2 ends as the unbroken one."
-    monkeypatch.setattr(torch, "compile", lambda f, **kw: f)       # torchao compiles its update; the same sums without
-    common = dict(mode="full", steps=4, rate=4e-5, precision="bf16", report=1, warmup=0.0, save=2, evaluate=4)
-    runs = {o: execute(settings(place, place/f"full-{o}", optimizer=o, **common)) for o in ("adamw", "rounded8bit")}
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **kw: f
+    )  # torchao compiles its update; the same sums without
+    common = dict(
+        mode="full", steps=4, rate=4e-5, precision="bf16", report=1, warmup=0.0, save=2, evaluate=4
+    )
+    runs = {
+        o: execute(settings(place, place / f"full-{o}", optimizer=o, **common))
+        for o in ("adamw", "rounded8bit")
+    }
     with monkeypatch.context() as m:
-        m.setattr("higgs_vi.loop.build_optimizer", lambda p, _, rate, decay: torch.optim.AdamW(p, lr=rate, weight_decay=decay))
-        runs["plain"] = execute(settings(place, place/"full-plain", optimizer="rounded8bit", **common))
-    assert all(w.dtype == torch.bfloat16 for o in ("rounded8bit", "plain") for w in runs[o].model.parameters())
-    fp32, rounded, plain = (np.array([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"]) for r in runs.values())
+        m.setattr(
+            "higgs_vi.loop.build_optimizer",
+            lambda p, _, rate, decay: torch.optim.AdamW(p, lr=rate, weight_decay=decay),
+        )
+        runs["plain"] = execute(
+            settings(place, place / "full-plain", optimizer="rounded8bit", **common)
+        )
+    assert all(
+        w.dtype == torch.bfloat16
+        for o in ("rounded8bit", "plain")
+        for w in runs[o].model.parameters()
+    )
+    fp32, rounded, plain = (
+        np.array([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"])
+        for r in runs.values()
+    )
     assert np.abs(rounded - fp32).max() < 2e-4 and plain[-1] - fp32[-1] > 1e-3
-    shutil.copytree(place/"full-rounded8bit", place/"full-cut")
-    shutil.rmtree(place/"full-cut/checkpoints/step-000004")
-    again = train(start(settings(place, place/"full-cut", optimizer="rounded8bit", resume=True, **common)))
-    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), runs["rounded8bit"].model.parameters()))
-    assert steps_of(place/"full-cut") == steps_of(runs["rounded8bit"].folder)
+    shutil.copytree(place / "full-rounded8bit", place / "full-cut")
+    shutil.rmtree(place / "full-cut/checkpoints/step-000004")
+    again = train(
+        start(settings(place, place / "full-cut", optimizer="rounded8bit", resume=True, **common))
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.model.parameters(), runs["rounded8bit"].model.parameters())
+    )
+    assert steps_of(place / "full-cut") == steps_of(runs["rounded8bit"].folder)
 
 
 def test_fp16_trains_with_a_scaler_that_skips_overflows(parts, clips):
     "Too large a scale at first: those steps change nothing and halve it; the others' losses lie beside fp32's."
     prompt, codes = clips[0]
-    batch = collate([build_example(parts.tokenizer, prompt, codes[:, :12], prompt.text)], parts.tokenizer)
+    batch = collate(
+        [build_example(parts.tokenizer, prompt, codes[:, :12], prompt.text)], parts.tokenizer
+    )
     curves = {}
     for dtype in (torch.float32, torch.float16):
         torch.manual_seed(0)
-        model = add_lora(copy.deepcopy(parts.model).to(dtype), lora_config(rank=8, targets=["attention", "audio_ffn"], dropout=0.0)).train()
+        model = add_lora(
+            copy.deepcopy(parts.model).to(dtype),
+            lora_config(rank=8, targets=["attention", "audio_ffn"], dropout=0.0),
+        ).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = build_optimizer(trained, "adamw", 3e-3, 0.0)
-        scaler, curves[dtype] = torch.amp.GradScaler("cpu", init_scale=2.0**22, enabled=dtype == torch.float16), []
+        scaler, curves[dtype] = (
+            torch.amp.GradScaler("cpu", init_scale=2.0**22, enabled=dtype == torch.float16),
+            [],
+        )
         while len(curves[dtype]) < 5:
             before, scale = [p.detach().clone() for p in trained], scaler.get_scale()
             done = train_step(model, optimizer, [batch], scaler=scaler)
             same = all(torch.equal(a, b) for a, b in zip(before, trained))
-            assert same == (done["grad_norm"] is None) and (not same or scaler.get_scale() == scale/2)
-            if not same: curves[dtype].append(done["loss"])
+            assert same == (done["grad_norm"] is None) and (
+                not same or scaler.get_scale() == scale / 2
+            )
+            if not same:
+                curves[dtype].append(done["loss"])
     assert {p.dtype for p in trained} == {torch.float32} and 1 < scaler.get_scale() < 2**22
     a, b = map(np.array, curves.values())
     assert np.abs(a - b).max() < 1e-3 and a[-1] < a[0] - 0.2
@@ -446,9 +747,13 @@ def test_small_updates_survive_bf16(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **kw: f)
     torch.manual_seed(0)
     moved = {}
-    for name, make in dict(rounded8bit=lambda p: build_optimizer([p], "rounded8bit", 1e-4, 0.0),
-                           plain=lambda p: torch.optim.AdamW([p], lr=1e-4, weight_decay=0.0)).items():
-        w = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))      # one step of bf16 at 1 is 0.004 downwards
+    for name, make in dict(
+        rounded8bit=lambda p: build_optimizer([p], "rounded8bit", 1e-4, 0.0),
+        plain=lambda p: torch.optim.AdamW([p], lr=1e-4, weight_decay=0.0),
+    ).items():
+        w = torch.nn.Parameter(
+            torch.ones(4096, dtype=torch.bfloat16)
+        )  # one step of bf16 at 1 is 0.004 downwards
         optimizer = make(w)
         for _ in range(100):
             w.grad = torch.ones_like(w)
@@ -459,13 +764,21 @@ def test_small_updates_survive_bf16(monkeypatch):
 
 def test_the_average_of_the_weights_is_kept_and_resumes(place):
     given = dict(steps=6, rate=2e-3, targets=["attention"], save=3, evaluate=3)
-    plain, mean = (execute(settings(place, place/f"ema-{e}", ema=e, **given)) for e in (0.0, 0.9))
-    losses = [[r["loss"] for r in steps_of(r.folder) if r["kind"] == k] for r in (plain, mean) for k in ("train", "valid")]
-    assert losses[0] == losses[2] and losses[1] != losses[3]            # trained alike, judged as averaged
-    assert validate(replace(mean, average=None))["loss"] == mean.best     # `finish` has put the average into the model
-    adapter = lambda r: load_file(r.folder/"adapter/adapter_model.safetensors")
-    assert any(not torch.equal(a, b) for a, b in zip(adapter(plain).values(), adapter(mean).values()))
-    shutil.rmtree(mean.folder/"checkpoints/step-000006")
+    plain, mean = (execute(settings(place, place / f"ema-{e}", ema=e, **given)) for e in (0.0, 0.9))
+    losses = [
+        [r["loss"] for r in steps_of(r.folder) if r["kind"] == k]
+        for r in (plain, mean)
+        for k in ("train", "valid")
+    ]
+    assert losses[0] == losses[2] and losses[1] != losses[3]  # trained alike, judged as averaged
+    assert (
+        validate(replace(mean, average=None))["loss"] == mean.best
+    )  # `finish` has put the average into the model
+    adapter = lambda r: load_file(r.folder / "adapter/adapter_model.safetensors")
+    assert any(
+        not torch.equal(a, b) for a, b in zip(adapter(plain).values(), adapter(mean).values())
+    )
+    shutil.rmtree(mean.folder / "checkpoints/step-000006")
     before = adapter(mean)
     finish(train(start(settings(place, mean.folder, ema=0.9, resume=True, **given))))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values()))
@@ -473,48 +786,87 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
 
 def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
     own = copy.deepcopy(parts)
-    own.model.text_lm_head = torch.nn.Linear(own.model.config.hidden_size, own.model.config.vocab_size, bias=False)
-    save_checkpoint(tmp_path/"headed", own)
+    own.model.text_lm_head = torch.nn.Linear(
+        own.model.config.hidden_size, own.model.config.vocab_size, bias=False
+    )
+    save_checkpoint(tmp_path / "headed", own)
     given = dict(steps=4, rate=2e-3, report=1, text_weight=1.0, tags=0.0)
-    run = execute(settings(place, place/"texted", model=str(tmp_path/"headed"), mode="full", precision="fp32", **given))
+    run = execute(
+        settings(
+            place,
+            place / "texted",
+            model=str(tmp_path / "headed"),
+            mode="full",
+            precision="fp32",
+            **given,
+        )
+    )
     told = [r["text_loss"] for r in read_metrics(run.folder) if r["kind"] == "train"]
     assert len(told) == 4 and told[-1] < told[0] - 0.1
-    assert not torch.equal(load_checkpoint(run.folder/"model", text_head=True).model.text_lm_head.weight, own.model.text_lm_head.weight)
-    assert load_checkpoint(run.folder/"model").model.text_lm_head is None
-    with pytest.raises(ValueError, match="no text head"): execute(settings(place, place/"headless", **given))
+    assert not torch.equal(
+        load_checkpoint(run.folder / "model", text_head=True).model.text_lm_head.weight,
+        own.model.text_lm_head.weight,
+    )
+    assert load_checkpoint(run.folder / "model").model.text_lm_head is None
+    with pytest.raises(ValueError, match="no text head"):
+        execute(settings(place, place / "headless", **given))
 
 
 def test_replayed_clips_are_their_share_of_each_epoch(place):
-    cfg = settings(place, place/"replay", replay=str(place/"four"), replay_share=0.25, steps=1)
+    cfg = settings(place, place / "replay", replay=str(place / "four"), replay_share=0.25, steps=1)
     run = start(cfg)
     own = len(run.data.train) - run.data.replayed
     for epoch in (0, 1):
-        chosen = [i for step in plan_epoch(cfg, run.data, epoch, 1) for batch in step for i in batch]
-        assert sorted(i for i in chosen if i < own) == list(range(own)) and sum(i >= own for i in chosen) == round(own/3)
-    assert train(run).step == 1 and (run.folder/"replay/left_out.csv").is_file()
+        chosen = [
+            i for step in plan_epoch(cfg, run.data, epoch, 1) for batch in step for i in batch
+        ]
+        assert sorted(i for i in chosen if i < own) == list(range(own)) and sum(
+            i >= own for i in chosen
+        ) == round(own / 3)
+    assert train(run).step == 1 and (run.folder / "replay/left_out.csv").is_file()
 
 
 def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
-    run = execute(settings(place, place/"qlora", mode="qlora", precision="fp32", steps=8, dropout=0.0))
+    run = execute(
+        settings(place, place / "qlora", mode="qlora", precision="fp32", steps=8, dropout=0.0)
+    )
     matrices = {n: w.dtype for n, w in run.model.named_parameters() if "base_layer" in n}
-    assert len(matrices) >= 14 and set(matrices.values()) == {torch.uint8}      # attention and audio FFN of two layers
+    assert len(matrices) >= 14 and set(matrices.values()) == {
+        torch.uint8
+    }  # attention and audio FFN of two layers
     assert {w.dtype for w in run.model.parameters() if w.requires_grad} == {torch.float32}
-    assert "model.embed_tokens.weight" in base_of(run.model).state_dict() and "embed_tokens" in str(fingerprint(run.model).keys())
-    assert not any("embed_tokens" in n for n, _ in run.model.named_parameters())      # on the host: `model.device` is the layers'
-    whole = execute(settings(place, place/"beside", precision="fp32", steps=8, dropout=0.0))
+    assert "model.embed_tokens.weight" in base_of(run.model).state_dict() and "embed_tokens" in str(
+        fingerprint(run.model).keys()
+    )
+    assert not any(
+        "embed_tokens" in n for n, _ in run.model.named_parameters()
+    )  # on the host: `model.device` is the layers'
+    whole = execute(settings(place, place / "beside", precision="fp32", steps=8, dropout=0.0))
     a, b = ([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"] for r in (run, whole))
     assert a[-1] < a[0] and 0 < abs(a[0] - b[0]) < 0.1 and abs(a[-1] - b[-1]) < 0.2
-    d = merge(MergeSettings(adapter=str(run.folder), out=str(place/"merged4")))      # onto the base as it was
+    d = merge(
+        MergeSettings(adapter=str(run.folder), out=str(place / "merged4"))
+    )  # onto the base as it was
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
 
 
 def test_what_accelerate_hangs_on_a_model_in_two_places_comes_off_again(place):
-    model, plain = (load_model(place/"nano") for _ in range(2))
-    where, words = places("cuda", False), {k: v for k, v in model.state_dict().items() if "embed_tokens" in k}
-    attach_align_device_hook_on_blocks(model, dict.fromkeys(["", *where], "cpu"), {k: v == "cpu" for k, v in where.items()}, weights_map=words)
+    model, plain = (load_model(place / "nano") for _ in range(2))
+    where, words = (
+        places("cuda", False),
+        {k: v for k, v in model.state_dict().items() if "embed_tokens" in k},
+    )
+    attach_align_device_hook_on_blocks(
+        model,
+        dict.fromkeys(["", *where], "cpu"),
+        {k: v == "cpu" for k, v in where.items()},
+        weights_map=words,
+    )
     assert model.model.embed_tokens.weight.device.type == "meta"
     keep_text_on_host(model)
-    assert not [m for m in model.modules() if "forward" in vars(m) or hasattr(m, "_hf_hook")]      # each is its class's again
+    assert not [
+        m for m in model.modules() if "forward" in vars(m) or hasattr(m, "_hf_hook")
+    ]  # each is its class's again
     ids = torch.arange(20, 40)[None]
     assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
 
@@ -531,28 +883,52 @@ def test_loading_four_bits_keeps_the_text_embedding_off_the_gpu_and_speaks_there
     assert len(generate_columns(parts, make_prompt("Xin chào các bạn."), Sampling(seconds=1.0)))
 
 
-@pytest.mark.parametrize("adapter, optimizer, more", [("dora", "adamw8bit", {}), ("rslora", "paged8bit", dict(mode="qlora"))])
+@pytest.mark.parametrize(
+    "adapter, optimizer, more",
+    [("dora", "adamw8bit", {}), ("rslora", "paged8bit", dict(mode="qlora"))],
+)
 def test_other_adapters_and_optimisers_train_resume_and_merge(place, adapter, optimizer, more):
-    given = dict(adapter=adapter, optimizer=optimizer, steps=6, targets=["attention"], audio_embeddings=True, rank=8, precision="bf16") | more
-    whole, cut = (execute(settings(place, place/f"{adapter}-{n}", **given | dict(steps=n))) for n in (6, 3))
+    given = (
+        dict(
+            adapter=adapter,
+            optimizer=optimizer,
+            steps=6,
+            targets=["attention"],
+            audio_embeddings=True,
+            rank=8,
+            precision="bf16",
+        )
+        | more
+    )
+    whole, cut = (
+        execute(settings(place, place / f"{adapter}-{n}", **given | dict(steps=n))) for n in (6, 3)
+    )
     losses = [r["loss"] for r in steps_of(whole.folder) if r["kind"] == "train"]
     assert losses[-1] < losses[0] and type(whole.optimizer).__name__ != "AdamW"
-    parts = dict(lora=("lora_A",), dora=("lora_A", "lora_magnitude_vector"), rslora=("lora_A",))[adapter]
+    parts = dict(lora=("lora_A",), dora=("lora_A", "lora_magnitude_vector"), rslora=("lora_A",))[
+        adapter
+    ]
     assert all(any(p in n for n in whole.model.state_dict()) for p in parts)
     states = [s for s in whole.optimizer.state.values() if s["state1"].dtype == torch.uint8]
     assert states, "no state is in 8 bits"
     begun = start(settings(place, cut.folder, **given | dict(steps=3), resume=True))
-    assert begun.step == 3 and all(torch.equal(a["state1"], b["state1"]) for a, b in zip(begun.optimizer.state.values(), cut.optimizer.state.values()))
-    d = merge(MergeSettings(adapter=str(whole.folder), out=str(place/f"{adapter}-merged")))
+    assert begun.step == 3 and all(
+        torch.equal(a["state1"], b["state1"])
+        for a, b in zip(begun.optimizer.state.values(), cut.optimizer.state.values())
+    )
+    d = merge(MergeSettings(adapter=str(whole.folder), out=str(place / f"{adapter}-merged")))
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
 
 
 def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch, tmp_path):
-    (tmp_path/"config.json").write_text('{"model_type": "higgs_audio"}')
-    with pytest.raises(ValueError, match="convert it once"): load_model(tmp_path, quantised=True)
+    (tmp_path / "config.json").write_text('{"model_type": "higgs_audio"}')
+    with pytest.raises(ValueError, match="convert it once"):
+        load_model(tmp_path, quantised=True)
     monkeypatch.setattr("higgs_vi.model.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'higgs-vi\[quant\]'"): load_model(place/"nano", quantised=True)
-    with pytest.raises(ValueError, match="or take adamw"): build_optimizer([], "adamw8bit", 1e-3, 0.0)
+    with pytest.raises(ValueError, match=r"pip install 'higgs-vi\[quant\]'"):
+        load_model(place / "nano", quantised=True)
+    with pytest.raises(ValueError, match="or take adamw"):
+        build_optimizer([], "adamw8bit", 1e-3, 0.0)
 
 
 # --- saying it again ----------------------------------------------------------------------------------------------------------
@@ -560,16 +936,48 @@ def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch
 @pytest.fixture(scope="module")
 def by_heart(place):
     "An adapter that knows four clips by heart."
-    return execute(settings(place, place/"heart", data=str(place/"four"), steps=220, epochs=400, rate=4e-3, dropout=0.0, validation=0.0, evaluate=1000, save=1000,
-                            targets=["attention", "text_ffn", "audio_ffn"], budget=2048, report=40))
+    return execute(
+        settings(
+            place,
+            place / "heart",
+            data=str(place / "four"),
+            steps=220,
+            epochs=400,
+            rate=4e-3,
+            dropout=0.0,
+            validation=0.0,
+            evaluate=1000,
+            save=1000,
+            targets=["attention", "text_ffn", "audio_ffn"],
+            budget=2048,
+            report=40,
+        )
+    )
 
 
 def test_higgs_vi_say_gives_the_clips_back(place, by_heart, parts):
     assert read_metrics(by_heart.folder)[-1]["loss"] < 0.1
     for name, text in FOUR.items():
-        say_main(["--adapter", str(by_heart.folder), "--text", text, "--temperature", "0", "--ras", "0", "--out", str(place/"say.wav"), "--device", "cpu"])
-        wanted = decode(parts.codec, encode(parts.codec, [read_audio(DEMO/f"clips/{name}.ogg")])[0])
-        spoken = read_audio(place/"say.wav")
+        say_main(
+            [
+                "--adapter",
+                str(by_heart.folder),
+                "--text",
+                text,
+                "--temperature",
+                "0",
+                "--ras",
+                "0",
+                "--out",
+                str(place / "say.wav"),
+                "--device",
+                "cpu",
+            ]
+        )
+        wanted = decode(
+            parts.codec, encode(parts.codec, [read_audio(DEMO / f"clips/{name}.ogg")])[0]
+        )
+        spoken = read_audio(place / "say.wav")
         assert abs(len(spoken) - len(wanted)) <= 960
         n = min(len(spoken), len(wanted))
         assert np.mean(np.abs(spoken[:n] - np.clip(wanted[:n], -1, 1)) < 1e-3) > 0.9
@@ -577,128 +985,199 @@ def test_higgs_vi_say_gives_the_clips_back(place, by_heart, parts):
 
 def test_every_kind_of_voice_speaks(place, by_heart):
     "Described, cloned in both places, a dialogue: a wave file each, from the unmerged adapter."
-    (place/"voices").mkdir()
+    (place / "voices").mkdir()
     for name in ("minh_000", "ngan_001"):
-        write_wav(place/f"voices/{name}.wav", read_audio(DEMO/f"clips/{name}.ogg"))
-        write_text(place/f"voices/{name}.txt", FOUR[name])
-    base = SaySettings(adapter=str(by_heart.folder), voices=str(place/"voices"), out=str(place/"v.wav"), seconds=1.0, device="cpu")
+        write_wav(place / f"voices/{name}.wav", read_audio(DEMO / f"clips/{name}.ogg"))
+        write_text(place / f"voices/{name}.txt", FOUR[name])
+    base = SaySettings(
+        adapter=str(by_heart.folder),
+        voices=str(place / "voices"),
+        out=str(place / "v.wav"),
+        seconds=1.0,
+        device="cpu",
+    )
     parts = load_speaker(base)
-    for change in (dict(profile=["feminine"]), dict(scene="outdoor"), dict(scene="none"), dict(voice=["ngan_001"]), dict(voice=["ngan_001"], place="scene"),
-                   dict(text="[SPEAKER0] Chào chị. [SPEAKER1] Chào em.", voice=["ngan_001", "minh_000"]), dict(text="[SPEAKER0] Chào. [SPEAKER1] Vâng.")):
-        (place/"v.wav").unlink(missing_ok=True)
+    for change in (
+        dict(profile=["feminine"]),
+        dict(scene="outdoor"),
+        dict(scene="none"),
+        dict(voice=["ngan_001"]),
+        dict(voice=["ngan_001"], place="scene"),
+        dict(text="[SPEAKER0] Chào chị. [SPEAKER1] Chào em.", voice=["ngan_001", "minh_000"]),
+        dict(text="[SPEAKER0] Chào. [SPEAKER1] Vâng."),
+    ):
+        (place / "v.wav").unlink(missing_ok=True)
         speech = speak(replace(base, **change), parts)
-        assert len(read_audio(place/"v.wav")) == len(speech.wave) > 0
-    for change, message in ((dict(voice=["ai"]), "unknown voice 'ai'"), (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"), (dict(place="head"), "place is 'head': choose one of turns, scene"),
-                            (dict(topp=2.0), "topp is 2.0: it must be above 0 and at most 1"), (dict(text=" "), "no letter or digit")):
-        with pytest.raises(ValueError, match=message): speak(replace(base, **change), parts)
+        assert len(read_audio(place / "v.wav")) == len(speech.wave) > 0
+    for change, message in (
+        (dict(voice=["ai"]), "unknown voice 'ai'"),
+        (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"),
+        (dict(place="head"), "place is 'head': choose one of turns, scene"),
+        (dict(topp=2.0), "topp is 2.0: it must be above 0 and at most 1"),
+        (dict(text=" "), "no letter or digit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            speak(replace(base, **change), parts)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------
 
 def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
-    cfg = settings(place, place/"planned", gpu="24", budget=256)
-    assert (cfg.mode, cfg.checkpointing, cfg.budget, cfg.optimizer) == ("lora", 0, 256, "adamw")     # what is given stays
+    cfg = settings(place, place / "planned", gpu="24", budget=256)
+    assert (cfg.mode, cfg.checkpointing, cfg.budget, cfg.optimizer) == (
+        "lora",
+        0,
+        256,
+        "adamw",
+    )  # what is given stays
     big = MemorySettings(targets=["attention", "audio_ffn"])
     plans = [fitting(big, room) for room in (6, 14, 80)]
-    assert [p.mode for p in plans] == ["qlora", "lora", "lora"] and plans[1].checkpointing and not plans[2].checkpointing
+    assert (
+        [p.mode for p in plans] == ["qlora", "lora", "lora"]
+        and plans[1].checkpointing
+        and not plans[2].checkpointing
+    )
     needs = [forecast(p)["total"] for p in plans]
     assert needs == sorted(needs) and all(n < room for n, room in zip(needs, (6, 14, 80)))
-    with pytest.raises(ValueError, match="too few: the smallest plan"): settings(place, place/"planned", gpu="0.01")
-    with pytest.raises(ValueError, match="no GPU to ask"): settings(place, place/"planned", gpu="auto")
-    for change in (dict(adapter="dora"), dict(precision="fp32")):       # the forecast does not know them
-        with pytest.raises(ValueError, match="leave gpu empty"): settings(place, place/"planned", gpu="24", **change)
+    with pytest.raises(ValueError, match="too few: the smallest plan"):
+        settings(place, place / "planned", gpu="0.01")
+    with pytest.raises(ValueError, match="no GPU to ask"):
+        settings(place, place / "planned", gpu="auto")
+    for change in (dict(adapter="dora"), dict(precision="fp32")):  # the forecast does not know them
+        with pytest.raises(ValueError, match="leave gpu empty"):
+            settings(place, place / "planned", gpu="24", **change)
 
 
 def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
-    def full(*_, **__): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
     monkeypatch.setattr("higgs_vi.step.audio_loss", full)
-    with pytest.raises(OutOfMemory, match=r"forecast [\d.]+ GiB, measured peak [\d.]+ GiB; the next smaller plan: mode \w+"):
-        execute(settings(place, place/"tight", steps=1))
+    with pytest.raises(
+        OutOfMemory,
+        match=r"forecast [\d.]+ GiB, measured peak [\d.]+ GiB; the next smaller plan: mode \w+",
+    ):
+        execute(settings(place, place / "tight", steps=1))
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(preset="quick"), "preset is 'quick': choose one of auto, demo"), (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
-    (dict(targets=["ffn"]), "targets is 'ffn': choose one of attention"), (dict(model="/nowhere/model"), "cannot be loaded"), (dict(data="/nowhere/data"), "no metadata.json"),
-    (dict(rate=0.0), "rate is 0.0: it must be above 0"), (dict(budget=0), "budget is 0: it must be from 1"), (dict(budget=20), "left_out.csv for the reasons"),
-    (dict(codebook_weights=[1, 2]), "codebook weights"), (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
-    (dict(precision="fp16"), "fp16 needs a GPU"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(preset="quick"), "preset is 'quick': choose one of auto, demo"),
+        (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
+        (dict(targets=["ffn"]), "targets is 'ffn': choose one of attention"),
+        (dict(model="/nowhere/model"), "cannot be loaded"),
+        (dict(data="/nowhere/data"), "no metadata.json"),
+        (dict(rate=0.0), "rate is 0.0: it must be above 0"),
+        (dict(budget=0), "budget is 0: it must be from 1"),
+        (dict(budget=20), "left_out.csv for the reasons"),
+        (dict(codebook_weights=[1, 2]), "codebook weights"),
+        (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
+        (dict(precision="fp16"), "fp16 needs a GPU"),
+    ],
+)
 def test_bad_settings_are_refused(place, tmp_path, change, message):
-    with pytest.raises(ValueError, match=message): execute(settings(place, tmp_path/"run", **change))
+    with pytest.raises(ValueError, match=message):
+        execute(settings(place, tmp_path / "run", **change))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_named(place, tmp_path):
-    with pytest.raises(ValueError, match="device is cuda but torch sees no GPU"): execute(settings(place, tmp_path/"run", device="cuda"))
-    with pytest.raises(ValueError, match="device is cuda but torch sees no GPU"): load_speaker(SaySettings(model=str(place/"nano"), device="cuda"))
+    with pytest.raises(ValueError, match="device is cuda but torch sees no GPU"):
+        execute(settings(place, tmp_path / "run", device="cuda"))
+    with pytest.raises(ValueError, match="device is cuda but torch sees no GPU"):
+        load_speaker(SaySettings(model=str(place / "nano"), device="cuda"))
 
 
 def test_an_existing_run_is_not_overwritten(place, unbroken):
     before = {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
-    with pytest.raises(SystemExit, match="run folder .* exists already: set resume true"): train_main(command(settings(place, unbroken.folder))[3:])
-    with pytest.raises(ValueError, match="was begun with seed = 0, not 5"): execute(settings(place, unbroken.folder, resume=True, seed=5))
-    with pytest.raises(ValueError, match="no run to resume"): execute(settings(place, place/"none", resume=True))
+    with pytest.raises(SystemExit, match="run folder .* exists already: set resume true"):
+        train_main(command(settings(place, unbroken.folder))[3:])
+    with pytest.raises(ValueError, match="was begun with seed = 0, not 5"):
+        execute(settings(place, unbroken.folder, resume=True, seed=5))
+    with pytest.raises(ValueError, match="no run to resume"):
+        execute(settings(place, place / "none", resume=True))
     assert before == {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
 
 
 def test_an_adapter_for_another_base_is_refused(place, unbroken):
-    write_nano(place/"nano2", seed=2)
-    with pytest.raises(ValueError, match="was trained on another base"): load_adapter(load_checkpoint(place/"nano2").model, unbroken.folder/"adapter")
-    merged = load_adapter(load_checkpoint(place/"nano").model, unbroken.folder/"adapter").merge_and_unload()
-    with pytest.raises(ValueError, match="a merged model already holds"): load_adapter(merged, unbroken.folder/"adapter")
+    write_nano(place / "nano2", seed=2)
+    with pytest.raises(ValueError, match="was trained on another base"):
+        load_adapter(load_checkpoint(place / "nano2").model, unbroken.folder / "adapter")
+    merged = load_adapter(
+        load_checkpoint(place / "nano").model, unbroken.folder / "adapter"
+    ).merge_and_unload()
+    with pytest.raises(ValueError, match="a merged model already holds"):
+        load_adapter(merged, unbroken.folder / "adapter")
 
 
 def test_a_run_is_resumed_with_its_own_clips_only(place, unbroken, tmp_path):
     "The same settings, but the data folder has other clips now: the plan would be another."
-    shutil.copytree(unbroken.folder, tmp_path/"run")
-    shutil.copytree(place/"data", tmp_path/"data")
-    meta = json.loads((tmp_path/"data/metadata.json").read_text())
+    shutil.copytree(unbroken.folder, tmp_path / "run")
+    shutil.copytree(place / "data", tmp_path / "data")
+    meta = json.loads((tmp_path / "data/metadata.json").read_text())
     meta["samples"] = meta["samples"][:-5]
-    (tmp_path/"data/metadata.json").write_text(json.dumps(meta))
-    saved = json.loads((tmp_path/"run/settings.json").read_text())
-    (tmp_path/"run/settings.json").write_text(json.dumps(saved | dict(data=str(tmp_path/"data"))))
-    with pytest.raises(ValueError, match="or the clips are others"): execute(settings(place, tmp_path/"run", data=str(tmp_path/"data"), resume=True))
+    (tmp_path / "data/metadata.json").write_text(json.dumps(meta))
+    saved = json.loads((tmp_path / "run/settings.json").read_text())
+    (tmp_path / "run/settings.json").write_text(
+        json.dumps(saved | dict(data=str(tmp_path / "data")))
+    )
+    with pytest.raises(ValueError, match="or the clips are others"):
+        execute(settings(place, tmp_path / "run", data=str(tmp_path / "data"), resume=True))
 
 
 def test_a_clip_that_is_its_own_reference_is_set_aside(place, tmp_path):
-    shutil.copytree(place/"data", tmp_path/"data")
-    meta = json.loads((tmp_path/"data/metadata.json").read_text())
-    for s in meta["samples"][:3]: s |= dict(ref_audio_file=s["audio_file"], ref_transcript="Xin chào.")
-    (tmp_path/"data/metadata.json").write_text(json.dumps(meta))
-    run = start(settings(place, tmp_path/"run", data=str(tmp_path/"data")))
+    shutil.copytree(place / "data", tmp_path / "data")
+    meta = json.loads((tmp_path / "data/metadata.json").read_text())
+    for s in meta["samples"][:3]:
+        s |= dict(ref_audio_file=s["audio_file"], ref_transcript="Xin chào.")
+    (tmp_path / "data/metadata.json").write_text(json.dumps(meta))
+    run = start(settings(place, tmp_path / "run", data=str(tmp_path / "data")))
     assert len(run.data.train) + len(run.data.valid) == 77
-    left = (tmp_path/"run/left_out.csv").read_text()
+    left = (tmp_path / "run/left_out.csv").read_text()
     assert left.count("its reference is the clip itself") == 3
 
 
 def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monkeypatch):
     "fp16 skips a step whose gradients overflow: its norm is null in the metrics. A validation loss that is no number ends the run by name."
     import higgs_vi.loop as step
+
     real = step.train_step
     monkeypatch.setattr(step, "train_step", lambda *a: real(*a) | dict(grad_norm=None))
-    run = execute(settings(place, tmp_path/"run", steps=2, evaluate=2))
+    run = execute(settings(place, tmp_path / "run", steps=2, evaluate=2))
     assert [r["grad_norm"] for r in run.metrics.rows if r["kind"] == "train"] == [None, None]
     lost = dict(loss=float("nan"), by_codebook=[], eos_loss=0.0)
-    monkeypatch.setattr(step, "validate", lambda run: lost | dict(loss=float("nan") if run.step else 5.0))
-    with pytest.raises(FloatingPointError, match="validation loss is nan at step 2"): execute(settings(place, tmp_path/"nan", steps=2, evaluate=2))
+    monkeypatch.setattr(
+        step, "validate", lambda run: lost | dict(loss=float("nan") if run.step else 5.0)
+    )
+    with pytest.raises(FloatingPointError, match="validation loss is nan at step 2"):
+        execute(settings(place, tmp_path / "nan", steps=2, evaluate=2))
     monkeypatch.setattr(step, "validate", lambda run: lost)
-    with pytest.raises(FloatingPointError, match="nan before the first step: the model's weights are damaged"):
-        execute(settings(place, tmp_path/"broken", steps=2))
+    with pytest.raises(
+        FloatingPointError, match="nan before the first step: the model's weights are damaged"
+    ):
+        execute(settings(place, tmp_path / "broken", steps=2))
 
 
 def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monkeypatch):
     import errno
 
     import higgs_vi.checkpoint as runs
+
     real, calls = torch.save, []
 
     def full(*args, **kwargs):
         calls.append(1)
-        if len(calls) > 1: raise OSError(errno.ENOSPC, "No space left on device")
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return real(*args, **kwargs)
+
     monkeypatch.setattr(runs.torch, "save", full)
-    with pytest.raises(OSError, match="no space left .* finished files stay"): execute(settings(place, tmp_path/"run", validation=0.0))
-    assert [p.name for p in checkpoints(tmp_path/"run")] == ["step-000003"] and not list((tmp_path/"run/checkpoints").glob(".*"))
+    with pytest.raises(OSError, match="no space left .* finished files stay"):
+        execute(settings(place, tmp_path / "run", validation=0.0))
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000003"] and not list(
+        (tmp_path / "run/checkpoints").glob(".*")
+    )
 
 
 def test_yaml_files_name_real_parameters():
