@@ -99,7 +99,7 @@ class TrainSettings(Settings):
 # %% ../nbs/41_recipe.ipynb #9a560e9e
 PRESETS = dict(
     demo=(
-        "The nano on the demo clips: a minute on two CPU cores. So few are soon learnt by heart: few passes, part of its past hidden.",
+        "The nano on the demo clips: two minutes on two CPU cores. So few are soon learnt by heart: few passes, part of its past hidden.",
         dict(
             targets=["attention", "audio_ffn"],
             audio_embeddings=True,

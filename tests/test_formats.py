@@ -135,7 +135,7 @@ def test_released_configuration_is_hf_s_big_model(llama_tokenizer):
 # --- 9: Boson's layout --------------------------------------------------------------------------------------------------------
 
 def to_boson(weights):
-    "Boson's names for HF's weights: the map of part 36 backwards, written again."
+    "Boson's names for HF's weights: the map of part 33 backwards, written again."
     new = {}
     for n, w in weights.items():
         n = n.replace("model.embed_audio_tokens.embed_audio_tokens", "audio_codebook_embeddings")
