@@ -17,7 +17,7 @@ import unicodedata
 from collections import Counter
 from numbers import Number
 
-from .text import nfc, place_tone
+from .text import is_syllable, nfc, place_tone
 
 # %% ../nbs/20_cells.ipynb #1426566c
 NOTHING = frozenset(("", "nan", "none", "null", "nil", "n/a", "#n/a", "#na", "<na>", "undefined",
@@ -305,7 +305,12 @@ KINDS = dict(number="numbers", range="ranges", language="language codes", path="
 def why_no_speaker(cells: list[str]) -> str:
     "Why a column does not name speakers, or ''."
     kind = kind_of(cells)
-    return f"its cells are {KINDS[kind]}" if kind in KINDS else ""
+    if kind in KINDS: return f"its cells are {KINDS[kind]}"
+    said = {str(c).strip() for c in cells if not is_nothing(c)}
+    long = sorted(c for c in said if len(c.split()) > 4)       # names have two to four words
+    if len(said) > 2 and len(long)*3 > len(said) and len(said)*2 > len(cells):
+        return f"its cells are sentences, as {printable(long[0], 40)!r}"
+    return ""
 
 # %% ../nbs/20_cells.ipynb #6f836a77
 _TAG = re.compile(r"</?(?:a|b|i|u|s|em|strong|span|p|br|hr|div|font|sub|sup|small|big|mark|code|pre|li|ul|ol|td|tr|h[1-6])"
@@ -336,6 +341,11 @@ _TWICE = re.compile(
     "[\u00c2-\u00c6\u00e1][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]"
 )  # what UTF-8 looks like in cp1252
 
+def _lost(word: str) -> bool:
+    "True for a word with `?` in place of letters: `ti?ng`; not for `chưa?rồi`, which lacks a blank."
+    parts = word.strip(".,;:!?\"'()…“”‘’").split("?")
+    return len(parts) > 1 and all(p.isalpha() or not p for p in parts) and not all(map(is_syllable, filter(None, parts)))
+
 def why_misread(text: str) -> str:
     "Why the letters of `text` look like those of a wrong encoding, or ''."
     if _TWICE.search(text):
@@ -351,6 +361,13 @@ def why_misread(text: str) -> str:
         return (
             f"it holds {m[0]!r}, no Vietnamese letter: cp1258 that was read as cp1252 has it for đ"
         )
+    if m := re.search(r"\\[ux][0-9a-fA-F]{2,4}", text):
+        return f"it holds {m[0]!r}, a letter written as an escape: write the letter itself"
+    if m := re.match(r"\s*(#(?:NAME|REF|VALUE|DIV/0|N/A|NUM|NULL)[?!]?|=[A-Za-z]+[\d(])", text):
+        return f"it begins with {m[0]!r}, an error or a formula of a spreadsheet: export its value"
+    if "://" not in text and (lost := [w for w in text.split() if _lost(w)]):
+        return (f"it holds {printable(lost[0], 20)!r}: letters were lost when the table was saved, so export it as UTF-8 "
+                "(Excel: CSV UTF-8)")
     return ""
 
 # %% ../nbs/20_cells.ipynb #dd7ad26a

@@ -618,6 +618,8 @@ def judge(run: Run, epoch: int):
     news = (
         "best so far" if run.best_step == run.step else f"no better for {run.stale} validation(s)"
     )
+    if run.before is not None and run.best_step == run.step and row["loss"] > run.before:
+        news += f", but worse than before training ({run.before:.3f})"
     if run.stop == "patience":
         news += ": stopping"
     echo(

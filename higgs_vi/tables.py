@@ -209,6 +209,8 @@ def _unlike(ours: str, name: str, cells: list[str]) -> str:
         }:
             return "its cells are numbers of channels"
         return why_no_speaker(said) if len(said) * 2 > len(cells) else ""
+    if ours == "text" and len(said) > 2 and sum(bool(re.fullmatch(r"\w*[_\d]\w*", c.strip())) for c in said) * 2 > len(said):
+        return f"its cells are names, as {printable(said[0], 40)!r}"
     if ours == "text" and len(said) > 1 and (kind := kind_of(said)) in ("path", "number", "range"):
         return f"its cells are {dict(path='sound files', number='numbers', range='ranges')[kind]}"
     if ours in (
@@ -273,6 +275,10 @@ def match_columns(df: pd.DataFrame, chosen: dict[str, str], table: str,
         free = [c for c in df if c not in found.values() and df[c].nunique() > len(df)//2]
         named = [c for c in free if len(df) and all(map(is_file, df[c].head(200)))]
         if len(named) == 1: found = dict(file=named[0]) | found
+    several = "file" in found and df[found["file"]].duplicated().any()
+    cut = {ours: lower[ours] for ours in ("start", "end") if ours in lower and lower[ours] not in found.values()}
+    if several and len(cut) == 2 and not {"start", "end"} & {*chosen, *found}:      # stretches of longer files
+        if not any(_unlike(ours, name, df[name].tolist()) for ours, name in cut.items()): found |= cut
     for ours in ("file", "text"):
         if ours not in found: raise _without(df, ours, table, found, names_file)
     return found

@@ -114,6 +114,17 @@ def test_again_gives_the_same_and_another_table_is_refused(tmp_path):
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
+def test_a_folder_written_anew_names_the_later_steps_to_run_again(tmp_path, capsys):
+    tone(tmp_path / "a.wav")
+    table = write_table(tmp_path / "t.csv", [dict(file="a.wav", text="Xin chào.")])
+    run(table, tmp_path / "out")
+    assert "again" not in capsys.readouterr().out
+    for name in ("tag_bins.json", "unbalanced.json"):
+        (tmp_path / "out" / name).write_text("{}")
+    run(table, tmp_path / "out")
+    assert "run 01_tags and 02_speakers again" in capsys.readouterr().out
+
+
 def test_a_table_with_little_in_it(tmp_path):
     "Stereo at 48 kHz, two speakers whose names differ by a mark, no optional column, an absolute path inside the folder, the word nan."
     tone(tmp_path / "x/a.wav", rate=48_000)

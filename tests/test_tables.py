@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from higgs_vi.cells import kind_of, why_noted, without_notes
+from higgs_vi.cells import kind_of, why_misread, why_noted, without_notes
 from higgs_vi.check import CheckSettings, check
 from higgs_vi.data import DataSettings, gender_of, main, prepare, read_source
 from higgs_vi.manifest import read_higgs
@@ -2065,3 +2065,32 @@ def test_tables_as_programs_export_them(tmp_path):
         assert name == "map.json" or got.speakers == ["lan"] * 3
     with pytest.raises(ValueError, match="no column for file"):
         read_table(lines(tmp_path / "no.csv", "id,text", "x,Một.", "y,Hai."))
+
+
+def test_cells_of_text_and_speaker_in_each_other_s_place_are_asked_about(tmp_path):
+    for i in range(4):
+        wav(tmp_path / f"{i}.wav", i)
+    rows = [f"{i}.wav,cv_{i}a7,{t} và nói thêm một câu" for i, t in enumerate(TEXTS[:4])]
+    table = lines(tmp_path / "a.csv", "audio,text,speaker", *rows)
+    with pytest.raises(ValueError, match="its cells are (names|sentences).*columns"):
+        run(table, tmp_path / "out")
+
+
+def test_start_and_end_cut_a_file_that_several_rows_name(tmp_path):
+    sf.write(tmp_path / "long.wav", np.concatenate([spoken(i, 1.0, 16_000) for i in range(3)]), 16_000)
+    rows = [f"long.wav,{t},a,{i},{i + 1}" for i, t in enumerate(TEXTS[:3])]
+    got = run(lines(tmp_path / "a.csv", "audio,text,speaker,start,end", *rows), tmp_path / "out")
+    assert got.texts == TEXTS[:3] and {s["duration"] for s in got.samples} == {1.0}
+    assert "start <- start, end <- end" in " ".join(got.notes)
+    for i in range(3):
+        wav(tmp_path / f"{i}.wav", i)
+    rows = [f"{i}.wav,{t},a,{60 + i},{61 + i}" for i, t in enumerate(TEXTS[:3])]    # cut already
+    got = run(lines(tmp_path / "b.csv", "audio,text,speaker,start,end", *rows), tmp_path / "cut")
+    assert got.texts == TEXTS[:3] and {s["duration"] for s in got.samples} == {0.5}
+
+
+def test_texts_that_a_spreadsheet_or_an_escape_spoilt_are_refused():
+    for text in ("L?p t?c có ti?ng tr? l?i", "“Ti?ng” gì", "Xin ch\\u00e0o", "#NAME?", "=A1+B1"):
+        assert why_misread(text), text
+    for text in ("Bạn ăn chưa?rồi", "Thật không?", "Ai đó?Anh", "2+2=4", "http://a.vn/x?y=1", "# một"):
+        assert not why_misread(text), text

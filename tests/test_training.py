@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1188,3 +1189,17 @@ def test_yaml_files_name_real_parameters():
         head = path.read_text(encoding="utf-8").splitlines()[0]
         assert re.match(r"# papermill nbs/04_train\.ipynb \S+ -f exps/" + path.name, head), path
         with_preset(TrainSettings.of(yaml.safe_load(path.read_text(encoding="utf-8"))))
+
+
+def test_the_best_so_far_may_be_worse_than_before_training_and_says_so(monkeypatch, capsys):
+    import higgs_vi.loop as module
+
+    monkeypatch.setattr(module, "keep_row", lambda run, row: None)
+    run = SimpleNamespace(
+        step=4, total=8, best=float("inf"), best_step=0, stale=0, stop="", before=3.0,
+        cfg=SimpleNamespace(patience=0), accelerator=SimpleNamespace(is_main_process=True),
+    )
+    for loss, said in ((3.5, "best so far, but worse than before training (3.000)"), (2.5, "best so far\n")):
+        monkeypatch.setattr(module, "validation_row", lambda *_, x=loss: dict(loss=x, eos_loss=0.1))
+        module.judge(run, 0)
+        assert said in capsys.readouterr().out
