@@ -61,7 +61,10 @@ def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
 def write_gallery(cfg: ListenSettings) -> Path:
     "The page of a run."
     out = project_root() / (cfg.out or Path(cfg.run) / "gallery/index.html")
-    note = f"Every clip at {cfg.lufs:g} LUFS. The line in the spectrogram is the pitch. What is marked before or after was made by the model; real is the clip of the data set."
+    note = (
+        f"Every clip at {cfg.lufs:g} LUFS. The line in the spectrogram is the pitch. "
+        "What is marked before or after was made by the model; real is the clip of the data set."
+    )
     return gallery(
         out, sample_rows(cfg.run, cfg.lufs), cfg.title or f"higgs_vi: {Path(cfg.run).name}", note
     )
