@@ -170,6 +170,12 @@ def _read_model(source, dtype, device, text_head: bool, quantised: bool):
             f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
             "(higgs_audio_v2, or Boson's higgs_audio)"
         )
+    sizes = [config.get(k) for k in ("hidden_size", "intermediate_size")]
+    if quantised and str(device) == "cpu" and (odd := [s for s in sizes if isinstance(s, int) and s % 64]):
+        raise ValueError(
+            f"4 bits on a CPU need layer sizes that are multiples of 64, and {str(source)!r} has {odd[0]}: "
+            "train with mode lora, or on a GPU"
+        )
     more = nf4(dtype, device, text_head) if quantised else {}
     _check_sizes(source, config)
     with reading("model", source):

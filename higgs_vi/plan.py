@@ -82,7 +82,8 @@ def build_examples(
     write_text(run / "left_out.csv", "\n".join(["id,reason", *left]) + "\n")
     if len(good) < 2:
         raise ValueError(
-            f"{len(good)} clip(s) can be trained on, of {len(rows)}: see {cfg.out}/left_out.csv for the reasons"
+            f"{len(good)} clip(s) can be trained on, of {len(rows)}, and at least 2 are needed"
+            + (f": see {cfg.out}/left_out.csv for the reasons" if left else "")
         )
     return [e for e, _ in good], [r for _, r in good]
 

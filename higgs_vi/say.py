@@ -7,6 +7,7 @@ __all__ = ['SaySettings', 'load_speaker', 'words_to_say', 'speak', 'main']
 
 # %% ../nbs/07_say.ipynb #71559224
 from dataclasses import dataclass
+from pathlib import Path
 
 from higgs_vi.settings import (
     Settings,
@@ -76,10 +77,14 @@ def load_speaker(cfg: SaySettings) -> Checkpoint:
 def words_to_say(cfg: SaySettings) -> str:
     "The text of `cfg`, in words where `aloud` is set; prints a warning where it does not look Vietnamese."
     if why := why_foreign(without_tags(cfg.text)): print(f"the text may not be Vietnamese: {why}")
+    if not cfg.aloud and any(c.isdigit() for c in without_tags(cfg.text)):
+        print("the text holds digits, which the model may skip: aloud true says them in words")
     return map_turns(cfg.text, spoken) if cfg.aloud else cfg.text
 
 def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
     "Say the text and write the file."
+    if Path(cfg.out).suffix.lower() != ".wav":
+        raise ValueError(f"the parameter out is {cfg.out!r}: it takes a file that ends in .wav")
     references = [load_voice(parts.codec, project_root() / cfg.voices, name) for name in cfg.voice]
     scene = None if cfg.scene == "none" else scene_sentence(cfg.scene)
     prompt = make_prompt(words_to_say(cfg), references, cfg.profile, scene, cfg.place)

@@ -1452,6 +1452,10 @@ def layout(path: Path) -> tuple[str, Path]:
         )
     if what := _packed(path):
         raise ValueError(f"{path} {what}")
+    if path.suffix.lower() in (".srt", ".vtt", ".ass", ".ssa", ".lrc") and path.is_file():
+        raise ValueError(f"{path} holds subtitles, which are no table: give the folder that holds them beside their sounds")
+    if path.suffix.lower() in (".html", ".htm", ".md") and path.is_file():
+        raise ValueError(f"{path} is a page and no table: export the table as CSV")
     if path.is_file():
         if _is_part(path):
             return layout(path.parent)

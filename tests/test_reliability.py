@@ -26,6 +26,7 @@ from higgs_vi.codec import load_codec
 from higgs_vi.delay import delay, undelay
 from higgs_vi.files import Damaged, atomic, atomic_folder, read_json, sweep, write_text
 from higgs_vi.model import (
+    NANO,
     build_processor,
     load_model,
     load_tokenizer,
@@ -814,3 +815,8 @@ def test_sampling_takes_finite_numbers_alone(name):
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite"):
             Sampling(**{name: value})
+
+
+def test_four_bits_on_a_cpu_refuse_sizes_that_its_kernels_do_not_take():
+    with pytest.raises(ValueError, match="multiples of 64, and .* has 480: train with mode lora"):
+        load_model(NANO, quantised=True)

@@ -8,6 +8,7 @@ import higgs_vi.generate as generate
 from higgs_vi.delay import delay
 from higgs_vi.generate import GREEDY, Sampling, odd_length, say, sounding_seconds, syllables_to_say
 from higgs_vi.prompt import Prompt
+from higgs_vi.say import SaySettings, speak, words_to_say
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,12 @@ def test_only_silence_is_an_error(monkeypatch):
     parts, seeds = speaking(monkeypatch, [0]*4)
     with pytest.raises(ValueError, match="said nothing"): say(parts, Prompt("Xin chào các bạn."))
     assert seeds == [0, 1, 2, 3]
+
+
+def test_a_file_of_another_kind_is_refused_and_digits_are_pointed_out(tmp_path, monkeypatch, capsys):
+    with pytest.raises(ValueError, match="out is .*a.mp3.* ends in .wav"):
+        speak(SaySettings(out=str(tmp_path / "a.mp3")), None)
+    assert words_to_say(SaySettings(text="Năm 2024.")) == "Năm 2024."
+    assert "aloud true" in capsys.readouterr().out
+    words_to_say(SaySettings(text="[SPEAKER0] Chào."))
+    assert "aloud true" not in capsys.readouterr().out

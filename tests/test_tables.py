@@ -2094,3 +2094,9 @@ def test_texts_that_a_spreadsheet_or_an_escape_spoilt_are_refused():
         assert why_misread(text), text
     for text in ("Bạn ăn chưa?rồi", "Thật không?", "Ai đó?Anh", "2+2=4", "http://a.vn/x?y=1", "# một"):
         assert not why_misread(text), text
+
+
+@pytest.mark.parametrize("name, word", [("a.srt", "subtitles"), ("a.html", "a page"), ("a.ass", "subtitles")])
+def test_a_file_that_is_no_table_is_named(tmp_path, name, word):
+    with pytest.raises(ValueError, match=word):
+        run(lines(tmp_path / name, "1", "00:00:00,000 --> 00:00:01,000", "Xin chào."), tmp_path / "out")
