@@ -145,6 +145,15 @@ def _check_sizes(source, config: dict):
                 f"it must be a number from 1 to {most}",
             )
 
+def _check_blocks(source, config: dict):
+    "`ValueError` for layer sizes that bitsandbytes' 4-bit kernels for CPUs do not take."
+    sizes = [config.get(k) for k in ("hidden_size", "intermediate_size")]
+    if odd := [s for s in sizes if isinstance(s, int) and s % 64]:
+        raise ValueError(
+            "4 bits on a CPU need layer sizes that are multiples of 64, and "
+            f"{str(source)!r} has {odd[0]}: train with mode lora, or on a GPU"
+        )
+
 def _read_model(source, dtype, device, text_head: bool, quantised: bool):
     "The model of `source`, and which of its weights did not arrive."
     with reading("model", source):
@@ -170,12 +179,7 @@ def _read_model(source, dtype, device, text_head: bool, quantised: bool):
             f"the model {str(source)!r} is of type {kind!r}: this workbench trains Higgs Audio v2 "
             "(higgs_audio_v2, or Boson's higgs_audio)"
         )
-    sizes = [config.get(k) for k in ("hidden_size", "intermediate_size")]
-    if quantised and str(device) == "cpu" and (odd := [s for s in sizes if isinstance(s, int) and s % 64]):
-        raise ValueError(
-            f"4 bits on a CPU need layer sizes that are multiples of 64, and {str(source)!r} has {odd[0]}: "
-            "train with mode lora, or on a GPU"
-        )
+    if quantised and str(device) == "cpu": _check_blocks(source, config)
     more = nf4(dtype, device, text_head) if quantised else {}
     _check_sizes(source, config)
     with reading("model", source):
