@@ -42,6 +42,11 @@ class SaySettings(Settings):
     out: str = option("data/say.wav", path="file")  # file to write
     device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
 
+    def __post_init__(self):
+        super().__post_init__()
+        if Path(self.out).suffix.lower() != ".wav":
+            raise ValueError(f"the parameter out is {self.out!r}: it takes a file that ends in .wav")
+
 # In a command, --help and wrong values end here, before torch is imported.
 read_options_first(SaySettings, __name__)
 
@@ -83,8 +88,6 @@ def words_to_say(cfg: SaySettings) -> str:
 
 def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
     "Say the text and write the file."
-    if Path(cfg.out).suffix.lower() != ".wav":
-        raise ValueError(f"the parameter out is {cfg.out!r}: it takes a file that ends in .wav")
     references = [load_voice(parts.codec, project_root() / cfg.voices, name) for name in cfg.voice]
     scene = None if cfg.scene == "none" else scene_sentence(cfg.scene)
     prompt = make_prompt(words_to_say(cfg), references, cfg.profile, scene, cfg.place)

@@ -16,9 +16,9 @@ from higgs_vi.settings import Settings, comments
 STEPS = sorted((Path(__file__).parents[1]/"nbs").glob("0*.ipynb"))
 
 
-def settings_of(notebook: nbformat.NotebookNode) -> type[Settings]:
-    "The class that the notebook hands to `from_notebook`, from the module that it exports."
-    text = "\n".join(c.source for c in notebook.cells)
+def settings_of(path: Path) -> type[Settings]:
+    "The class that the notebook of a step hands to `from_notebook`, from the module that it exports."
+    text = "\n".join(c.source for c in nbformat.read(path, 4).cells)
     module = import_module("higgs_vi." + re.search(r"default_exp (\w+)", text)[1])
     return getattr(module, re.search(r"from_notebook\((\w+), globals", text)[1])
 
@@ -42,7 +42,7 @@ def main():
     for path in STEPS:
         notebook = nbformat.read(path, 4)
         cell, = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-        if cell.source != (text := parameters(settings_of(notebook))):
+        if cell.source != (text := parameters(settings_of(path))):
             cell.source = text
             nbformat.write(notebook, path)
 

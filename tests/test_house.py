@@ -36,7 +36,7 @@ def module_of(path):
 
 def settings_class(name):
     "The settings of the step whose module is `name`."
-    return settings_of(nbformat.read(next(p for p in STEPS if module_of(p) == name), 4))
+    return settings_of(next(p for p in STEPS if module_of(p) == name))
 
 
 def test_settings_ini_and_pyproject_say_the_same():

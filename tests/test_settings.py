@@ -13,13 +13,8 @@ from higgs_vi.settings import (
     project_root,
     resolve_path,
 )
-from tests.test_house import STEPS, module_of, settings_class
-
-
-def settings_of(path):
-    "The settings class of a step's notebook."
-    return settings_class(module_of(path))
-
+from tests.parameters import settings_of
+from tests.test_house import STEPS, module_of
 
 CLASSES = [settings_of(p) for p in STEPS]
 
@@ -67,7 +62,7 @@ def test_every_word_is_one_of_its_choices_and_no_text_holds_a_zero_byte(cls):
 def another(cls, f):
     "A value of the field `f` that is allowed and not its default, as it stands on a command line."
     default = getattr(cls(), f.name)
-    tries = ["another", "7"]
+    tries = ["another", "7", "another.wav"]
     if f.type is bool: tries = ["false" if default else "true"]
     elif "choices" in f.metadata: tries = f.metadata["choices"]
     elif f.type is int: tries = [default + 1, default - 1]
