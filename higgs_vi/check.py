@@ -34,18 +34,18 @@ from .turns import as_list, map_turns, without_tags
 class CheckSettings(Settings):
     "Look through a finished Higgs dataset folder (higgs-vi-check FOLDER): the parameters of 08_check."
     data: str = option("", path="file")  # the Higgs folder to check; empty: the demo clips, prepared for it
-    report: str = option("", path="file")  # a CSV file to write what was found to; empty: none
-    silence: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
-    voice: bool = True                  # a clip without anything voiced (noise, clicks) is broken; false for whispering
-    clipping: float = option(0.001, min=0, max=1)  # share of a clip's samples at full scale above which it is clipped
-    fastest: float = option(30.0, above=0, max=1e6)  # characters a second above which text and sound do not belong together
-    slowest: float = option(3.0, min=0, max=1e6)  # characters a second below which they do not; both only for clips of over a second
+    report_file: str = option("", path="file")  # a CSV file to write what was found to; empty: none
+    silence_dbfs: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
+    require_voice: bool = True                  # a clip without anything voiced (noise, clicks) is broken; false for whispering
+    max_clipped: float = option(0.001, min=0, max=1)  # share of a clip's samples at full scale above which it is clipped
+    max_chars_per_second: float = option(30.0, above=0, max=1e6)  # characters a second above which text and sound do not belong together
+    min_chars_per_second: float = option(3.0, min=0, max=1e6)  # characters a second below which they do not; both only for clips of over a second
     strict: bool = False                # what is odd breaks the folder too
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.slowest < self.fastest:
-            raise ValueError(f"the parameter fastest is {self.fastest:g}: it takes characters a second above slowest ({self.slowest:g})")
+        if not self.min_chars_per_second < self.max_chars_per_second:
+            raise ValueError(f"the parameter fastest is {self.max_chars_per_second:g}: it takes characters a second above slowest ({self.min_chars_per_second:g})")
 
 # %% ../nbs/08_check.ipynb #dd833370
 BROKEN = [
@@ -72,7 +72,7 @@ def measure(path: Path, cfg: CheckSettings, known: Fingerprints) -> dict:
     x = as_written(read_audio(path))
     info, key = sf.info(path), clip_key(x)
     return dict(rate=info.samplerate, channels=info.channels, seconds=info.frames/info.samplerate,
-                loudest=loudest(x), quiet=no_speech(x, cfg.silence, cfg.voice),
+                loudest=loudest(x), quiet=no_speech(x, cfg.silence_dbfs, cfg.require_voice),
                 clipped=clipped(x), key=key, mark=known.of_samples(x, key))
 
 def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, str]]:
@@ -90,7 +90,7 @@ def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, s
         )
     if m["quiet"]:
         out.append(("silent" if "silent" in m["quiet"] else "no speech", m["quiet"]))
-    if m["clipped"] > cfg.clipping:
+    if m["clipped"] > cfg.max_clipped:
         out.append(
             ("clipped", f"{m['clipped']:.2%} of its samples are at full scale (parameter clipping)")
         )
@@ -119,7 +119,7 @@ def text_faults(
         )
     if language == "vi" and (why := why_foreign(without_tags(text))):
         out.append(("foreign", f"it may not be Vietnamese: {why}"))
-    if seconds and seconds > 1 and not cfg.slowest <= (pace := len(tidy) / seconds) <= cfg.fastest:
+    if seconds and seconds > 1 and not cfg.min_chars_per_second <= (pace := len(tidy) / seconds) <= cfg.max_chars_per_second:
         out.append(
             (
                 "pace",
@@ -219,8 +219,8 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises `ValueError` where nothing can be looked at: no metadata.json, or none that is Higgs'.
     """
     folder = project_root() / cfg.data
-    if cfg.report:
-        check_file(project_root() / cfg.report, "report")
+    if cfg.report_file:
+        check_file(project_root() / cfg.report_file, "report")
     samples = read_samples(folder).to_dict("records")
     if not samples:
         raise ValueError(f"{folder} holds no clip: the samples in its metadata.json are empty")
@@ -234,8 +234,8 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
     faults = pd.DataFrame(found, columns=["clip", "fault", "what"])
     faults.insert(2, "broken", faults["fault"].isin(BROKEN + ODD * cfg.strict))
-    if cfg.report:
-        with atomic(project_root() / cfg.report) as tmp:
+    if cfg.report_file:
+        with atomic(project_root() / cfg.report_file) as tmp:
             faults.to_csv(tmp, index=False)
     return clips, faults
 

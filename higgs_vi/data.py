@@ -58,28 +58,28 @@ class DataSettings(Settings):
     audio: str = option("", path="file")  # folder that the table's paths start from; empty: the table's own
     columns: str = ""                   # whose column is ours where the guess is wrong, as in text=transcription,speaker=reader
     encoding: str = ""                  # of a table that is not UTF-8, as in cp1258 or utf-16; empty: UTF-8
-    out: str = option("data/demo", path="file")  # the Higgs folder to write
-    shortest: float = option(0.3, min=0, max=86400)  # seconds; shorter clips are left out
-    longest: float = option(30.0, above=0, max=86400)  # seconds; longer clips are left out
-    tolerance: float = option(0.2, min=0, max=1e6)  # share by which the table's duration may differ from the file's
-    silence: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
-    voice: bool = True                  # leave out sounds without anything voiced (noise, clicks); false keeps them, as for whispering
+    output_dir: str = option("data/demo", path="file")  # the Higgs folder to write
+    min_seconds: float = option(0.3, min=0, max=86400)  # seconds; shorter clips are left out
+    max_seconds: float = option(30.0, above=0, max=86400)  # seconds; longer clips are left out
+    duration_tolerance: float = option(0.2, min=0, max=1e6)  # share by which the table's duration may differ from the file's
+    silence_dbfs: float = option(-50.0, min=-200, below=0)  # dBFS; a clip whose loudest 20 ms are below is silent
+    require_voice: bool = True                  # leave out sounds without anything voiced (noise, clicks); false keeps them, as for whispering
     language: str = "vi"                # written to the metadata
     max_samples_per_speaker: int = option(0, min=0, max=10**9)  # the first so many good clips of each speaker are kept; 0: all
-    workers: int = option(0, min=0, max=1024)  # threads that read and write sounds; 0: one a core
+    num_workers: int = option(0, min=0, max=1024)  # threads that read and write sounds; 0: one a core
     aloud: bool = False  # write numbers, dates, abbreviations in words (needs higgs-vi[text]); the text as it was stays as raw_text
 
     def __post_init__(self):
         super().__post_init__()
         for name, good, rule in (
-                ("longest", 0 <= self.shortest < self.longest, f"seconds above shortest ({self.shortest:g}), which is 0 or more"),
+                ("longest", 0 <= self.min_seconds < self.max_seconds, f"seconds above shortest ({self.min_seconds:g}), which is 0 or more"),
                 ("language", bool(self.language.strip()), "a code such as vi")):
             if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)!r}: it takes {rule}")
 
     @property
     def threads(self) -> int:
         "How many threads read and write sounds."
-        return self.workers or min(os.cpu_count() or 1, 16)
+        return self.num_workers or min(os.cpu_count() or 1, 16)
 
 # %% ../nbs/00_data.ipynb #f2e133a5
 LONGEST_NAME = 200       # letters of a speaker, which become the name of a file
@@ -121,8 +121,8 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
     path, audio = project_root() / source, project_root() / cfg.audio if cfg.audio else ""
     label = str(source.relative_to(DEMO.parent) if source.is_relative_to(DEMO) else source)
     kind, path = layout(path)
-    if kind == "pairs" and not cfg.columns and has_recordings(path, cfg.longest):
-        return _told(read_recordings(path, cfg.encoding, cfg.longest)), label
+    if kind == "pairs" and not cfg.columns and has_recordings(path, cfg.max_seconds):
+        return _told(read_recordings(path, cfg.encoding, cfg.max_seconds)), label
     if kind != "higgs":
         return _told(read_table(path, audio, cfg.columns, cfg.encoding)), label
     if cfg.columns:
@@ -139,11 +139,11 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
 # %% ../nbs/00_data.ipynb #8cffad0a
 def _check_duration(row: dict, seconds: float, cfg: DataSettings):
     "`ValueError` if the clip is outside the bounds, or the table says another duration."
-    if not cfg.shortest <= seconds <= cfg.longest:
+    if not cfg.min_seconds <= seconds <= cfg.max_seconds:
         raise ValueError(
-            f"it lasts {seconds:.2f} s: kept are {cfg.shortest:g} to {cfg.longest:g} s (parameters shortest, longest)"
+            f"it lasts {seconds:.2f} s: kept are {cfg.min_seconds:g} to {cfg.max_seconds:g} s (parameters shortest, longest)"
             + "; a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"
-            * (seconds > cfg.longest)
+            * (seconds > cfg.max_seconds)
         )
     if is_nothing(row.get("duration", "")):
         return
@@ -151,8 +151,8 @@ def _check_duration(row: dict, seconds: float, cfg: DataSettings):
         said = seconds_of(row["duration"])
     except ValueError as e:
         raise ValueError(f"the table's duration {e}") from None
-    if abs(said - seconds) > max(cfg.tolerance * seconds, 0.1):
-        unit = abs(said / 1000 - seconds) <= max(cfg.tolerance * seconds, 0.1)
+    if abs(said - seconds) > max(cfg.duration_tolerance * seconds, 0.1):
+        unit = abs(said / 1000 - seconds) <= max(cfg.duration_tolerance * seconds, 0.1)
         raise ValueError(
             f"the table says {said:.2f} s, the file lasts {seconds:.2f} s: "
             + (
@@ -186,13 +186,13 @@ def _legible(row: dict, cfg: DataSettings) -> str:
     text, speaker, most = (
         str(row["text"]),
         str(row["speaker"]).strip(),
-        max(1000, int(100 * cfg.longest)),
+        max(1000, int(100 * cfg.max_seconds)),
     )
     if is_nothing(text) or not has_words(text):
         raise ValueError(f"its text is empty ({printable(text, 80)!r}): there is nothing to say")
     if len(text) > most:
         raise ValueError(
-            f"its text has {len(text)} characters: nobody says more than {most} in {cfg.longest:g} s (parameter longest)"
+            f"its text has {len(text)} characters: nobody says more than {most} in {cfg.max_seconds:g} s (parameter longest)"
         )
     if is_nobody(speaker):
         raise ValueError(
@@ -220,7 +220,7 @@ def examine(row: dict, root: Path, blobs: Blobs, cfg: DataSettings) -> tuple[np.
         raise ValueError(
             f"{full:.0%} of its samples are at full scale: it was recorded or scaled far too loud"
         )
-    if why := no_speech(x, cfg.silence, cfg.voice):
+    if why := no_speech(x, cfg.silence_dbfs, cfg.require_voice):
         raise ValueError(why)
     return x, text, channel
 
@@ -580,7 +580,7 @@ def prepare(
     table, label = source or read_source(cfg)
     if not source:
         print(*table.notes, sep="\n", flush=True)
-    rows, root, kind, out = table.rows, table.root, table.kind, project_root() / cfg.out
+    rows, root, kind, out = table.rows, table.root, table.kind, project_root() / cfg.output_dir
     _apart(out, rows, root)
     old = _old_files(out, label)
     later = [step for file, step in LATER.items() if (out / file).is_file()]
@@ -615,8 +615,8 @@ def main(argv: list[str] | None = None):
     if strange := [s["id"] for s in samples if "foreign" in s]:
         print(f"{len(strange)} texts may not be Vietnamese, first {strange[0]}")
     print(
-        f"{len(samples)} clips, {sum(s['duration'] for s in samples) / 3600:.2f} h, written to {cfg.out}; "
-        f"{len(rejected)} rows left out, see {cfg.out}/rejected.csv"
+        f"{len(samples)} clips, {sum(s['duration'] for s in samples) / 3600:.2f} h, written to {cfg.output_dir}; "
+        f"{len(rejected)} rows left out, see {cfg.output_dir}/rejected.csv"
     )
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -102,13 +102,13 @@ def _trained(cfg: MemorySettings, model):
     if cfg.mode == "full":
         return for_full_training(model, torch.bfloat16)
     return add_lora(
-        model, lora_config(cfg.rank, 2 * cfg.rank, cfg.dropout, cfg.targets, cfg.audio_embeddings)
+        model, lora_config(cfg.lora_rank, 2 * cfg.lora_rank, cfg.lora_dropout, cfg.target_modules, cfg.audio_embeddings)
     ).to(torch.bfloat16)
 
 def kept(cfg: MemorySettings) -> int:
     "Bytes that one layer, not compiled, keeps for a batch of `cfg.budget` positions."
     config = configuration(cfg)
-    config.num_hidden_layers, N = 1, cfg.budget
+    config.num_hidden_layers, N = 1, cfg.token_budget
     core = step.base_of(_trained(cfg, skeleton(config))).model.train()
     empty = lambda *shape, **more: torch.empty(*shape, device="meta", **more)
     rows = lambda n: empty(n, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
@@ -152,15 +152,15 @@ def kept_compiled(cfg: MemorySettings) -> int:
         config.intermediate_size,
         config.num_key_value_heads * config.head_dim,
     )
-    ffn = (1 - SHARE) * (full or "text_ffn" in cfg.targets) + SHARE * (
-        full or "audio_ffn" in cfg.targets
+    ffn = (1 - SHARE) * (full or "text_ffn" in cfg.target_modules) + SHARE * (
+        full or "audio_ffn" in cfg.target_modules
     )  # of the positions
     each = 2 * (6 * width + 2 * keys + 2 * inner) + ffn * 2 * (width + inner)
     if not full:
-        each += 2 * cfg.rank * (4 * ("attention" in cfg.targets) + 3 * ffn)
-    if not full and cfg.dropout:
-        each += 8 * width * ("attention" in cfg.targets) + ffn * (4 * width + inner)
-    return int(cfg.budget * each)
+        each += 2 * cfg.lora_rank * (4 * ("attention" in cfg.target_modules) + 3 * ffn)
+    if not full and cfg.lora_dropout:
+        each += 8 * width * ("attention" in cfg.target_modules) + ffn * (4 * width + inner)
+    return int(cfg.token_budget * each)
 
 # %% ../nbs/43_forecast.ipynb #1f962f99
 GIB = 2**30
@@ -172,7 +172,7 @@ def _counts(
 ) -> tuple[dict, int]:
     "Parameters by group, and how many are trained."
     cfg = MemorySettings(
-        model=model, mode=mode, rank=rank, targets=list(targets), audio_embeddings=audio_embeddings
+        model=model, mode=mode, lora_rank=rank, target_modules=list(targets), audio_embeddings=audio_embeddings
     )
     whole = skeleton(configuration(cfg), text_head)
     groups = parameter_groups(whole)
@@ -181,7 +181,7 @@ def _counts(
 def counts(cfg: MemorySettings) -> tuple[dict, int]:
     "Parameters of the model of `cfg` by group, and how many of all it trains."
     return _counts(
-        cfg.model, cfg.mode, cfg.rank, tuple(cfg.targets), cfg.audio_embeddings, cfg.text_weight > 0
+        cfg.model, cfg.mode, cfg.lora_rank, tuple(cfg.target_modules), cfg.audio_embeddings, cfg.text_loss_weight > 0
     )
 
 def held(cfg: MemorySettings) -> dict[str, float]:
@@ -191,7 +191,7 @@ def held(cfg: MemorySettings) -> dict[str, float]:
         sum(groups.values()),
         groups["attention"] + groups["text FFN"] + groups["audio FFN"],
     )
-    wholly = cfg.mode == "full" and cfg.optimizer != "rounded8bit"
+    wholly = cfg.mode == "full" and cfg.optim != "rounded8bit"
     weights = dict(
         lora=2 * total,
         qlora=linear * (0.5 + (1 + 4 / 256) / 64) + 2 * (total - linear - groups["text embedding"]),
@@ -200,7 +200,7 @@ def held(cfg: MemorySettings) -> dict[str, float]:
     wide = (
         2 if cfg.mode == "full" and not wholly else 4
     )  # bytes of a trained weight and of its gradient
-    moments = (8 if cfg.optimizer == "adamw" else 2 * (1 + 4 / 256)) + 4 * (cfg.ema > 0)
+    moments = (8 if cfg.optim == "adamw" else 2 * (1 + 4 / 256)) + 4 * (cfg.ema_decay > 0)
     return dict(
         weights=weights / GIB,
         adapters=(0 if cfg.mode == "full" else (wide + 2) * trained) / GIB,
@@ -210,34 +210,34 @@ def held(cfg: MemorySettings) -> dict[str, float]:
 
 def is_compiled(cfg: MemorySettings) -> bool:
     "Whether 04_train compiles the layers on a GPU."
-    return cfg.compiled and cfg.mode != "qlora" and sum(counts(cfg)[0].values()) > 1e9
+    return cfg.torch_compile and cfg.mode != "qlora" and sum(counts(cfg)[0].values()) > 1e9
 
 def _recomputed(cfg: MemorySettings) -> int:
     "How many layers are recomputed."
     return (
-        len(range(0, configuration(cfg).num_hidden_layers, cfg.checkpointing))
-        if cfg.checkpointing
+        len(range(0, configuration(cfg).num_hidden_layers, cfg.gradient_checkpointing))
+        if cfg.gradient_checkpointing
         else 0
     )
 
 def forecast(cfg: MemorySettings) -> dict[str, float]:
     "The peak GiB of training with `cfg`, by what it is for; `total` is their sum."
     config, layer, parts = configuration(cfg), kept_compiled(cfg) if is_compiled(cfg) else kept(cfg), held(cfg)
-    n, entry = config.num_hidden_layers, 2*cfg.budget*config.hidden_size
+    n, entry = config.num_hidden_layers, 2*cfg.token_budget*config.hidden_size
     again = _recomputed(cfg)
-    text = step.TEXT_ROWS*config.vocab_size if cfg.text_weight else 0
-    logits = 12*(cfg.budget*SHARE*config.num_codebooks*config.codebook_size + text)
-    redone = layer if again and (n - 1) % cfg.checkpointing == 0 else 0       # of an earlier layer when those behind it are gone
+    text = step.TEXT_ROWS*config.vocab_size if cfg.text_loss_weight else 0
+    logits = 12*(cfg.token_budget*SHARE*config.num_codebooks*config.codebook_size + text)
+    redone = layer if again and (n - 1) % cfg.gradient_checkpointing == 0 else 0       # of an earlier layer when those behind it are gone
     unpacked = 2*config.hidden_size*config.intermediate_size if cfg.mode == "qlora" else 0
-    back = redone + 2*2*cfg.budget*config.intermediate_size + unpacked      # and gradients on their way through it
+    back = redone + 2*2*cfg.token_budget*config.intermediate_size + unpacked      # and gradients on their way through it
     stays = (n - again)*layer + again*entry
     parts |= dict(activations=(stays + back*(back >= logits))/GIB, logits=logits*(logits > back)/GIB, workspace=SPARE)
     # the update: the largest weight's moments in fp32
-    update = 8*max(counts(cfg)[0]["text embedding"], config.hidden_size*config.intermediate_size)*(cfg.optimizer == "rounded8bit")/GIB
+    update = 8*max(counts(cfg)[0]["text embedding"], config.hidden_size*config.intermediate_size)*(cfg.optim == "rounded8bit")/GIB
     after = parts | dict(activations=0.0, logits=0.0, workspace=SPARE + update)
-    if cfg.accumulation == 1:
+    if cfg.gradient_accumulation_steps == 1:
         later = parts["gradients"] > parts["activations"] + parts["logits"]
-        parts |= dict(activations=4*cfg.budget*config.intermediate_size/GIB, logits=0.0) if later else dict(gradients=0.0)
+        parts |= dict(activations=4*cfg.token_budget*config.intermediate_size/GIB, logits=0.0) if later else dict(gradients=0.0)
     parts = max(parts, after, key=lambda stage: sum(stage.values()))
     return parts | dict(total=sum(parts.values()))
 
@@ -281,16 +281,16 @@ def operations(cfg: MemorySettings) -> float:
 def speed(cfg: MemorySettings, card: Card) -> float:
     "Positions a second of training with `cfg` on `card`: a forecast, see above."
     share = REACHED[
-        "ffn" if cfg.mode == "full" or set(cfg.targets) - {"attention"} else "attention"
+        "ffn" if cfg.mode == "full" or set(cfg.target_modules) - {"attention"} else "attention"
     ]
     share *= (1 if is_compiled(cfg) else REACHED["eager"]) * (
-        REACHED["again"] if cfg.checkpointing == 1 else 1
+        REACHED["again"] if cfg.gradient_checkpointing == 1 else 1
     )
-    compute = cfg.budget * operations(cfg) / (0.8 * card.tflops * 1e12 * share)
+    compute = cfg.token_budget * operations(cfg) / (0.8 * card.tflops * 1e12 * share)
     groups = counts(cfg)[0]
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
     unpack = (
-        4.5 * linear * (2 + (cfg.checkpointing > 0)) / (card.bandwidth * 1e9)
+        4.5 * linear * (2 + (cfg.gradient_checkpointing > 0)) / (card.bandwidth * 1e9)
         if cfg.mode == "qlora"
         else 0
     )  # read, written, read
@@ -300,16 +300,16 @@ def speed(cfg: MemorySettings, card: Card) -> float:
         if cfg.mode == "qlora"
         else again * LAUNCH["again"] + (n - again) * LAUNCH["kept"]
     )
-    return cfg.budget / hypot(compute + unpack, launch)
+    return cfg.token_budget / hypot(compute + unpack, launch)
 
 # %% ../nbs/43_forecast.ipynb #061e52eb
 LADDER = (
     [
-        dict(mode="lora", checkpointing=c, budget=b)
+        dict(mode="lora", gradient_checkpointing=c, token_budget=b)
         for c, b in ((0, 16384), (0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))
     ]
-    + [dict(mode="qlora", checkpointing=1, budget=b) for b in (4096, 2048, 1024)]
-    + [dict(mode="qlora", checkpointing=1, budget=1024, optimizer="paged8bit")]
+    + [dict(mode="qlora", gradient_checkpointing=1, token_budget=b) for b in (4096, 2048, 1024)]
+    + [dict(mode="qlora", gradient_checkpointing=1, token_budget=1024, optim="paged8bit")]
 )
 CONTEXT, USABLE = 0.6, 0.95
 
@@ -323,7 +323,7 @@ def rungs(cfg: MemorySettings, given: frozenset = frozenset()) -> list[MemorySet
         LADDER
         if cfg.mode != "full"
         else [
-            dict(mode="full", checkpointing=c, budget=b, optimizer="rounded8bit")
+            dict(mode="full", gradient_checkpointing=c, token_budget=b, optim="rounded8bit")
             for c, b in ((0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))
         ]
     )
@@ -394,7 +394,7 @@ def for_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
         raise ValueError(
             "gpu plans neither for dora nor for fp32: leave gpu empty; give checkpointing and budget"
         )
-    room = free_memory() if cfg.gpu == "auto" else float(cfg.gpu)
+    room = free_memory() if cfg.gpu_memory == "auto" else float(cfg.gpu_memory)
     if room is None:
         raise ValueError(
             "gpu is auto, and there is no GPU to ask: give its GiB, or leave the parameter empty"

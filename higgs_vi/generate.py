@@ -34,27 +34,27 @@ class Sampling:
     temperature: float = 0.5
     top_k: int = 50
     top_p: float = 0.95
-    ras: int = 7
+    ras_win_len: int = 7
     seed: int = 0
-    seconds: float = 30.0
-    guidance: float = 0.0
+    max_seconds: float = 30.0
+    guidance_scale: float = 0.0
 
     def __post_init__(self):
         numbers = (
             self.temperature,
             self.top_k,
             self.top_p,
-            self.ras,
+            self.ras_win_len,
             self.seed,
-            self.seconds,
-            self.guidance,
+            self.max_seconds,
+            self.guidance_scale,
         )
         if not all(math.isfinite(n) for n in numbers):
             raise ValueError(f"{self}: each is a finite number")
         if (
-            min(self.temperature, self.top_k, self.ras, self.guidance) < 0
+            min(self.temperature, self.top_k, self.ras_win_len, self.guidance_scale) < 0
             or not 0 < self.top_p <= 1
-            or self.seconds <= 0
+            or self.max_seconds <= 0
         ):
             raise ValueError(
                 f"{self}: temperature, top_k, ras and guidance are 0 or more, top_p lies in (0, 1], seconds is above 0"
@@ -67,10 +67,10 @@ class Sampling:
             draw = dict(
                 do_sample=True, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
             )
-        ras = dict(ras_win_len=self.ras or None, ras_win_max_num_repeat=2)
-        return draw | ras | dict(max_new_tokens=int(self.seconds * frame_rate) + codebooks + 2)
+        ras = dict(ras_win_len=self.ras_win_len or None, ras_win_max_num_repeat=2)
+        return draw | ras | dict(max_new_tokens=int(self.max_seconds * frame_rate) + codebooks + 2)
 
-GREEDY = Sampling(temperature=0, ras=0)
+GREEDY = Sampling(temperature=0, ras_win_len=0)
 
 # %% ../nbs/50_generate.ipynb #20b6dffd
 class Guidance:
@@ -140,7 +140,7 @@ def generate_columns(parts: Checkpoint, prompt: Prompt, how: Sampling = Sampling
     device, K = model.device, model.config.num_codebooks
     inputs, training = _inputs(parts, prompt), model.training
     heard = inputs["audio_input_ids"].shape[1] if "audio_input_ids" in inputs else 0
-    scale = how.guidance or getattr(model.generation_config, "text_guidance", 1.0)
+    scale = how.guidance_scale or getattr(model.generation_config, "text_guidance", 1.0)
     guide = Guidance(_inputs(parts, prompt, words=False), scale) if scale != 1 else None
     own = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=own), guided(model, guide), one_thread(model):

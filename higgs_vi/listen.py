@@ -19,7 +19,7 @@ from .show import Clip, gallery
 class ListenSettings(Settings):
     "Write a run's samples as one page that plays offline: the parameters of 06_listen."
     run: str = option("exps/demo", path="file")  # run folder
-    out: str = option("", path="file")  # page to write; empty: gallery/index.html in the run folder
+    output_file: str = option("", path="file")  # page to write; empty: gallery/index.html in the run folder
     lufs: float = option(-23.0, min=-70, max=0)  # loudness of every clip, in LUFS
     title: str = ""                     # heading of the page; empty: the run's name
 
@@ -60,7 +60,7 @@ def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
 
 def write_gallery(cfg: ListenSettings) -> Path:
     "The page of a run."
-    out = project_root() / (cfg.out or Path(cfg.run) / "gallery/index.html")
+    out = project_root() / (cfg.output_file or Path(cfg.run) / "gallery/index.html")
     note = (
         f"Every clip at {cfg.lufs:g} LUFS. The line in the spectrogram is the pitch. "
         "What is marked before or after was made by the model; real is the clip of the data set."

@@ -85,9 +85,9 @@ _STARTED = {
 
 def open_folder(cfg: TrainSettings) -> Path:
     "The run folder of `cfg`, with its settings.json; `ValueError` for an existing one unless it is resumed with the same settings."
-    run = (project_root() / cfg.out).resolve()
+    run = (project_root() / cfg.output_dir).resolve()
     saved = run / "settings.json"
-    if cfg.resume:
+    if cfg.resume_from_checkpoint:
         if not saved.is_file():
             raise ValueError(f"there is no run to resume in {run}: start it with resume false")
         old = read_json(saved, way="restore it, or start another run (parameter out)")
@@ -105,14 +105,14 @@ def open_folder(cfg: TrainSettings) -> Path:
             "(parameter out)"
         )
     run.mkdir(parents=True, exist_ok=True)
-    if not cfg.resume:
+    if not cfg.resume_from_checkpoint:
         write_text(saved, json.dumps(cfg.resolved(), indent=1))
     return run
 
 def check_base(cfg: TrainSettings, folder: Path, model):
     "Keep the fingerprint of the base in the run folder; on resuming, `ValueError` if `model` has other weights by now."
     path, now = folder / "base.json", fingerprint(model)
-    if not cfg.resume or not path.is_file():
+    if not cfg.resume_from_checkpoint or not path.is_file():
         return write_base(folder, cfg.resolved()["model"], now)
     name, begun = read_base(path)
     exact = lambda seen: {
@@ -126,7 +126,7 @@ def check_base(cfg: TrainSettings, folder: Path, model):
 
 def wholly_fp32(cfg: TrainSettings) -> bool:
     "Whether all weights are trained in fp32."
-    return cfg.mode == "full" and cfg.optimizer != "rounded8bit"
+    return cfg.mode == "full" and cfg.optim != "rounded8bit"
 
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
@@ -142,7 +142,7 @@ def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
         base,
         accelerator.device,
         cfg.mode == "qlora",
-        cfg.text_weight > 0,
+        cfg.text_loss_weight > 0,
     )
 
 # %% ../nbs/46_loop.ipynb #3e43dbc0
@@ -209,13 +209,13 @@ def build_model(cfg: TrainSettings, parts: Checkpoint):
         model = add_lora(
             parts.model,
             lora_config(
-                cfg.rank, cfg.alpha, cfg.dropout, cfg.targets, cfg.audio_embeddings, cfg.adapter
+                cfg.lora_rank, cfg.lora_alpha, cfg.lora_dropout, cfg.target_modules, cfg.audio_embeddings, cfg.lora_variant
             ),
         )
     core = base_of(model).model
-    core.gradient_checkpointing = cfg.checkpointing  # 40_step reads both
+    core.gradient_checkpointing = cfg.gradient_checkpointing  # 40_step reads both
     core.compiled = (
-        cfg.compiled
+        cfg.torch_compile
         and cfg.mode != "qlora"
         and core.device.type == "cuda"
         and parts.model.num_parameters() > 1e9
@@ -257,10 +257,10 @@ def open_run(
 
     A run that a signal stopped in this process goes on without `resume`.
     """
-    accelerator, folder = find_device(cfg), (project_root()/cfg.out).resolve()
-    if folder in _STOPPED: cfg = replace(cfg, resume=True)
+    accelerator, folder = find_device(cfg), (project_root()/cfg.output_dir).resolve()
+    if folder in _STOPPED: cfg = replace(cfg, resume_from_checkpoint=True)
     with main_first(accelerator):       # it makes what is missing: folder, clips, codes
-        lock = lock_run(folder, new=not cfg.resume) if accelerator.is_main_process else None
+        lock = lock_run(folder, new=not cfg.resume_from_checkpoint) if accelerator.is_main_process else None
         try: return _begin(cfg, accelerator, folder, lock, load_rows, speak)
         except BaseException:
             if lock: unlock_run(lock)
@@ -291,16 +291,16 @@ def _begin(
     if accelerator.is_main_process: check_base(cfg, folder, parts.model)
     rows = of_speaker(load_rows(cfg), cfg.speaker, "" if cfg.data else "minh")
     data = split(cfg, *build_examples(cfg, parts, rows, folder))
-    if cfg.replay: data = with_replay(data, build_examples(cfg, parts, load_rows(replace(cfg, data=cfg.replay)), folder/"replay")[0])
+    if cfg.replay_data: data = with_replay(data, build_examples(cfg, parts, load_rows(replace(cfg, data=cfg.replay_data)), folder/"replay")[0])
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, parts)
-    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], cfg.optimizer, cfg.rate, cfg.decay)
+    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], cfg.optim, cfg.learning_rate, cfg.weight_decay)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=cfg.precision == "fp16")
     run = Run(cfg, folder, parts, data, model, optimizer, accelerator, scaler, 
               total_steps(cfg, data, accelerator.num_processes), lock=lock, speak=speak)
-    if cfg.ema: run.average = Average(model, cfg.ema)
-    if cfg.resume and (found := checkpoints(folder)): take_up_last(run, found)
-    elif cfg.resume and accelerator.is_main_process:
+    if cfg.ema_decay: run.average = Average(model, cfg.ema_decay)
+    if cfg.resume_from_checkpoint and (found := checkpoints(folder)): take_up_last(run, found)
+    elif cfg.resume_from_checkpoint and accelerator.is_main_process:
         echo(f"resume is true, but {folder} holds no checkpoint yet: the run starts at its first step")
     if accelerator.is_main_process: open_logs(run)
     return run
@@ -348,7 +348,7 @@ def take_up(run: Run, checkpoint: Path):
     set_random_state(rng[run.accelerator.process_index], run.accelerator.device)
     for name, value in state.items():
         setattr(run, name, value)
-    if run.cfg.patience and run.stale >= run.cfg.patience:
+    if run.cfg.early_stopping_patience and run.stale >= run.cfg.early_stopping_patience:
         run.stop = "patience"
 
 def plan_key(run: Run) -> list:
@@ -374,7 +374,7 @@ def validate(run: Run) -> dict:
     cfg, tally = run.cfg, 0
     run.model.eval()
     with torch.no_grad(), run.average.instead() if run.average else nullcontext():
-        for batch in epoch_batches([len(e) for e in run.data.valid], cfg.budget, cfg.seed):
+        for batch in epoch_batches([len(e) for e in run.data.valid], cfg.token_budget, cfg.seed):
             batch = to_device(
                 collate([run.data.valid[i] for i in batch], run.parts.tokenizer),
                 run.accelerator.device,
@@ -403,13 +403,13 @@ def load_step(
         run.accelerator,
         run.parts.tokenizer,
     )
-    examples = [[corrupt(run.data.train[i], run.cfg.noise, rng) for i in b] for b in batches]
-    if run.cfg.wordless:
+    examples = [[corrupt(run.data.train[i], run.cfg.input_noise, rng) for i in b] for b in batches]
+    if run.cfg.prompt_dropout:
         examples = [
-            [without_words(e, tokenizer) if rng.random() < run.cfg.wordless else e for e in b]
+            [without_words(e, tokenizer) if rng.random() < run.cfg.prompt_dropout else e for e in b]
             for b in examples
         ]
-    text = run.cfg.text_weight and run.cfg.text_weight / sum(
+    text = run.cfg.text_loss_weight and run.cfg.text_loss_weight / sum(
         len(followed(e, tokenizer)) for b in examples for e in b
     )
     mine = [collate(b, tokenizer, text) for b in examples[acc.process_index :: acc.num_processes]]
@@ -435,7 +435,7 @@ def one_step(run: Run, mine: list[dict], counts: torch.Tensor, sizes: dict) -> d
         run.optimizer,
         mine,
         cfg.codebook_weights or None,
-        cfg.clip,
+        cfg.max_grad_norm,
         counts,
         autocast(run),
         run.scaler,
@@ -476,14 +476,14 @@ def train(run: Run) -> Run:
                 seconds=time.perf_counter() - t0,
             )
             last = run.step == run.total
-            if run.step % cfg.report == 0 or last:
+            if run.step % cfg.logging_steps == 0 or last:
                 log_step(run, epoch, report, seen)
                 seen = Counter()
-            if run.data.valid and (run.step % cfg.evaluate == 0 or last):
+            if run.data.valid and (run.step % cfg.eval_steps == 0 or last):
                 judge(run, epoch)
-            if run.speak and cfg.sample and run.step % cfg.sample == 0:
+            if run.speak and cfg.sample_steps and run.step % cfg.sample_steps == 0:
                 run.speak(run, "during")
-            if run.step % cfg.save == 0 or run.step == run.best_step or last or run.stop:
+            if run.step % cfg.save_steps == 0 or run.step == run.best_step or last or run.stop:
                 save_run(run)
             t0 = time.perf_counter()
         agree(run)  # a signal during the last save
@@ -610,7 +610,7 @@ def judge(run: Run, epoch: int):
         run.best, run.best_step, run.stale = row["loss"], run.step, 0
     else:
         run.stale += 1
-    if run.cfg.patience and run.stale >= run.cfg.patience:
+    if run.cfg.early_stopping_patience and run.stale >= run.cfg.early_stopping_patience:
         run.stop = run.stop or "patience"
     if not run.accelerator.is_main_process:
         return
@@ -642,7 +642,7 @@ def save_run(run: Run):
     if run.average:
         state["average"] = run.average.mean
     save_state(run.folder, run.step, run.model, run.optimizer, run.cfg.model, **state)
-    prune(run.folder, run.cfg.keep_last, run.best_step)
+    prune(run.folder, run.cfg.save_total_limit, run.best_step)
 
 # %% ../nbs/46_loop.ipynb #5b071cb2
 def load_best(run: Run):

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None):
     cfg = from_cli(MemorySettings, argv)
     try:
         print(pd.Series(forecast(cfg)).round(2).to_string(), cards(cfg).to_string(), sep="\n\n")
-        if room := cfg.gpu or free_memory():
+        if room := cfg.gpu_memory or free_memory():
             print(f"\nfor {room:.1f} GiB: {told(fitting(cfg, room))}")
     except ValueError as e:
         raise SystemExit(f"higgs-vi-memory: {e}") from e

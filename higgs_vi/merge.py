@@ -27,7 +27,7 @@ class MergeSettings(Settings):
     adapter: str = option("exps/demo", path="file")  # run folder, or folder with adapter_config.json
     base: str = option("", path="hub")  # hub id or checkpoint folder; empty: the one the adapter names
     codec: str = option("", path="hub")  # another codec than the base's own
-    out: str = option("exps/demo/merged", path="file")  # checkpoint folder to write; must not exist
+    output_dir: str = option("exps/demo/merged", path="file")  # checkpoint folder to write; must not exist
     precision: str = option("fp32", choices=("fp32", "bf16"))  # of the merged weights: fp32 or bf16
     text: str = ""                      # a sentence to hear before and after; empty: none
 
@@ -61,7 +61,7 @@ def probe(parts: Checkpoint) -> tuple[torch.Tensor, list[np.ndarray]]:
     with torch.no_grad():
         logits = target_logits(parts.model, batch)
     return logits, [
-        generate_columns(parts, p, Sampling(temperature=0, ras=0, seconds=2)) for p in prompts
+        generate_columns(parts, p, Sampling(temperature=0, ras_win_len=0, max_seconds=2)) for p in prompts
     ]
 
 def difference(a, b) -> dict:
@@ -101,7 +101,7 @@ def base_name(adapter: Path, base: str) -> str | Path:
 
 def merge(cfg: MergeSettings) -> dict:
     "Merge and write; the differences `adapter_merged` and `merged_base`, and the paths. The written folder is read back and compared too."
-    folder, out = find_adapter(cfg.adapter), (project_root() / cfg.out).resolve()
+    folder, out = find_adapter(cfg.adapter), (project_root() / cfg.output_dir).resolve()
     if out.exists():
         raise ValueError(
             f"{out} exists already: choose another folder (parameter out), or delete it"
@@ -157,7 +157,7 @@ def hear(cfg: MergeSettings) -> dict[str, Speech]:
     "The sentence of `cfg` by the base (`before`) and by the merged model (`after`), with the same seed."
     sources = dict(
         before=base_name(find_adapter(cfg.adapter), cfg.base),
-        after=(project_root() / cfg.out).resolve(),
+        after=(project_root() / cfg.output_dir).resolve(),
     )
     return {
         when: say(load_checkpoint(source, cfg.codec or None), make_prompt(cfg.text))
@@ -168,10 +168,10 @@ def main(argv: list[str] | None = None):
     "The command higgs-vi-merge."
     cfg = from_cli(MergeSettings, argv)
     try:
-        print(report(merge(cfg)) + f"\nwritten to {cfg.out}")
+        print(report(merge(cfg)) + f"\nwritten to {cfg.output_dir}")
         if cfg.text:
             for when, speech in hear(cfg).items():
-                write_wav(file := project_root()/f"{cfg.out}_{when}.wav", speech.wave)
+                write_wav(file := project_root()/f"{cfg.output_dir}_{when}.wav", speech.wave)
                 print(f"{when}: {file.name}")
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-merge: {e}") from e
 

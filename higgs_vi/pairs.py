@@ -44,7 +44,7 @@ def cleanness(folder: Path, cfg: Settings) -> Callable[[dict], bool]:
         snr, cut = heard(row["audio_file"])
         return (
             row["snr"] if isinstance(row.get("snr"), (int, float)) else snr
-        ) >= cfg.snr and cut < 1e-3
+        ) >= cfg.min_snr and cut < 1e-3
 
     return clean
 

@@ -58,8 +58,8 @@ def build_examples(
     "An example for each usable one of a Higgs folder's `rows`, and those rows; the others go to left_out.csv in `run` with their reasons."
     good, left = [], []
     files = list(dict.fromkeys(p for r in rows for p in [r["audio_path"], *r["ref_paths"]]))
-    codes, bad = encode_files(files, CodeCache(project_root() / cfg.cache, parts.codec))
-    told = np.random.default_rng([cfg.seed, 2]).random(len(rows)) < cfg.tags
+    codes, bad = encode_files(files, CodeCache(project_root() / cfg.code_cache, parts.codec))
+    told = np.random.default_rng([cfg.seed, 2]).random(len(rows)) < cfg.tag_share
     for i, r in enumerate(rows):
         try:
             if broken := [bad[p] for p in [r["audio_path"], *r["ref_paths"]] if p in bad]:
@@ -70,9 +70,9 @@ def build_examples(
                 )
             prompt = prompt_from_row(r, r["text"], [codes[p] for p in r["ref_paths"]], tags=told[i])
             e = build_example(parts.tokenizer, prompt, codes[r["audio_path"]], str(r["id"]))
-            if len(e) > cfg.budget:
+            if len(e) > cfg.token_budget:
                 raise ValueError(
-                    f"it has {len(e)} positions, more than the budget of {cfg.budget} (parameter budget)"
+                    f"it has {len(e)} positions, more than the budget of {cfg.token_budget} (parameter budget)"
                 )
             good.append((e, r | dict(prompt=prompt)))
         except ValueError as error:
@@ -83,7 +83,7 @@ def build_examples(
     if len(good) < 2:
         raise ValueError(
             f"{len(good)} clip(s) can be trained on, of {len(rows)}, and at least 2 are needed"
-            + (f": see {cfg.out}/left_out.csv for the reasons" if left else "")
+            + (f": see {cfg.output_dir}/left_out.csv for the reasons" if left else "")
         )
     return [e for e, _ in good], [r for _, r in good]
 
@@ -124,7 +124,7 @@ def split(cfg: Settings, examples: list[Example], rows: list[dict]) -> Dataset:
             f"none of the {len(rows)} clips is to be trained on: their split says valid or test"
         )
     if not len(valid):
-        n = min(len(train) - 1, math.ceil(cfg.validation * len(train)))
+        n = min(len(train) - 1, math.ceil(cfg.validation_share * len(train)))
         order = train[np.random.default_rng([cfg.seed, 1]).permutation(len(train))]
         held = set().union(*(_names(rows[i]) for i in order[:n]))
         train, valid = sorted(i for i in order[n:] if not _names(rows[i]) & held), order[:n]
@@ -162,9 +162,9 @@ def with_replay(data: Dataset, old: list[Example]) -> Dataset:
 # %% ../nbs/42_plan.ipynb #71a629e9
 def plan_epoch(cfg: Settings, data: Dataset, epoch: int, world: int) -> list[list[list[int]]]:
     "The steps of an epoch, each a list of batches of indices: `accumulation` batches for each of `world` processes."
-    chosen, size = epoch_clips(cfg, data, epoch), cfg.accumulation * world
+    chosen, size = epoch_clips(cfg, data, epoch), cfg.gradient_accumulation_steps * world
     sizes = [len(e) for e in data.train]
-    batches = epoch_batches([sizes[i] for i in chosen], cfg.budget, cfg.seed, epoch)
+    batches = epoch_batches([sizes[i] for i in chosen], cfg.token_budget, cfg.seed, epoch)
     return [
         [[chosen[i] for i in b] for b in batches[i : i + size]]
         for i in range(0, len(batches), size)
@@ -185,14 +185,14 @@ def epoch_clips(cfg: Settings, data: Dataset, epoch: int) -> list[int]:
 def total_steps(cfg: Settings, data: Dataset, world: int) -> int:
     "How many optimiser steps the run has."
     n = 0
-    for epoch in range(cfg.epochs):
+    for epoch in range(cfg.num_train_epochs):
         n += len(plan_epoch(cfg, data, epoch, world))
-        if 0 < cfg.steps <= n: return cfg.steps
+        if 0 < cfg.max_steps <= n: return cfg.max_steps
     return n
 
 def plan_from(cfg: Settings, data: Dataset, done: int, world: int):
     "(epoch, batches) of each step after the first `done`."
-    for epoch in range(cfg.epochs):
+    for epoch in range(cfg.num_train_epochs):
         steps = plan_epoch(cfg, data, epoch, world)
         yield from ((epoch, s) for s in steps[done:])
         done = max(0, done - len(steps))
@@ -213,8 +213,8 @@ def ahead(items: Iterable, work: Callable):
 
 def rate_at(cfg: Settings, step: int, total: int) -> float:
     "The learning rate of step `step` (1 is the first): a linear rise, then half a cosine that would be zero one step after the last."
-    rise = max(1, round(cfg.warmup * total))
-    return cfg.rate * (
+    rise = max(1, round(cfg.warmup_ratio * total))
+    return cfg.learning_rate * (
         step / rise
         if step <= rise
         else 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise + 1)))

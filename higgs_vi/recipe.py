@@ -16,19 +16,19 @@ class MemorySettings(Settings):
     "Tell what fits on a GPU: the parameters of 03_memory, which have the names of 04_train's."
     model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the released 3B model
     mode: str = option("lora", choices=("lora", "qlora", "full"))  # lora, qlora or full
-    rank: int = option(16, min=1, max=8192)  # LoRA rank
-    dropout: float = option(0.1, min=0, below=1)  # LoRA: it keeps a mask, and what it let through
-    targets: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
+    lora_rank: int = option(16, min=1, max=8192)  # LoRA rank
+    lora_dropout: float = option(0.1, min=0, below=1)  # LoRA: it keeps a mask, and what it let through
+    target_modules: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
     audio_embeddings: bool = False      # audio embedding and head trained whole
-    optimizer: str = option(  # adamw, adamw8bit, paged8bit, rounded8bit
+    optim: str = option(  # adamw, adamw8bit, paged8bit, rounded8bit
         "adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"))
-    budget: int = option(8192, min=1, max=2**24)  # positions a batch
-    accumulation: int = option(4, min=1, max=2**16)  # batches a step; 1 has no gradients beside all activations
-    checkpointing: int = option(1, min=0, max=1000)  # layers recomputed: every (1), every n-th, none (0)
-    compiled: bool = True               # the layers of a big model are compiled (not in 4 bits) and keep less
-    ema: float = option(0.0, min=0, below=1)  # above 0: the average of what is trained is kept too
-    text_weight: float = option(0.0, min=0, max=100)  # above 0: the text head is there too
-    gpu: float = option(0.0, min=0, max=10**5)  # GiB of the GPU to plan for; 0: what is free on this one
+    token_budget: int = option(8192, min=1, max=2**24)  # positions a batch
+    gradient_accumulation_steps: int = option(4, min=1, max=2**16)  # batches a step; 1 has no gradients beside all activations
+    gradient_checkpointing: int = option(1, min=0, max=1000)  # layers recomputed: every (1), every n-th, none (0)
+    torch_compile: bool = True               # the layers of a big model are compiled (not in 4 bits) and keep less
+    ema_decay: float = option(0.0, min=0, below=1)  # above 0: the average of what is trained is kept too
+    text_loss_weight: float = option(0.0, min=0, max=100)  # above 0: the text head is there too
+    gpu_memory: float = option(0.0, min=0, max=10**5)  # GiB of the GPU to plan for; 0: what is free on this one
 
 # %% ../nbs/41_recipe.ipynb #0d053216
 @dataclass
@@ -38,62 +38,62 @@ class TrainSettings(Settings):
     codec: str = option("", path="hub")  # another codec than the model's own
     data: str = option("", path="file")  # Higgs folder; empty: the demo clips, prepared if that was not done
     speaker: str = ""                   # learn the clips of this one alone; empty: everybody's, of the demo clips those of minh
-    out: str = option("exps/demo", path="file")  # run folder
-    resume: bool = False                # go on with the run in that folder, from its last complete checkpoint
+    output_dir: str = option("exps/demo", path="file")  # run folder
+    resume_from_checkpoint: bool = False                # go on with the run in that folder, from its last complete checkpoint
     preset: str = option(  # demo, voice, language, full, none; auto: demo for the embedded nano, else voice
         "auto", choices=("auto", "demo", "voice", "language", "full", "none"))
     mode: str = option(  # lora; qlora: LoRA on a base in 4 bits, for small GPUs; full: every weight, in fp32
         "lora", choices=("lora", "qlora", "full"))
-    rank: int = option(16, min=1, max=8192)  # LoRA: more learns more and forgets more
-    alpha: float = option(32.0, above=0, max=1e6)  # LoRA: scale; twice the rank is customary
-    adapter: str = option(  # lora; rslora: for ranks above 64, alpha near the root of the rank; dora: slower
+    lora_rank: int = option(16, min=1, max=8192)  # LoRA: more learns more and forgets more
+    lora_alpha: float = option(32.0, above=0, max=1e6)  # LoRA: scale; twice the rank is customary
+    lora_variant: str = option(  # lora; rslora: for ranks above 64, alpha near the root of the rank; dora: slower
         "lora", choices=("lora", "rslora", "dora"))
-    dropout: float = option(0.1, min=0, below=1)  # LoRA: more resists learning clips by heart
-    targets: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
+    lora_dropout: float = option(0.1, min=0, below=1)  # LoRA: more resists learning clips by heart
+    target_modules: list = option(("attention",), choices=("attention", "text_ffn", "audio_ffn"))  # LoRA on attention, text_ffn, audio_ffn
     audio_embeddings: bool = False      # LoRA: train audio embedding and head whole; for a new language
-    epochs: int = option(5, min=1, max=10_000)  # passes over the clips
-    steps: int = option(0, min=0, max=10**9)  # stop after so many optimiser steps; 0: after the epochs
-    rate: float = option(1e-4, above=0, max=10)  # peak learning rate
-    warmup: float = option(0.03, min=0, max=1)  # share of the steps over which the rate rises; then it falls as a cosine
-    decay: float = option(0.01, min=0, max=10)  # weight decay of AdamW
-    optimizer: str = option(  # adamw; adamw8bit: a quarter of its memory; paged8bit: and the host's; rounded8bit: mode full in bf16
+    num_train_epochs: int = option(5, min=1, max=10_000)  # passes over the clips
+    max_steps: int = option(0, min=0, max=10**9)  # stop after so many optimiser steps; 0: after the epochs
+    learning_rate: float = option(1e-4, above=0, max=10)  # peak learning rate
+    warmup_ratio: float = option(0.03, min=0, max=1)  # share of the steps over which the rate rises; then it falls as a cosine
+    weight_decay: float = option(0.01, min=0, max=10)  # weight decay of AdamW
+    optim: str = option(  # adamw; adamw8bit: a quarter of its memory; paged8bit: and the host's; rounded8bit: mode full in bf16
         "adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"))
-    clip: float = option(1.0, above=0, max=1e6)  # largest gradient norm
-    budget: int = option(4096, min=1, max=2**24)  # positions a batch; less saves memory
-    accumulation: int = option(4, min=1, max=2**16)  # batches an optimiser step
-    checkpointing: int = option(  # recompute activations of every layer (1: a third slower, least memory), every n-th, none (0)
+    max_grad_norm: float = option(1.0, above=0, max=1e6)  # largest gradient norm
+    token_budget: int = option(4096, min=1, max=2**24)  # positions a batch; less saves memory
+    gradient_accumulation_steps: int = option(4, min=1, max=2**16)  # batches an optimiser step
+    gradient_checkpointing: int = option(  # recompute activations of every layer (1: a third slower, least memory), every n-th, none (0)
         1, min=0, max=1000)
-    compiled: bool = True               # on a GPU, compile a big model's layers (not in 4 bits): a wait, then half as fast again
-    ema: float = option(0.0, min=0, below=1)  # keep the average of the weights over some 1/(1 - ema) steps; 0: the weights as they are
+    torch_compile: bool = True               # on a GPU, compile a big model's layers (not in 4 bits): a wait, then half as fast again
+    ema_decay: float = option(0.0, min=0, below=1)  # keep the average of the weights over some 1/(1 - ema) steps; 0: the weights as they are
     precision: str = option("bf16", choices=("bf16", "fp16", "fp32"))  # bf16, fp16 (cards before 2020), fp32
     codebook_weights: list = option((), each=float, min=0, max=1e6)  # eight numbers; empty: all alike
-    report: int = option(10, min=1, max=10**9)  # steps between log lines
-    evaluate: int = option(500, min=1, max=10**9)  # steps between validations
-    save: int = option(1000, min=1, max=10**9)  # steps between checkpoints
-    sample: int = option(0, min=0, max=10**9)  # steps between spoken samples for TensorBoard; 0: only before and after
-    keep_last: int = option(3, min=1, max=10**6)  # checkpoints that stay, beside the best
-    patience: int = option(0, min=0, max=10**9)  # validations without improvement before it stops; 0: never
-    validation: float = option(0.05, min=0, below=1)  # share of the clips that is only listened to
-    replay: str = option("", path="file")  # a second Higgs folder whose clips keep alive what the model could do before
+    logging_steps: int = option(10, min=1, max=10**9)  # steps between log lines
+    eval_steps: int = option(500, min=1, max=10**9)  # steps between validations
+    save_steps: int = option(1000, min=1, max=10**9)  # steps between checkpoints
+    sample_steps: int = option(0, min=0, max=10**9)  # steps between spoken samples for TensorBoard; 0: only before and after
+    save_total_limit: int = option(3, min=1, max=10**6)  # checkpoints that stay, beside the best
+    early_stopping_patience: int = option(0, min=0, max=10**9)  # validations without improvement before it stops; 0: never
+    validation_share: float = option(0.05, min=0, below=1)  # share of the clips that is only listened to
+    replay_data: str = option("", path="file")  # a second Higgs folder whose clips keep alive what the model could do before
     replay_share: float = option(0.1, above=0, below=1)  # its share of an epoch's clips
-    tags: float = option(0.0, min=0, max=1)  # share of the prompts that name the voice's tags (01_tags); the others go without
-    sentences: int = option(3, min=0, max=10_000)  # validation clips spoken before and after
-    text_weight: float = option(  # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
+    tag_share: float = option(0.0, min=0, max=1)  # share of the prompts that name the voice's tags (01_tags); the others go without
+    sample_sentences: int = option(3, min=0, max=10_000)  # validation clips spoken before and after
+    text_loss_weight: float = option(  # of the text's own loss beside the sound's, against forgetting; 0.1 is a start; not for the nano
         0.0, min=0, max=100)
-    noise: float = option(  # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
+    input_noise: float = option(  # share of the codes hidden while it reads its own past; for training from scratch, or from minutes
         0.0, min=0, max=0.5)
-    wordless: float = option(  # share of the prompts that lose their words, as guidance asks them (07_say); 0.1 is usual
+    prompt_dropout: float = option(  # share of the prompts that lose their words, as guidance asks them (07_say); 0.1 is usual
         0.0, min=0, below=1)
     seed: int = option(0, min=0, max=2**32 - 1)  # order of clips, dropout, adapters' start
     device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
-    gpu: str = ""                       # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
-    cache: str = option("data/codes", path="file")  # where codes are kept, so that nothing is encoded twice
+    gpu_memory: str = ""                       # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
+    code_cache: str = option("data/codes", path="file")  # where codes are kept, so that nothing is encoded twice
 
     def __post_init__(self):
         super().__post_init__()
-        if self.gpu not in ("", "auto"):
-            check_limits("gpu", coerce("gpu", self.gpu, float), dict(above=0, max=10**5))
-        if not self.targets and self.mode != "full":
+        if self.gpu_memory not in ("", "auto"):
+            check_limits("gpu", coerce("gpu", self.gpu_memory, float), dict(above=0, max=10**5))
+        if not self.target_modules and self.mode != "full":
             raise ValueError("the parameter targets is empty: choose from attention, text_ffn, audio_ffn")
 
 # %% ../nbs/41_recipe.ipynb #9a560e9e
@@ -101,47 +101,47 @@ PRESETS = dict(
     demo=(
         "The nano on the demo clips: two minutes on two CPU cores. So few are soon learnt by heart: few passes, part of its past hidden.",
         dict(
-            targets=["attention", "audio_ffn"],
+            target_modules=["attention", "audio_ffn"],
             audio_embeddings=True,
-            dropout=0.05,
-            rate=5e-4,
-            epochs=12,
-            noise=0.3,
-            budget=2048,
-            accumulation=1,
-            checkpointing=0,
+            lora_dropout=0.05,
+            learning_rate=5e-4,
+            num_train_epochs=12,
+            input_noise=0.3,
+            token_budget=2048,
+            gradient_accumulation_steps=1,
+            gradient_checkpointing=0,
             precision="fp32",
-            evaluate=20,
-            save=200,
-            validation=0.1,
+            eval_steps=20,
+            save_steps=200,
+            validation_share=0.1,
         ),
     ),
     voice=(
         "0.1 to 4 hours adapt a voice: a small adapter where sound is made, many passes, stopped when validation no longer gains.",
         dict(
-            targets=["attention", "audio_ffn"],
-            epochs=10,
-            accumulation=2,
-            evaluate=100,
-            save=200,
-            patience=5,
+            target_modules=["attention", "audio_ffn"],
+            num_train_epochs=10,
+            gradient_accumulation_steps=2,
+            eval_steps=100,
+            save_steps=200,
+            early_stopping_patience=5,
         ),
     ),
     language=(
         "25 to 250 hours teach a language that the base half knows: a large adapter on attention and audio FFN, audio "
         "embeddings and head trained whole. Attention alone is what the first Vietnamese attempt used, and it failed.",
         dict(
-            rank=64,
-            alpha=128.0,
-            targets=["attention", "audio_ffn"],
+            lora_rank=64,
+            lora_alpha=128.0,
+            target_modules=["attention", "audio_ffn"],
             audio_embeddings=True,
-            dropout=0.05,
-            epochs=5,
+            lora_dropout=0.05,
+            num_train_epochs=5,
         ),
     ),
     full=(
         "Every weight, in fp32, at a tenth of the rate, for those with the memory for it (see 03_memory).",
-        dict(mode="full", rate=1e-5, epochs=3, precision="bf16"),
+        dict(mode="full", learning_rate=1e-5, num_train_epochs=3, precision="bf16"),
     ),
     none=("The parameters as they stand.", {}),
 )

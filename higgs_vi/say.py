@@ -28,24 +28,24 @@ class SaySettings(Settings):
     codec: str = option("", path="hub")  # another codec than the model's own
     adapter: str = option("", path="file")  # run folder or adapter folder; empty: none
     voice: list = ()                    # names of voices to clone, in the order of the speakers; empty: described voices
-    voices: str = option("data/voices", path="file")  # folder with name.wav and name.txt
+    voices_dir: str = option("data/voices", path="file")  # folder with name.wav and name.txt
     profile: list = ()                  # descriptions of the speakers ("feminine"), in their order
     scene: str = "quiet_room"           # tag or sentence; none leaves the scene out
-    place: str = option("turns", choices=("turns", "scene"))  # where references stand: turns or scene
+    reference_position: str = option("turns", choices=("turns", "scene"))  # where references stand: turns or scene
     temperature: float = option(0.5, min=0, max=100)  # 0: always the likeliest code
-    topk: int = option(50, min=0, max=10**6)  # draw from so many codes; 0: from all
-    topp: float = option(0.95, above=0, max=1)  # draw from the likeliest that together have this probability
-    ras: int = option(7, min=0, max=10**6)  # window of repetition-aware sampling; 0: off
+    top_k: int = option(50, min=0, max=10**6)  # draw from so many codes; 0: from all
+    top_p: float = option(0.95, above=0, max=1)  # draw from the likeliest that together have this probability
+    ras_win_len: int = option(7, min=0, max=10**6)  # window of repetition-aware sampling; 0: off
     seed: int = option(0, min=0, max=2**32 - 1)  # the same seed says it the same way
-    seconds: float = option(30.0, above=0, max=3600)  # longest utterance
-    guidance: float = option(0.0, min=0, max=100)  # above 1: held closer to the text; 1: off; 0: what the checkpoint asks for
-    out: str = option("data/say.wav", path="file")  # file to write
+    max_seconds: float = option(30.0, above=0, max=3600)  # longest utterance
+    guidance_scale: float = option(0.0, min=0, max=100)  # above 1: held closer to the text; 1: off; 0: what the checkpoint asks for
+    output_file: str = option("data/say.wav", path="file")  # file to write
     device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
 
     def __post_init__(self):
         super().__post_init__()
-        if Path(self.out).suffix.lower() != ".wav":
-            raise ValueError(f"the parameter out is {self.out!r}: it takes a file that ends in .wav")
+        if Path(self.output_file).suffix.lower() != ".wav":
+            raise ValueError(f"the parameter out is {self.output_file!r}: it takes a file that ends in .wav")
 
 # In a command, --help and wrong values end here, before torch is imported.
 read_options_first(SaySettings, __name__)
@@ -88,15 +88,15 @@ def words_to_say(cfg: SaySettings) -> str:
 
 def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
     "Say the text and write the file."
-    references = [load_voice(parts.codec, project_root() / cfg.voices, name) for name in cfg.voice]
+    references = [load_voice(parts.codec, project_root() / cfg.voices_dir, name) for name in cfg.voice]
     scene = None if cfg.scene == "none" else scene_sentence(cfg.scene)
-    prompt = make_prompt(words_to_say(cfg), references, cfg.profile, scene, cfg.place)
+    prompt = make_prompt(words_to_say(cfg), references, cfg.profile, scene, cfg.reference_position)
     speech = say(
         parts,
         prompt,
-        Sampling(cfg.temperature, cfg.topk, cfg.topp, cfg.ras, cfg.seed, cfg.seconds, cfg.guidance),
+        Sampling(cfg.temperature, cfg.top_k, cfg.top_p, cfg.ras_win_len, cfg.seed, cfg.max_seconds, cfg.guidance_scale),
     )
-    write_wav(project_root() / cfg.out, speech.wave)
+    write_wav(project_root() / cfg.output_file, speech.wave)
     return speech
 
 def main(argv: list[str] | None = None):
@@ -105,6 +105,6 @@ def main(argv: list[str] | None = None):
     try: speech = speak(cfg, load_speaker(cfg))
     except (ValueError, OSError) as e: raise SystemExit(f"higgs-vi-say: {e}") from e
     cut = "" if speech.ended else "; it did not end by itself and was cut (option seconds)"
-    print(f"{len(speech.wave)/24_000:.2f} s written to {cfg.out}{cut}")
+    print(f"{len(speech.wave)/24_000:.2f} s written to {cfg.output_file}{cut}")
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -38,26 +38,26 @@ from .turns import as_list, speaker_turns, without_tags
 class SpeakersSettings(Settings):
     "Balance speakers, split without leaks, add voice-cloning pairs: the parameters of 02_speakers."
     data: str = option("data/demo", path="file")  # the Higgs folder to balance, in place
-    minutes: float = option(0.0, min=0, max=1e9)  # cap: most minutes of a speaker; 0: all
-    clips: int = option(0, min=0, max=10**9)  # cap: most clips of a speaker; 0: all
+    max_minutes: float = option(0.0, min=0, max=1e9)  # cap: most minutes of a speaker; 0: all
+    max_clips: int = option(0, min=0, max=10**9)  # cap: most clips of a speaker; 0: all
     temperature: float = option(  # a speaker's share goes with its time to the power 1/temperature; 1: as they are, 100: nearly alike
         2.0, min=1, max=1e6)
     disjoint: str = option(  # no side shares a text with another; speaker: nor a speaker; given: the table's split, less its leaks
         "utterance", choices=("utterance", "speaker", "given"))
-    valid: float = option(0.05, min=0, below=1)  # share of the time that validates
-    test: float = option(0.05, min=0, below=1)  # share of the time that is kept for the end
-    cloned: float = option(  # clips that come again with another of the same speaker as its reference, as a share of all
+    valid_share: float = option(0.05, min=0, below=1)  # share of the time that validates
+    test_share: float = option(0.05, min=0, below=1)  # share of the time that is kept for the end
+    clone_share: float = option(  # clips that come again with another of the same speaker as its reference, as a share of all
         0.3, min=0, max=1)
-    dialogues: float = option(0.05, min=0, max=1)  # dialogues put together from clips of two speakers, as a share of all clips
-    shortest: float = option(3.0, min=0, max=86400)  # seconds; shorter clips are no references
-    longest: float = option(10.0, above=0, max=86400)  # seconds; longer clips are no references
-    snr: float = option(20.0, min=-200, max=200)  # dB between loud and quiet moments; noisier clips are no references
+    dialogue_share: float = option(0.05, min=0, max=1)  # dialogues put together from clips of two speakers, as a share of all clips
+    min_seconds: float = option(3.0, min=0, max=86400)  # seconds; shorter clips are no references
+    max_seconds: float = option(10.0, above=0, max=86400)  # seconds; longer clips are no references
+    min_snr: float = option(20.0, min=-200, max=200)  # dB between loud and quiet moments; noisier clips are no references
     seed: int = option(0, min=0, max=2**32 - 1)  # of every choice
 
     def __post_init__(self):
         super().__post_init__()
-        for name, good, rule in (("test", self.test < 1 - self.valid, "from 0 to below 1 - valid"),
-                                 ("shortest", self.shortest < self.longest, "from 0 to below longest")):
+        for name, good, rule in (("test", self.test_share < 1 - self.valid_share, "from 0 to below 1 - valid"),
+                                 ("shortest", self.min_seconds < self.max_seconds, "from 0 to below longest")):
             if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)}: it must be {rule}")
 
 # %% ../nbs/02_speakers.ipynb #e7c1bfd7
@@ -104,15 +104,15 @@ def balance(rows: list[dict], cfg: Settings, clean: Callable[[dict], bool] = lam
     left = [r for r in rows if r["id"] not in reasons]
     if not left:
         shortest = min((r["duration"] for r in rows), default=0)
-        raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.minutes:g} min that a "
+        raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.max_minutes:g} min that a "
                          f"speaker may have: the shortest lasts {shortest:.1f} s (parameter minutes)")
     sides, owners = divide(left, cfg, copies)
     reasons |= {r["id"]: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
                 "where more clips say it, or as many: a text on two sides would be a leak"
                 for r, s, o in zip(left, sides, owners) if s != o}
     kept = [r | dict(split=s) for r, s in zip(left, sides) if r["id"] not in reasons]
-    refs = cfg.seed, cfg.shortest, cfg.longest, clean
-    more = clone_pairs(kept, cfg.cloned, *refs) + make_dialogues(kept, cfg.dialogues, *refs)
+    refs = cfg.seed, cfg.min_seconds, cfg.max_seconds, clean
+    more = clone_pairs(kept, cfg.clone_share, *refs) + make_dialogues(kept, cfg.dialogue_share, *refs)
     dropped = [dict(id=r["id"], reason=reasons[r["id"]], **{k: r.get(k) for k in ("speaker_id", "audio_file", "text")})
                for r in rows if r["id"] in reasons]
     return add_weights(kept + more, cfg.temperature), pd.DataFrame(dropped, columns=["id", "reason", "speaker_id", "audio_file", "text"])

@@ -64,7 +64,7 @@ def over_cap(rows: list[dict], cfg: Settings) -> dict[str, str]:
 
     Which clips of a speaker stay is drawn at random under `cfg.seed`.
     """
-    most, number = cfg.minutes * 60 or float("inf"), cfg.clips or float("inf")
+    most, number = cfg.max_minutes * 60 or float("inf"), cfg.max_clips or float("inf")
     own, out = defaultdict(list), {}
     for r in rows:
         own[r["speaker_id"]].append(r)
@@ -77,8 +77,8 @@ def over_cap(rows: list[dict], cfg: Settings) -> dict[str, str]:
                 out[r["id"]] = (
                     f"{speaker} has {len(its)} clips, {sum(r['duration'] for r in its) / 60:.1f} min; kept are at most "
                     + " and ".join(
-                        [f"{cfg.clips} clips"] * bool(cfg.clips)
-                        + [f"{cfg.minutes:g} min"] * bool(cfg.minutes)
+                        [f"{cfg.max_clips} clips"] * bool(cfg.max_clips)
+                        + [f"{cfg.max_minutes:g} min"] * bool(cfg.max_minutes)
                     )
                 )
     return out
@@ -105,7 +105,7 @@ def draw_sides(size: dict[str, float], cfg: Settings, draw: int = 0) -> dict[str
         sum(size.values()),
     )
     for name, others in (
-        ("test", 1 + bool(cfg.valid)),
+        ("test", 1 + bool(cfg.valid_share)),
         ("valid", 1),
     ):  # each other side needs a unit at least
         side |= dict.fromkeys(

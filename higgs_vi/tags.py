@@ -31,8 +31,8 @@ from .turns import as_list, without_tags
 class TagSettings(Settings):
     "Tag clips by emotion, scene, pitch, rate, energy, dialect: the parameters of 01_tags."
     data: str = option("data/demo", path="file")  # the Higgs folder to tag; data/demo is made from the demo clips if it is not there
-    bins: str = option("", path="file")  # tag_bins.json of another dataset whose words are to mean the same here; empty: bins of this one
-    sound: bool = True                  # measure the sounds; false leaves scene, pitch, rate and energy alone and reads texts only
+    bins_file: str = option("", path="file")  # tag_bins.json of another dataset whose words are to mean the same here; empty: bins of this one
+    measure_sound: bool = True                  # measure the sounds; false leaves scene, pitch, rate and energy alone and reads texts only
 
 # %% ../nbs/01_tags.ipynb #b062490b
 MEASURES = ["level", "floor", "snr", "low", "bandwidth", "decay", "hz", "rise", "speech"]
@@ -152,8 +152,8 @@ def tag(
     Raises `ValueError` for no Higgs folder or unusable bins.
     """
     folder = project_root() / cfg.data
-    rows, bins = read_higgs(folder), read_bins(project_root() / cfg.bins) if cfg.bins else None
-    if cfg.sound:
+    rows, bins = read_higgs(folder), read_bins(project_root() / cfg.bins_file) if cfg.bins_file else None
+    if cfg.measure_sound:
         m = _usable(measured(rows) if m is None else m)
         own = [
             not as_list(p) for p in rows.get("pair_of", [None] * len(rows))
@@ -162,13 +162,13 @@ def tag(
         write_text(folder / "tag_bins.json", json.dumps(bins, ensure_ascii=False, indent=1))
     meta = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     clips = zip(
-        meta["samples"], rows["text"], m.to_dict("records") if cfg.sound else [None] * len(rows)
+        meta["samples"], rows["text"], m.to_dict("records") if cfg.measure_sound else [None] * len(rows)
     )
     meta["samples"] = [
         with_tags(s, tags_of(text, one, s.get("gender"), bins)) for s, text, one in clips
     ]
     write_text(folder / "metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
-    return read_higgs(folder), m if cfg.sound else None
+    return read_higgs(folder), m if cfg.measure_sound else None
 
 # %% ../nbs/01_tags.ipynb #095f0a00
 def main(argv: list[str] | None = None):
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None):
     try:
         folder = project_root() / cfg.data
         if folder == project_root() / "data/demo" and not (folder / "metadata.json").is_file():
-            prepare(DataSettings(out=cfg.data))
+            prepare(DataSettings(output_dir=cfg.data))
         rows, m = tag(cfg)
     except (ValueError, OSError) as e:
         raise SystemExit(f"higgs-vi-tags: {e}") from e

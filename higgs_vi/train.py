@@ -21,7 +21,7 @@ def load_rows(cfg: TrainSettings) -> list[dict]:
     "The rows of the Higgs folder; the demo clips are prepared if that was not done."
     folder = cfg.data or "data/demo"
     if not cfg.data and not (project_root() / folder / "metadata.json").is_file():
-        prepare(DataSettings(out=folder))
+        prepare(DataSettings(output_dir=folder))
     return read_higgs(project_root() / folder).to_dict("records")
 
 # %% ../nbs/04_train.ipynb #split4
@@ -44,7 +44,7 @@ from .step import OutOfMemory
 def speak(run: Run, when: str) -> list[dict]:
     "Speak the run's sentences: rows with `text`, `real` (file) and either a wave file or the reason why there is none, as `when`."
     rows, folder = [], run.folder / "samples"
-    for i, r in enumerate(run.data.rows[: run.cfg.sentences]):
+    for i, r in enumerate(run.data.rows[: run.cfg.sample_sentences]):
         row, real = (
             dict(id=str(r["id"]), text=r["text"], real=f"real_{i}.wav"),
             read_audio(r["audio_path"]),
@@ -54,7 +54,7 @@ def speak(run: Run, when: str) -> list[dict]:
             speech = say(
                 run.parts,
                 r["prompt"],
-                Sampling(seed=run.cfg.seed, seconds=max(2.0, 3 * len(real) / 24_000)),
+                Sampling(seed=run.cfg.seed, max_seconds=max(2.0, 3 * len(real) / 24_000)),
             )
             write_wav(folder / f"{when}_{i}.wav", speech.wave)
             rows.append(
@@ -128,13 +128,13 @@ def tiny_run(folder: str | Path) -> Run:
     cfg = with_preset(
         TrainSettings(
             data=f"{folder}/demo",
-            out=f"{folder}/run",
-            cache=f"{folder}/codes",
-            steps=4,
-            sentences=1,
+            output_dir=f"{folder}/run",
+            code_cache=f"{folder}/codes",
+            max_steps=4,
+            sample_sentences=1,
         )
     )
-    prepare(DataSettings(out=cfg.data))
+    prepare(DataSettings(output_dir=cfg.data))
     return execute(cfg)
 
 def main(argv: list[str] | None = None):
@@ -150,6 +150,6 @@ def main(argv: list[str] | None = None):
         if not torch.distributed.is_initialized(): let_first_tell()
         raise SystemExit(f"higgs-vi-train: {e}") from e
     if run.accelerator.is_main_process:
-        echo(f"{outcome(run.metrics.rows, run.total)}\nwritten to {run.cfg.out}")
+        echo(f"{outcome(run.metrics.rows, run.total)}\nwritten to {run.cfg.output_dir}")
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

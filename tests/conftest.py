@@ -44,7 +44,7 @@ def four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
     rows = "".join(f"clips/{name}.ogg,{text},{name[:-4]}\n" for name, text in FOUR.items())
     write_text(folder/"four.csv", "wav_filename,text,speaker\n" + rows)
-    prepare(DataSettings(table=str(folder/"four.csv"), audio=str(DEMO), out=str(folder/"four")))
+    prepare(DataSettings(table=str(folder/"four.csv"), audio=str(DEMO), output_dir=str(folder/"four")))
     return folder/"four"
 
 

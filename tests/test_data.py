@@ -32,7 +32,7 @@ REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
 
 
 def run(table, out, **change):
-    return prepare(DataSettings.of(dict(table=str(table), out=str(out)) | change))
+    return prepare(DataSettings.of(dict(table=str(table), output_dir=str(out)) | change))
 
 
 def tone(path, seconds=1.0, rate=24_000, hz=220):
@@ -407,7 +407,7 @@ def test_two_hundred_clips_of_real_people(tmp_path):
         ],
     )
     rows = read_table(table).rows
-    cfg = DataSettings(table=str(table), out=str(tmp_path / "out"))
+    cfg = DataSettings(table=str(table), output_dir=str(tmp_path / "out"))
     (tmp_path / "out").mkdir()
     samples, rejected = conform(rows, REAL, tmp_path / "out", cfg)
     assert len(samples) + len(rejected) == len(rows) == 200 and len(samples) > 180, rejected[
@@ -427,7 +427,7 @@ def test_what_the_table_says_of_validation_reaches_training(tmp_path):
     ]
     (tmp_path / "table.csv").write_text("\n".join(rows), encoding="utf-8")
     samples, _ = prepare(
-        DataSettings(table=str(tmp_path / "table.csv"), audio="/", out=str(tmp_path / "out"))
+        DataSettings(table=str(tmp_path / "table.csv"), audio="/", output_dir=str(tmp_path / "out"))
     )
     assert [s.get("split") for s in samples] == ["train", "valid", None]
     found = read_higgs(tmp_path / "out").to_dict("records")
@@ -447,7 +447,7 @@ def test_texts_are_written_as_they_are_read_aloud_where_asked(tmp_path):
         tone(folder / f"a/{i}.wav", hz=200 + 50 * i)
         write_text(folder / f"a/{i}.txt", text)
     samples, rejected = prepare(
-        DataSettings(table=str(folder), out=str(tmp_path / "out"), aloud=True)
+        DataSettings(table=str(folder), output_dir=str(tmp_path / "out"), aloud=True)
     )
     assert len(samples) == 3 and not len(rejected)
     assert (tmp_path / "out" / samples[0]["transcript_file"]).read_text(
@@ -459,7 +459,7 @@ def test_texts_are_written_as_they_are_read_aloud_where_asked(tmp_path):
         said("[SPEAKER0] Ngày 2/9. [SPEAKER1] Có 3 con mèo.")
         == "[SPEAKER0] Ngày hai tháng chín. [SPEAKER1] Có ba con mèo."
     )
-    plain, _ = prepare(DataSettings(table=str(folder), out=str(tmp_path / "plain")))
+    plain, _ = prepare(DataSettings(table=str(folder), output_dir=str(tmp_path / "plain")))
     assert (tmp_path / "plain" / plain[0]["transcript_file"]).read_text(
         encoding="utf-8"
     ).strip() == "Giá 50.000 đồng."

@@ -316,7 +316,7 @@ def test_generation_stops_after_conversion(overfitted, clips, tmp_path):
     )  # what others' conversions leave
     again = load_checkpoint(tmp_path / "new")
     for prompt, codes in clips:
-        speech = say(again, prompt, replace(GREEDY, seconds=12))
+        speech = say(again, prompt, replace(GREEDY, max_seconds=12))
         assert speech.ended and abs(speech.codes.shape[1] - codes.shape[1]) <= 1
 
 

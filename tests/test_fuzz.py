@@ -316,7 +316,7 @@ def one(seed, folder, out):
         path.write_bytes(damage(rng, path.read_bytes()))
     size, began = path.stat().st_size, time.process_time()
     try:
-        cfg = DataSettings(table=str(path), out=str(out / str(seed)), workers=1)
+        cfg = DataSettings(table=str(path), output_dir=str(out / str(seed)), num_workers=1)
         source = read_source(cfg)
         with contextlib.redirect_stdout(io.StringIO()):
             samples, rejected = prepare(cfg, source)

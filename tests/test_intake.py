@@ -30,7 +30,7 @@ REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
 
 
 def run(table, out, **change):
-    return prepare(DataSettings.of(dict(table=str(table), out=str(out)) | change))
+    return prepare(DataSettings.of(dict(table=str(table), output_dir=str(out)) | change))
 
 
 def content(folder):
@@ -230,15 +230,15 @@ def test_killed_at_random_moments(tmp_path, kills):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(shortest=5, longest=2), "longest is 2.0: it takes seconds above shortest .5."),
-        (dict(shortest=-1), "shortest is -1.0: it must be from 0"),
-        (dict(tolerance=-0.1), "tolerance is -0.1"),
-        (dict(silence=3), "silence is 3.0: it must be from -200 to below 0"),
+        (dict(min_seconds=5, max_seconds=2), "longest is 2.0: it takes seconds above shortest .5."),
+        (dict(min_seconds=-1), "shortest is -1.0: it must be from 0"),
+        (dict(duration_tolerance=-0.1), "tolerance is -0.1"),
+        (dict(silence_dbfs=3), "silence is 3.0: it must be from -200 to below 0"),
         (dict(max_samples_per_speaker=-1), "max_samples_per_speaker is -1"),
-        (dict(workers=-2), "workers is -2"),
-        (dict(workers=1.5), "workers is 1.5: it takes a whole number"),
+        (dict(num_workers=-2), "workers is -2"),
+        (dict(num_workers=1.5), "workers is 1.5: it takes a whole number"),
         (dict(language=" "), "a code such as vi"),
-        (dict(longest=float("nan")), "longest is nan"),
+        (dict(max_seconds=float("nan")), "longest is nan"),
     ],
 )
 def test_impossible_settings_stop(change, message):
@@ -286,7 +286,7 @@ def test_as_fast_as_a_plain_pool(tmp_path):
         with ThreadPoolExecutor(cfg.threads) as pool:
             list(pool.map(one, enumerate(sounds)))
 
-    cfg = DataSettings(table=str(tmp_path / "t.jsonl"), audio=str(REAL), out=str(out), workers=1)
+    cfg = DataSettings(table=str(tmp_path / "t.jsonl"), audio=str(REAL), output_dir=str(out), num_workers=1)
     source = read_source(cfg)[0]
     for _ in range(3):
         for name, way in (
@@ -388,7 +388,7 @@ def test_each_fault_is_found_and_named(sound_folder, tmp_path, capsys, fault):
 def test_a_folder_that_cannot_be_checked(tmp_path, sound_folder):
     with pytest.raises(SystemExit, match="no metadata.json"): check_command([str(tmp_path)])
     with pytest.raises(SystemExit, match="name the folder"): check_command([])
-    with pytest.raises(ValueError, match="fastest is 2"): CheckSettings(fastest=2)
+    with pytest.raises(ValueError, match="fastest is 2"): CheckSettings(max_chars_per_second=2)
     check_command([str(sound_folder), "--report", str(tmp_path/"report.csv")])
     assert (tmp_path/"report.csv").read_text().splitlines() == ["clip,fault,broken,what"]
 
@@ -484,9 +484,9 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
     (tmp_path / "in/short.txt").write_text("Ngắn thôi.")
     noise(tmp_path / "in/bad.wav", 2, 0.5)
     (tmp_path / "in/bad.vtt").write_text("WEBVTT\n")
-    source = read_source(DataSettings(table=str(tmp_path / "in"), out=str(tmp_path / "out")))
+    source = read_source(DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
     samples, rejected = prepare(
-        DataSettings(table=str(tmp_path / "in"), out=str(tmp_path / "out")), source
+        DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out")), source
     )
     rows = source[0].rows[source[0].rows["start"] != ""]
     assert (

@@ -27,7 +27,7 @@ from higgs_vi.forecast import (
 )
 from higgs_vi.recipe import MemorySettings
 
-WIDE = dict(rank=32, targets=["attention", "text_ffn", "audio_ffn"])
+WIDE = dict(lora_rank=32, target_modules=["attention", "text_ffn", "audio_ffn"])
 
 
 class Live(TorchDispatchMode):
@@ -121,7 +121,7 @@ def peak_of_a_step(cfg):
     else:
         model = add_lora(
             model,
-            lora_config(cfg.rank, 2 * cfg.rank, cfg.dropout, cfg.targets, cfg.audio_embeddings),
+            lora_config(cfg.lora_rank, 2 * cfg.lora_rank, cfg.lora_dropout, cfg.target_modules, cfg.audio_embeddings),
         )
     with FakeTensorMode(), Live() as live:
         if cfg.mode == "qlora":
@@ -135,20 +135,20 @@ def peak_of_a_step(cfg):
                         setattr(m, name, In4Bits(tuple(child.weight.shape)))
         model = made_of(model).train()
         core = step.base_of(model).model
-        core.gradient_checkpointing = cfg.checkpointing
+        core.gradient_checkpointing = cfg.gradient_checkpointing
         trained = [p for p in model.parameters() if p.requires_grad]
         state = [
             torch.empty(p.numel() * (2 if cfg.mode == "full" else 8), dtype=torch.uint8)
             for p in trained
         ]
-        for p in trained * (cfg.accumulation > 1):
+        for p in trained * (cfg.gradient_accumulation_steps > 1):
             p.grad = torch.empty_like(p)
         elsewhere = (
             core.embed_tokens.weight.untyped_storage().nbytes() if cfg.mode == "qlora" else 0
         )  # in the host's memory
-        step.audio_loss(model, batch_of(cfg.budget)).total.backward()
+        step.audio_loss(model, batch_of(cfg.token_budget)).total.backward()
         if (
-            cfg.optimizer == "rounded8bit"
+            cfg.optim == "rounded8bit"
         ):  # torchao's update, compiled: both moments of a weight in fp32 (exps/speed.ipynb)
             update = torch.empty(2, max(p.numel() for p in trained))
             del update
@@ -166,22 +166,22 @@ def small(folder, **change):
 @pytest.mark.parametrize(
     "how",
     [
-        dict(checkpointing=0),
-        dict(checkpointing=1),
-        dict(checkpointing=3),
-        dict(checkpointing=0, dropout=0.0),
-        dict(checkpointing=0, **WIDE),
-        dict(checkpointing=1, audio_embeddings=True, **WIDE),
-        dict(checkpointing=0, mode="qlora"),
-        dict(checkpointing=1, mode="qlora", **WIDE),
-        dict(checkpointing=1, mode="full", optimizer="rounded8bit", accumulation=1),
+        dict(gradient_checkpointing=0),
+        dict(gradient_checkpointing=1),
+        dict(gradient_checkpointing=3),
+        dict(gradient_checkpointing=0, lora_dropout=0.0),
+        dict(gradient_checkpointing=0, **WIDE),
+        dict(gradient_checkpointing=1, audio_embeddings=True, **WIDE),
+        dict(gradient_checkpointing=0, mode="qlora"),
+        dict(gradient_checkpointing=1, mode="qlora", **WIDE),
+        dict(gradient_checkpointing=1, mode="full", optim="rounded8bit", gradient_accumulation_steps=1),
     ],
     ids=lambda how: ",".join(f"{k}={v}" for k, v in how.items() if k != "rank"),
 )
 def test_a_step_takes_what_the_forecast_says(tmp_path, how):
     "Full width, six layers, 24 clips, not compiled: within 3 % of the forecast, its spare workspace left out."
     cfg = MemorySettings(
-        model=small(tmp_path, num_hidden_layers=6), budget=24 * LENGTH, compiled=False, **how
+        model=small(tmp_path, num_hidden_layers=6), token_budget=24 * LENGTH, torch_compile=False, **how
     )
     parts, peak = forecast(cfg), 0
     with mock.patch.object(step, "codebook_weights", lambda weights, n: torch.ones(n)):
@@ -192,7 +192,7 @@ def test_a_step_takes_what_the_forecast_says(tmp_path, how):
 
 
 @pytest.mark.parametrize(
-    "how", [dict(), dict(dropout=0.0, **WIDE)], ids=["attention, dropout", "wide"]
+    "how", [dict(), dict(lora_dropout=0.0, **WIDE)], ids=["attention, dropout", "wide"]
 )
 def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
     "A layer of a quarter of the width on the CPU, as it is and divided by the compiler: bytes kept for the backward pass, by position."
@@ -208,13 +208,13 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
             vocab_size=1000,
             pad_token_id=0,
         ),
-        budget=2 * LENGTH,
+        token_budget=2 * LENGTH,
         **how,
     )
-    n, sound, config = cfg.budget, int(cfg.budget * SHARE), configuration(cfg)
+    n, sound, config = cfg.token_budget, int(cfg.token_budget * SHARE), configuration(cfg)
     model = HiggsAudioV2ForConditionalGeneration(config).to(torch.bfloat16)
     layer = (
-        step.base_of(add_lora(model, lora_config(cfg.rank, 32, cfg.dropout, cfg.targets)))
+        step.base_of(add_lora(model, lora_config(cfg.lora_rank, 32, cfg.lora_dropout, cfg.target_modules)))
         .model.train()
         .layers[0]
     )

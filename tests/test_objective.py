@@ -401,7 +401,7 @@ def test_the_parameter_checkpointing_recomputes_every_nth_layer(parts, monkeypat
         "higgs_vi.step.checkpoint", lambda f, *a, **k: calls.append(a[0]) or checkpoint(f, *a, **k)
     )
     own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
-    model = build_model(TrainSettings(checkpointing=checkpointing, rank=2), own)
+    model = build_model(TrainSettings(gradient_checkpointing=checkpointing, lora_rank=2), own)
     audio_loss(
         model, collate(mixed_examples(parts.tokenizer)[:1], parts.tokenizer)
     ).total.backward()
@@ -589,7 +589,7 @@ def test_teacher_forcing_says_what_greedy_generation_says(parts, which):
 def test_guidance_is_the_difference_of_two_plain_forwards(parts, which):
     "Without a cache, prompt and columns in one row, with the words and without: all tasks."
     prompt = prompts()[which]
-    columns = generate_columns(parts, prompt, replace(GREEDY, seconds=1.2, guidance=3.0))
+    columns = generate_columns(parts, prompt, replace(GREEDY, max_seconds=1.2, guidance_scale=3.0))
     c, u = (forced_logits(parts, prompt, columns, words) for words in (True, False))
     free = free_places(columns)
     assert ((u + 3*(c - u)).argmax(-1).numpy() == columns[1:])[free].all() and free.sum() > 30
@@ -607,7 +607,7 @@ def test_guidance_is_what_the_checkpoint_asks_for_or_nothing(parts):
     "And a hook that fails or is done leaves the model as it was."
     own, prompt = copy.deepcopy(parts), Prompt("Xin chào.")
     said = lambda guidance: generate_columns(
-        own, prompt, replace(GREEDY, seconds=0.6, guidance=guidance)
+        own, prompt, replace(GREEDY, max_seconds=0.6, guidance_scale=guidance)
     ).tolist()
     plain, strong = said(1.0), said(3.0)
     assert said(0.0) == plain != strong

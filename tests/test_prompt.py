@@ -116,8 +116,8 @@ def test_a_row_with_a_bad_tag_is_left_out_and_the_others_stay(tmp_path):
         DataSettings(
             table=str(tmp_path / "rows.csv"),
             audio=str(tmp_path),
-            out=str(tmp_path / "out"),
-            voice=False,
+            output_dir=str(tmp_path / "out"),
+            require_voice=False,
         )
     )
     stored = [

@@ -45,19 +45,19 @@ def settings(place, out, **change):
         dict(
             model=str(place / "nano"),
             data=str(place / "four"),
-            out=str(out),
-            cache=str(place / "codes"),
+            output_dir=str(out),
+            code_cache=str(place / "codes"),
             preset="demo",
-            steps=2,
-            epochs=99,
-            report=1,
-            evaluate=99,
-            save=99,
-            sentences=0,
-            validation=0.0,
-            warmup=0.0,
-            noise=0.0,
-            dropout=0.0,
+            max_steps=2,
+            num_train_epochs=99,
+            logging_steps=1,
+            eval_steps=99,
+            save_steps=99,
+            sample_sentences=0,
+            validation_share=0.0,
+            warmup_ratio=0.0,
+            input_noise=0.0,
+            lora_dropout=0.0,
             device="cpu",
         )
         | change
@@ -75,7 +75,7 @@ def test_clip_bounds_the_step(place, tmp_path, monkeypatch):
     monkeypatch.setattr(
         module, "build_optimizer", lambda p, name, rate, decay: torch.optim.SGD(p, lr=rate)
     )
-    run = start(settings(place, tmp_path / "run", steps=1, clip=0.01, rate=0.5))
+    run = start(settings(place, tmp_path / "run", max_steps=1, max_grad_norm=0.01, learning_rate=0.5))
     before = trained(run)
     train(run)
     moved = math.sqrt(sum((a - b).square().sum().item() for a, b in zip(before, trained(run))))
@@ -110,7 +110,7 @@ def test_the_rate_of_every_step_is_its_schedule_s(place, tmp_path, monkeypatch):
         return real(model, optimizer, *args)
 
     monkeypatch.setattr(module, "train_step", seen)
-    cfg = settings(place, tmp_path / "run", steps=8, rate=1e-3, warmup=0.25)
+    cfg = settings(place, tmp_path / "run", max_steps=8, learning_rate=1e-3, warmup_ratio=0.25)
     run = train(start(cfg))
     wanted = [5e-4, 1e-3, *(1e-3 * (1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7))]
     assert used == pytest.approx(wanted) and [
@@ -123,7 +123,7 @@ def test_weight_decay_shrinks_what_has_no_gradient(place, tmp_path):
     "Codebook 7's head rows get no gradient under `codebook_weights`; AdamW multiplies them by 1 - rate x decay."
     run = start(
         settings(
-            place, tmp_path / "run", steps=1, rate=0.1, decay=0.5, codebook_weights=[1] + [0] * 7
+            place, tmp_path / "run", max_steps=1, learning_rate=0.1, weight_decay=0.5, codebook_weights=[1] + [0] * 7
         )
     )
     head = run.model.get_base_model().audio_lm_head.modules_to_save["default"].weight
@@ -138,11 +138,11 @@ def test_codebook_weights_reach_loss_and_gradient(place, tmp_path):
         settings(
             place,
             tmp_path / "run",
-            steps=1,
-            decay=0.0,
+            max_steps=1,
+            weight_decay=0.0,
             codebook_weights=[1] + [0] * 7,
-            validation=0.25,
-            evaluate=1,
+            validation_share=0.25,
+            eval_steps=1,
         )
     )
     head = run.model.get_base_model().audio_lm_head.modules_to_save["default"].weight
@@ -161,7 +161,7 @@ def test_alpha_scales_the_adapter(parts, adapter, scale):
     "LoRA adds alpha/rank B A x to a layer, rsLoRA alpha/sqrt(rank) B A x; rank 4, alpha 24."
     own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
     model = build_model(
-        TrainSettings(rank=4, alpha=24.0, adapter=adapter, dropout=0.0, precision="fp32"), own
+        TrainSettings(lora_rank=4, lora_alpha=24.0, lora_variant=adapter, lora_dropout=0.0, precision="fp32"), own
     ).eval()
     layer = base_of(model).model.layers[0].self_attn.q_proj
     A, B = (getattr(layer, f"lora_{x}")["default"].weight for x in "AB")
@@ -174,20 +174,20 @@ def test_alpha_scales_the_adapter(parts, adapter, scale):
 
 def test_dropout_reaches_the_adapter(parts):
     own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
-    model = build_model(TrainSettings(rank=2, dropout=0.37), own)
+    model = build_model(TrainSettings(lora_rank=2, lora_dropout=0.37), own)
     assert {m.p for n, m in model.named_modules() if n.endswith("lora_dropout.default")} == {0.37}
 
 
 # --- the batch ----------------------------------------------------------------------------------------------------------
 
 def test_noise_hides_its_share_of_the_codes_and_no_label(place, tmp_path):
-    run = start(settings(place, tmp_path / "run", noise=0.3))
+    run = start(settings(place, tmp_path / "run", input_noise=0.3))
     run = replace(run, data=replace(run.data, train=run.data.train * 20))
     everyone = [list(range(len(run.data.train)))]
 
     def loaded(noise, epoch):
         (batch,), counts, _ = load_step(
-            replace(run, cfg=replace(run.cfg, noise=noise)), epoch, everyone
+            replace(run, cfg=replace(run.cfg, input_noise=noise)), epoch, everyone
         )
         return batch, counts
 
@@ -209,7 +209,7 @@ def test_noise_hides_its_share_of_the_codes_and_no_label(place, tmp_path):
 def test_text_weight_is_the_weight_of_the_step_s_mean_text_loss(place, tmp_path):
     "The batch's weight is that of one text target: together they have `text_weight`, over all batches of the step."
     run = start(settings(place, tmp_path / "run"))
-    run = replace(run, cfg=replace(run.cfg, text_weight=0.4))
+    run = replace(run, cfg=replace(run.cfg, text_loss_weight=0.4))
     batches, _, _ = load_step(run, 0, [[0, 1], [2], [3]])
     targets = sum(len(b["text_targets"]) for b in batches)
     assert len(batches) == 3 and sum(
@@ -220,7 +220,7 @@ def test_text_weight_is_the_weight_of_the_step_s_mean_text_loss(place, tmp_path)
         run.parts.model.config.hidden_size, run.parts.model.config.vocab_size, bias=False
     )
     base_of(run.model).text_lm_head = head
-    alone = [b | dict(text_weight=0.0) for b in batches]
+    alone = [b | dict(text_loss_weight=0.0) for b in batches]
     with torch.no_grad():
         losses, without = ([audio_loss(run.model.eval(), b) for b in bs] for bs in (batches, alone))
     added = sum(a.total.item() - b.total.item() for a, b in zip(losses, without))
@@ -252,7 +252,7 @@ def test_the_average_s_decay_over_many_steps():
 def test_the_average_is_validated_and_written(place, tmp_path):
     "The weights as trained stay in the model; the average's loss decides, and the average becomes the adapter."
     run = start(
-        settings(place, tmp_path / "run", steps=4, rate=0.02, ema=0.9, validation=0.25, evaluate=4)
+        settings(place, tmp_path / "run", max_steps=4, learning_rate=0.02, ema_decay=0.9, validation_share=0.25, eval_steps=4)
     )
     first = trained(run)
     train(run)
@@ -271,11 +271,11 @@ def test_the_average_is_validated_and_written(place, tmp_path):
 
 def test_a_resumed_run_ends_as_the_unbroken_one(place, tmp_path):
     "Dropout, noise and the average: after step 2 of 4 everything is there again, to the last bit."
-    given = dict(steps=4, save=2, dropout=0.4, noise=0.2, ema=0.5, warmup=0.25)
+    given = dict(max_steps=4, save_steps=2, lora_dropout=0.4, input_noise=0.2, ema_decay=0.5, warmup_ratio=0.25)
     whole = train(start(settings(place, tmp_path/"whole", **given)))
     shutil.copytree(tmp_path/"whole", tmp_path/"cut")
     shutil.rmtree(tmp_path/"cut/checkpoints/step-000004")
-    begun = start(settings(place, tmp_path/"cut", resume=True, **given))
+    begun = start(settings(place, tmp_path/"cut", resume_from_checkpoint=True, **given))
     assert begun.step == 2 and len(begun.metrics.rows) == 2
     cut = train(begun)
     assert all(torch.equal(a, b) for a, b in zip(trained(whole), trained(cut)))
@@ -316,7 +316,7 @@ def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
         lambda run: dict(loss=losses[run.step], by_codebook=[losses[run.step]] * 8, eos_loss=1.0),
     )
     cfg = settings(
-        place, tmp_path / "run", steps=3, evaluate=1, save=3, validation=0.25, keep_last=1
+        place, tmp_path / "run", max_steps=3, eval_steps=1, save_steps=3, validation_share=0.25, save_total_limit=1
     )
     run = execute(cfg)
     assert (run.best, run.best_step, run.stale, run.before) == (3.0, 2, 1, 6.0)
@@ -328,7 +328,7 @@ def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
     assert all(torch.equal(written[n], best[n]) for n in best) and any(
         not torch.equal(written[n], last[n]) for n in last
     )
-    again = start(replace(cfg, resume=True))
+    again = start(replace(cfg, resume_from_checkpoint=True))
     assert (again.best, again.best_step, again.stale) == (3.0, 2, 1)
 
 
@@ -352,7 +352,7 @@ def spoken_with(parts, monkeypatch, how):
 
 def test_sampling_reaches_hf_s_warpers_as_given(parts, monkeypatch):
     seen = spoken_with(
-        parts, monkeypatch, Sampling(temperature=0.37, top_k=23, top_p=0.61, ras=5, seconds=0.4)
+        parts, monkeypatch, Sampling(temperature=0.37, top_k=23, top_p=0.61, ras_win_len=5, max_seconds=0.4)
     )
     assert seen.warpers["TemperatureLogitsWarper"].temperature == 0.37
     assert (
@@ -365,7 +365,7 @@ def test_sampling_reaches_hf_s_warpers_as_given(parts, monkeypatch):
         2,
     )
     assert seen.config.max_new_tokens == 10 + 8 + 2
-    seen = spoken_with(parts, monkeypatch, replace(GREEDY, seconds=0.4))
+    seen = spoken_with(parts, monkeypatch, replace(GREEDY, max_seconds=0.4))
     assert (
         not seen.config.do_sample
         and seen.config.ras_win_len is None
@@ -415,8 +415,8 @@ def test_prompts_are_the_released_model_s(parts):
 
 def test_a_merged_model_is_base_and_adapter(place, tmp_path):
     "Logits of the written folder, read back, against the adapter on its base, and against the base alone."
-    run = execute(settings(place, tmp_path / "run", rate=0.02))
-    merge(MergeSettings(adapter=str(run.folder), out=str(tmp_path / "merged")))
+    run = execute(settings(place, tmp_path / "run", learning_rate=0.02))
+    merge(MergeSettings(adapter=str(run.folder), output_dir=str(tmp_path / "merged")))
     batch = collate(
         [build_example(run.parts.tokenizer, Prompt("Xin chào."), np.arange(80).reshape(8, 10))],
         run.parts.tokenizer,
@@ -430,7 +430,7 @@ def test_a_merged_model_is_base_and_adapter(place, tmp_path):
 def test_the_seed_decides_and_the_caller_s_random_state_stays(parts):
     state = torch.get_rng_state()
     said = [
-        generate_columns(parts, make_prompt("Xin chào."), Sampling(seed=s, seconds=0.4)).tolist()
+        generate_columns(parts, make_prompt("Xin chào."), Sampling(seed=s, max_seconds=0.4)).tolist()
         for s in (1, 1, 2)
     ]
     assert said[0] == said[1] != said[2] and torch.equal(state, torch.get_rng_state())

@@ -530,24 +530,24 @@ def run(saved, tmp_path_factory):
     from higgs_vi.train import execute
 
     place = tmp_path_factory.mktemp("run")
-    prepare(DataSettings(out=str(place / "data")))
+    prepare(DataSettings(output_dir=str(place / "data")))
     cfg = with_preset(
         TrainSettings.of(
             dict(
                 model=str(saved / "nano"),
                 data=str(place / "data"),
-                out=str(place / "run"),
-                cache=str(place / "codes"),
+                output_dir=str(place / "run"),
+                code_cache=str(place / "codes"),
                 preset="demo",
-                budget=512,
-                steps=3,
-                report=1,
-                evaluate=100,
-                save=1,
-                validation=0.05,
-                sentences=0,
+                token_budget=512,
+                max_steps=3,
+                logging_steps=1,
+                eval_steps=100,
+                save_steps=1,
+                validation_share=0.05,
+                sample_sentences=0,
                 device="cpu",
-                keep_last=5,
+                save_total_limit=5,
             )
         )
     )
@@ -558,8 +558,8 @@ def run(saved, tmp_path_factory):
 def again(cfg, tmp_path, **more):
     "The settings that resume a copy of a run."
     from dataclasses import replace
-    shutil.copytree(cfg.out, tmp_path/"run")
-    return replace(cfg, out=str(tmp_path/"run"), resume=True, **more)
+    shutil.copytree(cfg.output_dir, tmp_path/"run")
+    return replace(cfg, output_dir=str(tmp_path/"run"), resume_from_checkpoint=True, **more)
 
 
 def begin(cfg):
@@ -638,23 +638,23 @@ def test_a_temporary_file_alone_blocks_nothing_and_torn_settings_are_named(run, 
 
     from higgs_vi.loop import open_folder
 
-    new = replace(run, out=str(tmp_path / "new"))
+    new = replace(run, output_dir=str(tmp_path / "new"))
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
     (tmp_path / "new").mkdir()
     (tmp_path / "new/.settings.json.h-1.abc.tmp").write_text("x")
     with pytest.raises(ValueError, match="no run to resume"):
-        open_folder(replace(new, resume=True))
+        open_folder(replace(new, resume_from_checkpoint=True))
     open_folder(new)
     for text in ("", "{", "[]", '{"rank": NaN}'):
         (tmp_path / "new/settings.json").write_text(text)
         with pytest.raises(Damaged, match="settings.json is damaged"):
-            open_folder(replace(new, resume=True))
+            open_folder(replace(new, resume_from_checkpoint=True))
 
 
 def test_a_run_that_another_process_writes_is_left_alone(run, tmp_path):
     cfg = again(run, tmp_path)
     other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, cfg.out],
+        [sys.executable, "-c", HOLD, cfg.output_dir],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -674,7 +674,7 @@ def test_a_run_that_another_process_writes_is_left_alone(run, tmp_path):
 def merged(run, folder, **more):
     "Merge the adapter of a run into `folder`."
     from higgs_vi.merge import MergeSettings, merge
-    return merge(MergeSettings(adapter=more.pop("adapter", run.out), out=str(folder), **more))
+    return merge(MergeSettings(adapter=more.pop("adapter", run.out), output_dir=str(folder), **more))
 
 
 def test_a_nan_adapter_is_no_failing_disk_and_leaves_no_model(run, tmp_path):
@@ -787,13 +787,13 @@ def test_odd_values_in_metadata_are_clear_errors(tmp_path, every):
         encoding="utf-8",
     )
     table = dict(table=str(tmp_path / "t.csv"), audio=str(DEMO))
-    prepare(DataSettings(**table, out=str(tmp_path / "good")))
+    prepare(DataSettings(**table, output_dir=str(tmp_path / "good")))
     steps = [
         lambda d: check(CheckSettings(data=d)),
-        lambda d: execute(SpeakersSettings(data=d, cloned=0, dialogues=0)),
-        lambda d: tag(TagSettings(data=d, sound=False)),
-        lambda d: prepare(DataSettings(table=d, out=f"{d}-again")),
-        lambda d: prepare(DataSettings(**table, out=d)),
+        lambda d: execute(SpeakersSettings(data=d, clone_share=0, dialogue_share=0)),
+        lambda d: tag(TagSettings(data=d, measure_sound=False)),
+        lambda d: prepare(DataSettings(table=d, output_dir=f"{d}-again")),
+        lambda d: prepare(DataSettings(**table, output_dir=d)),
     ]
     for i, meta in enumerate(
         list(

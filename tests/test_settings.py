@@ -159,7 +159,7 @@ def test_a_command_s_paths_start_at_the_current_directory(tmp_path, monkeypatch,
         str(tmp_path / "base"),
         "org/codec",
     )
-    assert cfg.out == str(tmp_path.parent / "merged") and project_root() == tmp_path
+    assert cfg.output_dir == str(tmp_path.parent / "merged") and project_root() == tmp_path
     assert resolve_path("./org/codec", hub=True) == str(tmp_path / "org/codec") and resolve_path(
         "~/a"
     ) == str(Path.home() / "a")

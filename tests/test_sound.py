@@ -38,7 +38,7 @@ def prepared(folder, out, **change):
     "Samples and rejected rows of a folder of sounds, each of which gets a text."
     for path in list(folder.iterdir()):
         path.with_suffix(".txt").write_text("Xin chào các bạn.", encoding="utf-8")
-    return prepare(DataSettings.of(dict(table=str(folder), out=str(out)) | change))
+    return prepare(DataSettings.of(dict(table=str(folder), output_dir=str(out)) | change))
 
 
 def packed(x=VOICE, rate=SAMPLE_RATE, **kind):
@@ -242,7 +242,7 @@ def test_long_sounds_are_refused_by_their_headers_before_memory_is_taken(tmp_pat
     (tmp_path / "t.csv").write_text("file|text|speaker\n" + "\n".join(rows), encoding="utf-8")
     samples, rejected = prepare(
         DataSettings(
-            table=str(tmp_path / "t.csv"), audio=str(tmp_path / "in"), out=str(tmp_path / "out")
+            table=str(tmp_path / "t.csv"), audio=str(tmp_path / "in"), output_dir=str(tmp_path / "out")
         )
     )
     assert len(samples) == 1 and len(rejected) == 2

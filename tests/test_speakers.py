@@ -61,13 +61,13 @@ def options(rng):
     valid, test = rng.choice([(0.05, 0.05), (0.1, 0), (0, 0.2), (0, 0), (0.3, 0.3)])
     return SpeakersSettings(
         disjoint=str(rng.choice(["utterance", "speaker"])),
-        valid=valid,
-        test=test,
-        minutes=float(rng.choice([0, 0, 0.5, 2])),
-        clips=int(rng.choice([0, 0, 7])),
+        valid_share=valid,
+        test_share=test,
+        max_minutes=float(rng.choice([0, 0, 0.5, 2])),
+        max_clips=int(rng.choice([0, 0, 7])),
         temperature=float(rng.choice([1, 2, 5])),
-        cloned=float(rng.choice([0, 0.3, 1])),
-        dialogues=float(rng.choice([0, 0.2])),
+        clone_share=float(rng.choice([0, 0.3, 1])),
+        dialogue_share=float(rng.choice([0, 0.2])),
         seed=int(rng.integers(5)),
     )
 
@@ -96,8 +96,8 @@ def check(rows, samples, dropped, cfg):
     }
     for own in by(plain, "speaker_id").values():
         assert (
-            len(own) <= (cfg.clips or 10**9)
-            and sum(s["duration"] for s in own) <= (cfg.minutes * 60 or 10**9) + 1e-6
+            len(own) <= (cfg.max_clips or 10**9)
+            and sum(s["duration"] for s in own) <= (cfg.max_minutes * 60 or 10**9) + 1e-6
         )
     check_pairs(samples, {s["audio_file"]: s for s in plain}, {s["id"]: s for s in plain}, cfg)
 
@@ -119,7 +119,7 @@ def check_pairs(samples, file, of, cfg):
         assert {x["split"] for x in refs + turns} == {s["split"]} and not set().union(
             *map(texts_of, refs)
         ) & set().union(*map(texts_of, turns))
-        assert all(cfg.shortest <= r["duration"] <= cfg.longest and not dirty(r) for r in refs)
+        assert all(cfg.min_seconds <= r["duration"] <= cfg.max_seconds and not dirty(r) for r in refs)
         assert {t["speaker_id"] for t in turns} == set(s["ref_speakers"]) and len(
             set(s["ref_speakers"])
         ) == len(refs)
@@ -129,8 +129,8 @@ def check_pairs(samples, file, of, cfg):
             ] == s["text"].replace(" [SPEAKER", "\n[SPEAKER").split("\n")
     for name in SIDES:
         n = Counter(kind_of(s) for s in samples if s["split"] == name)
-        assert n["pair"] <= round(cfg.cloned * n["plain"]) and n["dialogue"] <= round(
-            cfg.dialogues * n["plain"]
+        assert n["pair"] <= round(cfg.clone_share * n["plain"]) and n["dialogue"] <= round(
+            cfg.dialogue_share * n["plain"]
         )
 
 
@@ -168,7 +168,7 @@ def test_time_goes_with_the_power_of_what_there_is(temperature):
     for i in range(20):
         rows = manifest(np.random.default_rng(i))
         samples, _ = balance(
-            rows, SpeakersSettings(temperature=temperature, dialogues=0, valid=0, test=0)
+            rows, SpeakersSettings(temperature=temperature, dialogue_share=0, valid_share=0, test_share=0)
         )
         want, got = (
             seconds_by([{k: v for k, v in s.items() if k != "weight"} for s in samples]),
@@ -192,7 +192,7 @@ def test_what_cannot_be_is_refused_with_counts():
         match=r"20 of 20 texts are said by several of 6 speakers.*0 of 20 clips in valid.*utterance",
     ):
         balance(rows, SpeakersSettings(disjoint="speaker"))
-    assert len(balance(rows, SpeakersSettings(cloned=0, dialogues=0))[0]) == 120
+    assert len(balance(rows, SpeakersSettings(clone_share=0, dialogue_share=0))[0]) == 120
     with pytest.raises(
         ValueError, match=r"2 speaker\(s\) cannot be divided into 3 sides \(train, valid, test\)"
     ):
@@ -202,7 +202,7 @@ def test_what_cannot_be_is_refused_with_counts():
     with pytest.raises(
         ValueError, match=r"each of the 120 clips alone is longer than the 0.01 min.*3.0 s"
     ):
-        balance(rows, SpeakersSettings(minutes=0.01))
+        balance(rows, SpeakersSettings(max_minutes=0.01))
     with pytest.raises(ValueError, match="none of the 120 clips has a split"):
         balance(rows, SpeakersSettings(disjoint="given"))
     half = [r | dict(split="valid" if r["speaker_id"] == "a" else "train") for r in rows]
@@ -213,10 +213,10 @@ def test_what_cannot_be_is_refused_with_counts():
         balance(half, SpeakersSettings(disjoint="given"))
     for bad in (
         dict(temperature=0.5),
-        dict(valid=0.6, test=0.4),
+        dict(valid_share=0.6, test_share=0.4),
         dict(disjoint="word"),
-        dict(shortest=10.0, longest=3.0),
-        dict(cloned=2),
+        dict(min_seconds=10.0, max_seconds=3.0),
+        dict(clone_share=2),
     ):
         with pytest.raises(
             ValueError,
@@ -239,7 +239,7 @@ def test_a_given_split_stays_and_loses_its_leaks_only():
         for i in range(10)
     ]
     rows[0]["text"] = rows[10]["text"]
-    samples, dropped = balance(rows, SpeakersSettings(disjoint="given", cloned=0, dialogues=0))
+    samples, dropped = balance(rows, SpeakersSettings(disjoint="given", clone_share=0, dialogue_share=0))
     assert list(dropped["id"]) == ["a0"] and Counter(s["split"] for s in samples) == dict(
         train=9, valid=10, test=10
     )
@@ -258,7 +258,7 @@ def test_thirty_eight_thousand_rows_by_91_speakers_keep_500_each():
         for i in range(38_625)
     ]
     had = Counter(r["speaker_id"] for r in rows)
-    samples, dropped = balance(rows, SpeakersSettings(clips=500, cloned=0, dialogues=0))
+    samples, dropped = balance(rows, SpeakersSettings(max_clips=500, clone_share=0, dialogue_share=0))
     assert (
         Counter(s["speaker_id"] for s in samples) == {p: min(n, 500) for p, n in had.items()}
         and len(had) == 91
@@ -270,7 +270,7 @@ def test_thirty_eight_thousand_rows_by_91_speakers_keep_500_each():
 
 def test_weights_are_met_in_every_process_and_every_epoch_and_nothing_changes_without():
     rng = np.random.default_rng(0)
-    cfg = SimpleNamespace(budget=400, seed=3, accumulation=2, epochs=3, steps=0, replay_share=0.25)
+    cfg = SimpleNamespace(token_budget=400, seed=3, gradient_accumulation_steps=2, num_train_epochs=3, max_steps=0, replay_share=0.25)
     data = Dataset([range(n) for n in rng.integers(20, 90, 300)], [], [])
     sizes = [len(e) for e in data.train]
     assert [b for s in plan_epoch(cfg, data, 1, 2) for b in s] == epoch_batches(sizes, 400, 3, 1)
@@ -298,12 +298,12 @@ def plan_batches(cfg, data, epoch):
     chosen = draw_clips(data.weights, cfg.seed, epoch)
     return [
         [chosen[i] for i in b]
-        for b in epoch_batches([len(data.train[i]) for i in chosen], cfg.budget, cfg.seed, epoch)
+        for b in epoch_batches([len(data.train[i]) for i in chosen], cfg.token_budget, cfg.seed, epoch)
     ]
 
 
 def test_only_rows_that_train_bring_their_weights():
-    cfg = SimpleNamespace(seed=0, validation=0.5)
+    cfg = SimpleNamespace(seed=0, validation_share=0.5)
     rows = [
         dict(id="a", split="train", weight=2.0),
         dict(id="b", split="valid", weight=9.0),
@@ -322,7 +322,7 @@ def test_only_rows_that_train_bring_their_weights():
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speakers")/"demo"
-    prepare(DataSettings(out=str(folder)))
+    prepare(DataSettings(output_dir=str(folder)))
     return folder
 
 
@@ -337,7 +337,7 @@ def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 def small(folder, **change):
     return SpeakersSettings(
-        **dict(data=str(folder), shortest=1.5, valid=0.15, test=0.1, dialogues=0.1) | change
+        **dict(data=str(folder), min_seconds=1.5, valid_share=0.15, test_share=0.1, dialogue_share=0.1) | change
     )
 
 
@@ -366,7 +366,7 @@ def test_a_folder_balanced_again_is_the_same_and_other_settings_begin_from_all_r
     )
     execute(small(folder))
     assert files(folder) == first
-    prepare(DataSettings(out=str(folder)))  # 00_data again: its rows count, not those kept aside
+    prepare(DataSettings(output_dir=str(folder)))  # 00_data again: its rows count, not those kept aside
     assert "mood" not in original(folder)[1][0]
 
 
@@ -407,14 +407,14 @@ def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
         TrainSettings.of(
             dict(
                 data=str(folder),
-                out=str(folder.parent / "run"),
-                cache=str(folder.parent / "codes"),
+                output_dir=str(folder.parent / "run"),
+                code_cache=str(folder.parent / "codes"),
                 preset="demo",
-                steps=2,
-                report=1,
-                evaluate=2,
-                save=1,
-                sentences=0,
+                max_steps=2,
+                logging_steps=1,
+                eval_steps=2,
+                save_steps=1,
+                sample_sentences=0,
                 device="cpu",
             )
         )
@@ -433,12 +433,12 @@ def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
     rows = read_metrics(run.folder)
     assert len(rows) == 4 and all(np.isfinite(r["loss"]) for r in rows)
     shutil.rmtree(run.folder / "checkpoints/step-000002")
-    assert [r["loss"] for r in read_metrics(train(start(replace(cfg, resume=True))).folder)] == [
+    assert [r["loss"] for r in read_metrics(train(start(replace(cfg, resume_from_checkpoint=True))).folder)] == [
         r["loss"] for r in rows
     ]
     execute(small(folder, temperature=5))
     with pytest.raises(ValueError, match="or the clips are others"):
-        start(replace(cfg, resume=True))
+        start(replace(cfg, resume_from_checkpoint=True))
 
 
 @pytest.mark.skipif(not CV.is_file(), reason="Common Voice is not here")
@@ -456,7 +456,7 @@ def test_common_voice_is_balanced():
         for r in table
     ]
     before = seconds_by(rows)
-    cfg = SpeakersSettings(disjoint="speaker", minutes=20)
+    cfg = SpeakersSettings(disjoint="speaker", max_minutes=20)
     samples, dropped = balance(rows, cfg, lambda r: not dirty(r))
     check(rows, samples, dropped, cfg)
     train = [s for s in samples if s["split"] == "train"]
@@ -522,7 +522,7 @@ def test_a_dialogue_keeps_its_raw_text_and_a_clip_without_words_is_named(folder)
 def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_path):
     "A balanced folder as 00's table: who speaks in its dialogues is known, so no speaker is on two sides."
     execute(small(folder, valid=0, test=0, dialogues=0.3))
-    prepare(DataSettings(table=str(folder), out=str(tmp_path/"again")))
+    prepare(DataSettings(table=str(folder), output_dir=str(tmp_path/"again")))
     talks = [r for r in original(tmp_path/"again")[1] if "[SPEAKER" in r["text"]]
     people = {r["speaker_id"] for r in original(folder)[1]}
     assert talks and all(len(speakers_of(r)) == 2 and set(speakers_of(r)) <= people for r in talks)
@@ -531,7 +531,7 @@ def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_pa
 def test_a_share_drawn_for_validation_has_no_pair_in_training(folder):
     _, samples, _ = execute(small(folder, valid=0, test=0, cloned=1, dialogues=0.2))
     data = split(
-        SimpleNamespace(validation=0.1, seed=3),
+        SimpleNamespace(validation_share=0.1, seed=3),
         [SimpleNamespace(name=s["id"]) for s in samples],
         samples,
     )

@@ -202,7 +202,7 @@ def test_subtitles_that_are_late_are_distrusted(tmp_path, late):
     (tmp_path/"in").mkdir()
     cues = [c for c in talk(tmp_path/"in", late) if c[0] > 0]
     (tmp_path/"in/a.srt").write_text(srt(*cues), encoding="utf-8")
-    cfg = DataSettings(table=str(tmp_path/"in"), out=str(tmp_path/"out"))
+    cfg = DataSettings(table=str(tmp_path/"in"), output_dir=str(tmp_path/"out"))
     if abs(late) < 0.3: assert len(prepare(cfg)[0]) == len(cues)
     else:
         with pytest.raises(ValueError, match="do not fit the sound"): prepare(cfg)
@@ -277,7 +277,7 @@ def test_few_cues_are_kept_with_a_warning(tmp_path, capsys, n):
     "So few may fit by chance wherever they lie."
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.srt").write_text(srt(*talk(tmp_path / "in")[:n]), encoding="utf-8")
-    assert len(prepare(DataSettings(table=str(tmp_path / "in"), out=str(tmp_path / "out")))[0]) == n
+    assert len(prepare(DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))[0]) == n
     assert ("3 cues or fewer, first a.wav: alignment not checked" in capsys.readouterr().out) == (
         n < 4
     )
@@ -288,7 +288,7 @@ def test_labels_beside_a_sound_are_times_and_rows_are_all_accounted_for(tmp_path
     cues = talk(tmp_path / "in")
     lines = [f"{a:.3f}\t{b:.3f}\t{t}" for a, b, t in cues] + ["2\t2\tkhông"]
     (tmp_path / "in/a.txt").write_text("\n".join(lines), encoding="utf-8")
-    samples, rejected = prepare(DataSettings(table=str(tmp_path / "in"), out=str(tmp_path / "out")))
+    samples, rejected = prepare(DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
     assert (
         len(samples) == 5
         and len(rejected) == 1
@@ -306,5 +306,5 @@ def test_one_cue_without_length_costs_one_row(tmp_path):
     (tmp_path/"in").mkdir()
     cues = talk(tmp_path/"in")
     (tmp_path/"in/a.vi-VN.srt").write_text(srt(*cues, (30, 30, "Không dài.")), encoding="utf-8")
-    samples, rejected = prepare(DataSettings(table=str(tmp_path/"in"), out=str(tmp_path/"out")))
+    samples, rejected = prepare(DataSettings(table=str(tmp_path/"in"), output_dir=str(tmp_path/"out")))
     assert len(samples) == 5 and len(rejected) == 1

@@ -42,7 +42,7 @@ def encoded(i, format="WAV"):
 
 def run(table, out, **change):
     "Prepare `table`: texts and speakers of what was kept, the reasons for the rest. All rows are accounted for."
-    cfg = DataSettings.of(dict(table=str(table), out=str(out)) | change)
+    cfg = DataSettings.of(dict(table=str(table), output_dir=str(out)) | change)
     source = read_source(cfg)
     samples, rejected = prepare(cfg, source)
     assert len(samples) + len(rejected) == len(source[0].rows)
@@ -1357,7 +1357,7 @@ def test_what_must_be_unpacked_says_how(tmp_path):
         },
     ).items():
         with pytest.raises(ValueError, match=words) as e:
-            read_source(DataSettings(table=str(tmp_path / name), out=str(tmp_path / "out")))
+            read_source(DataSettings(table=str(tmp_path / name), output_dir=str(tmp_path / "out")))
         assert str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)
 
 
@@ -1744,7 +1744,7 @@ def test_a_file_where_a_folder_belongs_and_the_reverse(tmp_path):
         ("t.csv/r.csv", "t.csv is a file"),
     ):
         with pytest.raises(ValueError, match=f"{words}.*parameter report"):
-            check(CheckSettings(data=str(tmp_path / "out"), report=str(tmp_path / report)))
+            check(CheckSettings(data=str(tmp_path / "out"), report_file=str(tmp_path / report)))
     assert run(tmp_path / "out/metadata.json", tmp_path / "again").kind == "higgs"
 
 
@@ -1771,7 +1771,7 @@ def test_files_that_are_no_tables_say_what_they_are(tmp_path):
     ):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(ValueError, match=words) as e:
-            read_source(DataSettings(table=str(tmp_path / name), out=str(tmp_path / "out")))
+            read_source(DataSettings(table=str(tmp_path / name), output_dir=str(tmp_path / "out")))
         assert str(tmp_path / name) in str(e.value) and "UTF-16" not in str(e.value)
     with pytest.raises(ValueError, match="is a sound, no table"):
         read_table(tmp_path / "0.wav")

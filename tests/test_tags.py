@@ -331,7 +331,7 @@ def test_the_sound_votes_only_where_the_text_is_unsure():
 @pytest.fixture
 def folder(tmp_path):
     "A Higgs folder of the demo clips, one of which turned noisy after it was checked, and two tags of which somebody gave."
-    samples, _ = prepare(DataSettings(out=str(tmp_path/"d")))
+    samples, _ = prepare(DataSettings(output_dir=str(tmp_path/"d")))
     meta = json.loads((tmp_path/"d/metadata.json").read_text())
     meta["samples"][0] |= dict(emotion="affirming", mine=[1, None], dialect="Miền nam,Southern")
     meta["samples"][1]["scene"] = "stadium"
@@ -369,7 +369,7 @@ def test_a_folder_is_tagged_whole_and_again_the_same(folder):
     write_wav(
         folder / c["audio_file"], read_audio(VOICES[0])
     )  # this step's tags follow the sound, other people's stay
-    rows, _ = tag(TagSettings(data=str(folder), bins=str(folder / "tag_bins.json")))
+    rows, _ = tag(TagSettings(data=str(folder), bins_file=str(folder / "tag_bins.json")))
     assert rows["scene"][2] in ("studio", "quiet_room") and rows["scene"][1] == "stadium"
 
 
@@ -385,7 +385,7 @@ def test_tags_reach_the_prompt_or_stay_out(folder):
 
 
 def test_texts_alone_and_broken_input(folder):
-    rows, m = tag(TagSettings(data=str(folder), sound=False))
+    rows, m = tag(TagSettings(data=str(folder), measure_sound=False))
     assert (
         m is None
         and "pitch" not in rows
@@ -394,7 +394,7 @@ def test_texts_alone_and_broken_input(folder):
     )
     (folder / "odd.json").write_text('{"rate": [1, 2]}')
     with pytest.raises(ValueError, match="does not hold bins"):
-        tag(TagSettings(data=str(folder), bins=str(folder / "odd.json")))
+        tag(TagSettings(data=str(folder), bins_file=str(folder / "odd.json")))
     sounds = sorted(folder.glob("*.wav"))
     sounds[0].write_bytes(b"no sound")
     rows, m = tag(TagSettings(data=str(folder)))

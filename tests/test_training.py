@@ -59,7 +59,7 @@ def place(tmp_path_factory, four):
     "A folder with a nano, the demo clips and four of them alone."
     folder = tmp_path_factory.mktemp("train")
     write_nano(folder/"nano")
-    prepare(DataSettings(out=str(folder/"data")))
+    prepare(DataSettings(output_dir=str(folder/"data")))
     (folder/"four").symlink_to(four)
     return folder
 
@@ -70,15 +70,15 @@ def settings(place, out, **change):
         dict(
             model=str(place / "nano"),
             data=str(place / "data"),
-            out=str(out),
-            cache=str(place / "codes"),
+            output_dir=str(out),
+            code_cache=str(place / "codes"),
             preset="demo",
-            budget=1024,
-            steps=12,
-            report=1,
-            evaluate=4,
-            save=3,
-            sentences=0,
+            token_budget=1024,
+            max_steps=12,
+            logging_steps=1,
+            eval_steps=4,
+            save_steps=3,
+            sample_sentences=0,
             device="cpu",
         )
         | change
@@ -91,7 +91,7 @@ def test_the_embedded_nano_is_small_and_ends_by_itself():
     assert sum(p.stat().st_size for p in NANO.rglob("*") if p.is_file()) < 40 * 2**20
     nano = load_checkpoint(NANO)
     speech = say(
-        nano, make_prompt("Hôm nay trời đẹp quá, chúng ta đi dạo nhé."), Sampling(seconds=10)
+        nano, make_prompt("Hôm nay trời đẹp quá, chúng ta đi dạo nhé."), Sampling(max_seconds=10)
     )
     assert speech.ended and 1 < len(speech.wave) / 24_000 < 9 and np.abs(speech.wave).max() > 0.05
     first, *others = (q.project_in.weight.abs().sum(0) > 0 for q in nano.codec.quantizer.quantizers)
@@ -142,7 +142,7 @@ def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
     assert own.returncode == -signal.SIGKILL and checkpoints(out) and not (out / "adapter").exists()
     before = read_metrics(out)[-1]["step"]
     subprocess.run(
-        command(settings(place, out, resume=True)), cwd=ROOT, check=True, capture_output=True
+        command(settings(place, out, resume_from_checkpoint=True)), cwd=ROOT, check=True, capture_output=True
     )
     assert steps_of(out) == steps_of(unbroken.folder) and before < 12
     assert (out / "adapter/adapter_model.safetensors").read_bytes() == (
@@ -155,7 +155,7 @@ def test_a_share_of_the_prompts_loses_its_words_and_nothing_else(unbroken):
     sizes, asked = {}, []
     for share in (0.0, 0.5, 0.999999):
         run = copy.copy(unbroken)
-        run.cfg = replace(run.cfg, wordless=share)
+        run.cfg = replace(run.cfg, prompt_dropout=share)
         (batch,), counts, size = load_step(run, 0, everyone)
         sizes[share] = size["tokens"]
         asked.append((counts.tolist(), batch["targets"].tolist(), batch["columns"].tolist()))
@@ -174,7 +174,7 @@ def test_sigterm_saves_and_stops(place, unbroken):
     "A command says one line, without a traceback, and exits as shells expect it."
     out = place / "term"
     own = subprocess.Popen(
-        command(settings(place, out, save=100)),
+        command(settings(place, out, save_steps=100)),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -196,7 +196,7 @@ def test_sigterm_saves_and_stops(place, unbroken):
 def test_one_seed_gives_the_same_losses_and_another_does_not(place, unbroken):
     again, other = (
         execute(settings(place, place / "again")),
-        execute(settings(place, place / "other", seed=1, steps=3)),
+        execute(settings(place, place / "other", seed=1, max_steps=3)),
     )
     assert steps_of(again.folder) == steps_of(unbroken.folder)
     assert steps_of(other.folder)[0]["loss"] != steps_of(unbroken.folder)[0]["loss"]
@@ -231,7 +231,7 @@ def test_validation_finds_the_best_checkpoint(place, unbroken):
 def test_early_stopping_stops_and_keeps_the_best(place, capsys):
     "A rate that spoils the model: validation gets worse, patience ends, the adapter is the best one."
     run = execute(
-        settings(place, place / "worse", rate=0.5, evaluate=1, patience=2, steps=40, warmup=0.0)
+        settings(place, place / "worse", learning_rate=0.5, eval_steps=1, early_stopping_patience=2, max_steps=40, warmup_ratio=0.0)
     )
     assert (
         run.step < run.total == 40
@@ -253,7 +253,7 @@ def test_early_stopping_stops_and_keeps_the_best(place, capsys):
 
 
 def test_the_rate_rises_and_falls():
-    cfg = replace(TrainSettings(), rate=1.0, warmup=0.1)
+    cfg = replace(TrainSettings(), learning_rate=1.0, warmup_ratio=0.1)
     rates = [rate_at(cfg, s, 100) for s in range(1, 101)]
     assert (
         rates[0] == 0.1
@@ -264,7 +264,7 @@ def test_the_rate_rises_and_falls():
 
 
 def test_the_plan_resumes_at_the_very_batch(place):
-    run = start(settings(place, place / "plan", epochs=3, steps=0))
+    run = start(settings(place, place / "plan", num_train_epochs=3, max_steps=0))
     whole = list(plan_from(run.cfg, run.data, 0, 1))
     assert len(whole) == total_steps(run.cfg, run.data, 1) == run.total
     for done in (1, len(whole) // 3, len(whole) - 1):
@@ -283,7 +283,7 @@ def test_tags_stand_in_their_share_of_the_prompts(place):
             for e in (
                 r["prompt"]
                 for r in start(
-                    settings(place, place / f"tags{i}", validation=0.9, tags=t)
+                    settings(place, place / f"tags{i}", validation_share=0.9, tag_share=t)
                 ).data.rows
             )
         ]
@@ -294,7 +294,7 @@ def test_tags_stand_in_their_share_of_the_prompts(place):
         and set(told[1.0]) == {("feminine",), ("masculine",)}
         and set(told[0.5]) == set(told[0.0]) | set(told[1.0])
     )
-    again = start(settings(place, place / "tags_again", validation=0.9, tags=0.5))
+    again = start(settings(place, place / "tags_again", validation_share=0.9, tag_share=0.5))
     assert [r["prompt"].voices for r in again.data.rows] == told[0.5]
 
 
@@ -324,25 +324,25 @@ def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
     own = dict(
         model=str(place / "nano"),
         data=str(place / "data"),
-        cache=str(place / "codes"),
+        code_cache=str(place / "codes"),
         preset="demo",
-        budget=512,
-        report=1,
-        save=2,
-        sentences=0,
+        token_budget=512,
+        logging_steps=1,
+        save_steps=2,
+        sample_sentences=0,
         device="cpu",
     )
     plain, dropped = (
-        own | dict(steps=4, dropout=0.0, evaluate=2),
-        own | dict(steps=4, dropout=0.3, evaluate=2),
+        own | dict(max_steps=4, lora_dropout=0.0, eval_steps=2),
+        own | dict(max_steps=4, lora_dropout=0.3, eval_steps=2),
     )
     one = execute(
-        with_preset(TrainSettings.of(plain | dict(accumulation=2, out=str(place / "one"))))
+        with_preset(TrainSettings.of(plain | dict(gradient_accumulation_steps=2, output_dir=str(place / "one"))))
     )
     runs = [
-        plain | dict(out=str(place / "two")),
-        dropped | dict(out=str(place / "whole")),
-        dropped | dict(out=str(place / "cut"), resume=True),
+        plain | dict(output_dir=str(place / "two")),
+        dropped | dict(output_dir=str(place / "whole")),
+        dropped | dict(output_dir=str(place / "cut"), resume_from_checkpoint=True),
     ]
     launch = [
         sys.executable,
@@ -462,7 +462,7 @@ def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch)
     ):  # a shell's background job ignores some
         signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    run = start(settings(place, place / "told", save=100, evaluate=4))
+    run = start(settings(place, place / "told", save_steps=100, eval_steps=4))
     said = signalled(monkeypatch, run, 2, signal.SIGINT)
     assert (
         str(said) == "stopped by SIGINT after step 2 of 12, and saved"
@@ -474,7 +474,7 @@ def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch)
     torch.rand(3)  # whatever else runs in the notebook meanwhile
     assert signalled(monkeypatch, run, 6, signal.SIGHUP).number == signal.SIGHUP and run.step == 6
     assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    again = start(settings(place, place / "told", save=100, evaluate=4))
+    again = start(settings(place, place / "told", save_steps=100, eval_steps=4))
     assert again.step == 6 and train(again).step == 12
     finish(again)
     assert steps_of(run.folder) == steps_of(unbroken.folder)
@@ -482,12 +482,12 @@ def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch)
         unbroken.folder / "adapter/adapter_model.safetensors"
     ).read_bytes()
     with pytest.raises(ValueError, match="exists already"):
-        start(settings(place, place / "told", save=100, evaluate=4))
+        start(settings(place, place / "told", save_steps=100, eval_steps=4))
 
 
 def test_a_signal_that_is_ignored_stays_ignored(place, monkeypatch, capsys):
     "As nohup does it. And resume without a checkpoint says that the run begins anew."
-    cfg = settings(place, place / "nohup", steps=2, validation=0.0)
+    cfg = settings(place, place / "nohup", max_steps=2, validation_share=0.0)
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         run = start(cfg)
@@ -502,7 +502,7 @@ def test_a_signal_that_is_ignored_stays_ignored(place, monkeypatch, capsys):
         signal.signal(signal.SIGHUP, old)
     shutil.rmtree(run.folder / "checkpoints")
     assert (
-        start(replace(cfg, resume=True)).step == 0
+        start(replace(cfg, resume_from_checkpoint=True)).step == 0
         and "holds no checkpoint yet" in capsys.readouterr().out
     )
     assert read_metrics(run.folder) == []
@@ -536,7 +536,7 @@ def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_pat
 
     wave = np.zeros(2400, np.float32)
     monkeypatch.setattr(module, "say", lambda *_: Speech(wave, np.zeros((8, 2), int), True))
-    cfg = settings(place, tmp_path / "heard", steps=2, evaluate=1)
+    cfg = settings(place, tmp_path / "heard", max_steps=2, eval_steps=1)
     train_main([*command(cfg)[3:], "--sentences", "1"])
 
     def events(run):
@@ -553,7 +553,7 @@ def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_pat
 
     monkeypatch.setattr(module, "finish", fails)
     with pytest.raises(OSError, match="no space"):
-        execute(replace(cfg, out=str(tmp_path / "failed")))
+        execute(replace(cfg, output_dir=str(tmp_path / "failed")))
     assert [e.step for e in events(tmp_path / "failed").Scalars("train/loss")] == [1, 2]
 
 
@@ -579,7 +579,7 @@ print((a - b).abs().max().item(), (a - c).abs().max().item())
 def test_merged_is_the_adapter_and_plain_libraries_load_both(place, unbroken):
     "Audio embedding and head were trained too. A fresh process with transformers and peft alone sees the same."
     assert unbroken.cfg.audio_embeddings
-    d = merge(MergeSettings(adapter=str(unbroken.folder), out=str(place / "merged")))
+    d = merge(MergeSettings(adapter=str(unbroken.folder), output_dir=str(place / "merged")))
     assert (
         d["adapter_merged"]["largest"] < 1e-4
         and d["adapter_merged"]["likeliest_equal"] > 0.999
@@ -603,16 +603,16 @@ def test_merged_is_the_adapter_and_plain_libraries_load_both(place, unbroken):
     same, other = map(float, out.stdout.split()[-2:])
     assert same < 1e-4 and other > 1e-2
     with pytest.raises(ValueError, match="exists already"):
-        merge(MergeSettings(adapter=str(unbroken.folder), out=str(place / "merged")))
+        merge(MergeSettings(adapter=str(unbroken.folder), output_dir=str(place / "merged")))
 
 
 def test_bf16_base_trains_and_merges(place):
-    run = execute(settings(place, place / "bf16", precision="bf16", steps=6))
+    run = execute(settings(place, place / "bf16", precision="bf16", max_steps=6))
     losses = [r["loss"] for r in steps_of(run.folder) if r["kind"] == "train"]
     assert losses[-1] < losses[0] and {
         p.dtype for p in run.model.parameters() if p.requires_grad
     } == {torch.float32}
-    d = merge(MergeSettings(adapter=str(run.folder), out=str(place / "merged16"), precision="bf16"))
+    d = merge(MergeSettings(adapter=str(run.folder), output_dir=str(place / "merged16"), precision="bf16"))
     assert d["adapter_merged"]["mean"] < 0.02 < d["merged_base"]["mean"]
 
 
@@ -634,16 +634,16 @@ def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbr
     old = json.loads((unbroken.folder / "settings.json").read_text())
     old.pop("adapter")
     (tmp_path / "settings.json").write_text(json.dumps(old))
-    open_folder(replace(unbroken.cfg, out=str(tmp_path), resume=True))
-    (tmp_path / "settings.json").write_text(json.dumps(old | dict(adapter="dora")))
+    open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
+    (tmp_path / "settings.json").write_text(json.dumps(old | dict(lora_variant="dora")))
     with pytest.raises(ValueError, match="begun with adapter = 'dora'"):
-        open_folder(replace(unbroken.cfg, out=str(tmp_path), resume=True))
+        open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
 
 
 def test_full_training_trains_everything_and_resumes(place):
     run = execute(
         settings(
-            place, place / "full", mode="full", steps=4, rate=1e-3, save=2, targets=["attention"]
+            place, place / "full", mode="full", max_steps=4, learning_rate=1e-3, save_steps=2, target_modules=["attention"]
         )
     )
     model, base = load_checkpoint(run.folder / "model").model, load_checkpoint(place / "nano").model
@@ -657,11 +657,11 @@ def test_full_training_trains_everything_and_resumes(place):
             place,
             place / "full",
             mode="full",
-            steps=4,
-            rate=1e-3,
-            save=2,
-            targets=["attention"],
-            resume=True,
+            max_steps=4,
+            learning_rate=1e-3,
+            save_steps=2,
+            target_modules=["attention"],
+            resume_from_checkpoint=True,
         )
     )
     assert again.step == 4 and all(
@@ -675,10 +675,10 @@ def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
         torch, "compile", lambda f, **kw: f
     )  # torchao compiles its update; the same sums without
     common = dict(
-        mode="full", steps=4, rate=4e-5, precision="bf16", report=1, warmup=0.0, save=2, evaluate=4
+        mode="full", max_steps=4, learning_rate=4e-5, precision="bf16", logging_steps=1, warmup_ratio=0.0, save_steps=2, eval_steps=4
     )
     runs = {
-        o: execute(settings(place, place / f"full-{o}", optimizer=o, **common))
+        o: execute(settings(place, place / f"full-{o}", optim=o, **common))
         for o in ("adamw", "rounded8bit")
     }
     with monkeypatch.context() as m:
@@ -687,7 +687,7 @@ def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
             lambda p, _, rate, decay: torch.optim.AdamW(p, lr=rate, weight_decay=decay),
         )
         runs["plain"] = execute(
-            settings(place, place / "full-plain", optimizer="rounded8bit", **common)
+            settings(place, place / "full-plain", optim="rounded8bit", **common)
         )
     assert all(
         w.dtype == torch.bfloat16
@@ -702,7 +702,7 @@ def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
     shutil.copytree(place / "full-rounded8bit", place / "full-cut")
     shutil.rmtree(place / "full-cut/checkpoints/step-000004")
     again = train(
-        start(settings(place, place / "full-cut", optimizer="rounded8bit", resume=True, **common))
+        start(settings(place, place / "full-cut", optim="rounded8bit", resume_from_checkpoint=True, **common))
     )
     assert all(
         torch.equal(a, b)
@@ -764,8 +764,8 @@ def test_small_updates_survive_bf16(monkeypatch):
 
 
 def test_the_average_of_the_weights_is_kept_and_resumes(place):
-    given = dict(steps=6, rate=2e-3, targets=["attention"], save=3, evaluate=3)
-    plain, mean = (execute(settings(place, place / f"ema-{e}", ema=e, **given)) for e in (0.0, 0.9))
+    given = dict(max_steps=6, learning_rate=2e-3, target_modules=["attention"], save_steps=3, eval_steps=3)
+    plain, mean = (execute(settings(place, place / f"ema-{e}", ema_decay=e, **given)) for e in (0.0, 0.9))
     losses = [
         [r["loss"] for r in steps_of(r.folder) if r["kind"] == k]
         for r in (plain, mean)
@@ -781,7 +781,7 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
     )
     shutil.rmtree(mean.folder / "checkpoints/step-000006")
     before = adapter(mean)
-    finish(train(start(settings(place, mean.folder, ema=0.9, resume=True, **given))))
+    finish(train(start(settings(place, mean.folder, ema_decay=0.9, resume_from_checkpoint=True, **given))))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values()))
 
 
@@ -791,7 +791,7 @@ def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
         own.model.config.hidden_size, own.model.config.vocab_size, bias=False
     )
     save_checkpoint(tmp_path / "headed", own)
-    given = dict(steps=4, rate=2e-3, report=1, text_weight=1.0, tags=0.0)
+    given = dict(max_steps=4, learning_rate=2e-3, logging_steps=1, text_loss_weight=1.0, tag_share=0.0)
     run = execute(
         settings(
             place,
@@ -814,7 +814,7 @@ def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
 
 
 def test_replayed_clips_are_their_share_of_each_epoch(place):
-    cfg = settings(place, place / "replay", replay=str(place / "four"), replay_share=0.25, steps=1)
+    cfg = settings(place, place / "replay", replay_data=str(place / "four"), replay_share=0.25, max_steps=1)
     run = start(cfg)
     own = len(run.data.train) - run.data.replayed
     for epoch in (0, 1):
@@ -829,7 +829,7 @@ def test_replayed_clips_are_their_share_of_each_epoch(place):
 
 def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
     run = execute(
-        settings(place, place / "qlora", mode="qlora", precision="fp32", steps=8, dropout=0.0)
+        settings(place, place / "qlora", mode="qlora", precision="fp32", max_steps=8, lora_dropout=0.0)
     )
     matrices = {n: w.dtype for n, w in run.model.named_parameters() if "base_layer" in n}
     assert len(matrices) >= 14 and set(matrices.values()) == {
@@ -842,11 +842,11 @@ def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
     assert not any(
         "embed_tokens" in n for n, _ in run.model.named_parameters()
     )  # on the host: `model.device` is the layers'
-    whole = execute(settings(place, place / "beside", precision="fp32", steps=8, dropout=0.0))
+    whole = execute(settings(place, place / "beside", precision="fp32", max_steps=8, lora_dropout=0.0))
     a, b = ([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"] for r in (run, whole))
     assert a[-1] < a[0] and 0 < abs(a[0] - b[0]) < 0.1 and abs(a[-1] - b[-1]) < 0.2
     d = merge(
-        MergeSettings(adapter=str(run.folder), out=str(place / "merged4"))
+        MergeSettings(adapter=str(run.folder), output_dir=str(place / "merged4"))
     )  # onto the base as it was
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
 
@@ -881,7 +881,7 @@ def test_loading_four_bits_keeps_the_text_embedding_off_the_gpu_and_speaks_there
     used = torch.cuda.memory_allocated() - before
     assert words.device.type == "cpu" and parts.model.device.type == "cuda"
     assert torch.cuda.max_memory_allocated() - before - used < words.nbytes
-    assert len(generate_columns(parts, make_prompt("Xin chào các bạn."), Sampling(seconds=1.0)))
+    assert len(generate_columns(parts, make_prompt("Xin chào các bạn."), Sampling(max_seconds=1.0)))
 
 
 @pytest.mark.parametrize(
@@ -891,18 +891,18 @@ def test_loading_four_bits_keeps_the_text_embedding_off_the_gpu_and_speaks_there
 def test_other_adapters_and_optimisers_train_resume_and_merge(place, adapter, optimizer, more):
     given = (
         dict(
-            adapter=adapter,
-            optimizer=optimizer,
-            steps=6,
-            targets=["attention"],
+            lora_variant=adapter,
+            optim=optimizer,
+            max_steps=6,
+            target_modules=["attention"],
             audio_embeddings=True,
-            rank=8,
+            lora_rank=8,
             precision="bf16",
         )
         | more
     )
     whole, cut = (
-        execute(settings(place, place / f"{adapter}-{n}", **given | dict(steps=n))) for n in (6, 3)
+        execute(settings(place, place / f"{adapter}-{n}", **given | dict(max_steps=n))) for n in (6, 3)
     )
     losses = [r["loss"] for r in steps_of(whole.folder) if r["kind"] == "train"]
     assert losses[-1] < losses[0] and type(whole.optimizer).__name__ != "AdamW"
@@ -912,12 +912,12 @@ def test_other_adapters_and_optimisers_train_resume_and_merge(place, adapter, op
     assert all(any(p in n for n in whole.model.state_dict()) for p in parts)
     states = [s for s in whole.optimizer.state.values() if s["state1"].dtype == torch.uint8]
     assert states, "no state is in 8 bits"
-    begun = start(settings(place, cut.folder, **given | dict(steps=3), resume=True))
+    begun = start(settings(place, cut.folder, **given | dict(max_steps=3), resume_from_checkpoint=True))
     assert begun.step == 3 and all(
         torch.equal(a["state1"], b["state1"])
         for a, b in zip(begun.optimizer.state.values(), cut.optimizer.state.values())
     )
-    d = merge(MergeSettings(adapter=str(whole.folder), out=str(place / f"{adapter}-merged")))
+    d = merge(MergeSettings(adapter=str(whole.folder), output_dir=str(place / f"{adapter}-merged")))
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
 
 
@@ -942,16 +942,16 @@ def by_heart(place):
             place,
             place / "heart",
             data=str(place / "four"),
-            steps=220,
-            epochs=400,
-            rate=4e-3,
-            dropout=0.0,
-            validation=0.0,
-            evaluate=1000,
-            save=1000,
-            targets=["attention", "text_ffn", "audio_ffn"],
-            budget=2048,
-            report=40,
+            max_steps=220,
+            num_train_epochs=400,
+            learning_rate=4e-3,
+            lora_dropout=0.0,
+            validation_share=0.0,
+            eval_steps=1000,
+            save_steps=1000,
+            target_modules=["attention", "text_ffn", "audio_ffn"],
+            token_budget=2048,
+            logging_steps=40,
         )
     )
 
@@ -992,9 +992,9 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         write_text(place / f"voices/{name}.txt", FOUR[name])
     base = SaySettings(
         adapter=str(by_heart.folder),
-        voices=str(place / "voices"),
-        out=str(place / "v.wav"),
-        seconds=1.0,
+        voices_dir=str(place / "voices"),
+        output_file=str(place / "v.wav"),
+        max_seconds=1.0,
         device="cpu",
     )
     parts = load_speaker(base)
@@ -1002,8 +1002,8 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         dict(profile=["feminine"]),
         dict(scene="outdoor"),
         dict(scene="none"),
-        dict(voice=["ngan_001"]),
-        dict(voice=["ngan_001"], place="scene"),
+        dict(require_voice=["ngan_001"]),
+        dict(voice=["ngan_001"], reference_position="scene"),
         dict(text="[SPEAKER0] Chào chị. [SPEAKER1] Chào em.", voice=["ngan_001", "minh_000"]),
         dict(text="[SPEAKER0] Chào. [SPEAKER1] Vâng."),
     ):
@@ -1011,10 +1011,10 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         speech = speak(replace(base, **change), parts)
         assert len(read_audio(place / "v.wav")) == len(speech.wave) > 0
     for change, message in (
-        (dict(voice=["ai"]), "unknown voice 'ai'"),
+        (dict(require_voice=["ai"]), "unknown voice 'ai'"),
         (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"),
-        (dict(place="head"), "place is 'head': choose one of turns, scene"),
-        (dict(topp=2.0), "topp is 2.0: it must be above 0 and at most 1"),
+        (dict(reference_position="head"), "place is 'head': choose one of turns, scene"),
+        (dict(top_p=2.0), "topp is 2.0: it must be above 0 and at most 1"),
         (dict(text=" "), "no letter or digit"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -1024,14 +1024,14 @@ def test_every_kind_of_voice_speaks(place, by_heart):
 # --- what is refused ------------------------------------------------------------------------------------------------------------
 
 def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
-    cfg = settings(place, place / "planned", gpu="24", budget=256)
-    assert (cfg.mode, cfg.checkpointing, cfg.budget, cfg.optimizer) == (
+    cfg = settings(place, place / "planned", gpu_memory="24", token_budget=256)
+    assert (cfg.mode, cfg.gradient_checkpointing, cfg.token_budget, cfg.optim) == (
         "lora",
         0,
         256,
         "adamw",
     )  # what is given stays
-    big = MemorySettings(targets=["attention", "audio_ffn"])
+    big = MemorySettings(target_modules=["attention", "audio_ffn"])
     plans = [fitting(big, room) for room in (6, 14, 80)]
     assert (
         [p.mode for p in plans] == ["qlora", "lora", "lora"]
@@ -1041,12 +1041,12 @@ def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
     needs = [forecast(p)["total"] for p in plans]
     assert needs == sorted(needs) and all(n < room for n, room in zip(needs, (6, 14, 80)))
     with pytest.raises(ValueError, match="too few: the smallest plan"):
-        settings(place, place / "planned", gpu="0.01")
+        settings(place, place / "planned", gpu_memory="0.01")
     with pytest.raises(ValueError, match="no GPU to ask"):
-        settings(place, place / "planned", gpu="auto")
-    for change in (dict(adapter="dora"), dict(precision="fp32")):  # the forecast does not know them
+        settings(place, place / "planned", gpu_memory="auto")
+    for change in (dict(lora_variant="dora"), dict(precision="fp32")):  # the forecast does not know them
         with pytest.raises(ValueError, match="leave gpu empty"):
-            settings(place, place / "planned", gpu="24", **change)
+            settings(place, place / "planned", gpu_memory="24", **change)
 
 
 def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
@@ -1058,7 +1058,7 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
         OutOfMemory,
         match=r"forecast [\d.]+ GiB, measured peak [\d.]+ GiB; the next smaller plan: mode \w+",
     ):
-        execute(settings(place, place / "tight", steps=1))
+        execute(settings(place, place / "tight", max_steps=1))
 
 
 @pytest.mark.parametrize(
@@ -1066,12 +1066,12 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
     [
         (dict(preset="quick"), "preset is 'quick': choose one of auto, demo"),
         (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
-        (dict(targets=["ffn"]), "targets is 'ffn': choose one of attention"),
+        (dict(target_modules=["ffn"]), "targets is 'ffn': choose one of attention"),
         (dict(model="/nowhere/model"), "cannot be loaded"),
         (dict(data="/nowhere/data"), "no metadata.json"),
-        (dict(rate=0.0), "rate is 0.0: it must be above 0"),
-        (dict(budget=0), "budget is 0: it must be from 1"),
-        (dict(budget=20), "left_out.csv for the reasons"),
+        (dict(learning_rate=0.0), "rate is 0.0: it must be above 0"),
+        (dict(token_budget=0), "budget is 0: it must be from 1"),
+        (dict(token_budget=20), "left_out.csv for the reasons"),
         (dict(codebook_weights=[1, 2]), "codebook weights"),
         (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
         (dict(precision="fp16"), "fp16 needs a GPU"),
@@ -1095,9 +1095,9 @@ def test_an_existing_run_is_not_overwritten(place, unbroken):
     with pytest.raises(SystemExit, match="run folder .* exists already: set resume true"):
         train_main(command(settings(place, unbroken.folder))[3:])
     with pytest.raises(ValueError, match="was begun with seed = 0, not 5"):
-        execute(settings(place, unbroken.folder, resume=True, seed=5))
+        execute(settings(place, unbroken.folder, resume_from_checkpoint=True, seed=5))
     with pytest.raises(ValueError, match="no run to resume"):
-        execute(settings(place, place / "none", resume=True))
+        execute(settings(place, place / "none", resume_from_checkpoint=True))
     assert before == {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
 
 
@@ -1124,7 +1124,7 @@ def test_a_run_is_resumed_with_its_own_clips_only(place, unbroken, tmp_path):
         json.dumps(saved | dict(data=str(tmp_path / "data")))
     )
     with pytest.raises(ValueError, match="or the clips are others"):
-        execute(settings(place, tmp_path / "run", data=str(tmp_path / "data"), resume=True))
+        execute(settings(place, tmp_path / "run", data=str(tmp_path / "data"), resume_from_checkpoint=True))
 
 
 def test_a_clip_that_is_its_own_reference_is_set_aside(place, tmp_path):
@@ -1145,19 +1145,19 @@ def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monk
 
     real = step.train_step
     monkeypatch.setattr(step, "train_step", lambda *a: real(*a) | dict(grad_norm=None))
-    run = execute(settings(place, tmp_path / "run", steps=2, evaluate=2))
+    run = execute(settings(place, tmp_path / "run", max_steps=2, eval_steps=2))
     assert [r["grad_norm"] for r in run.metrics.rows if r["kind"] == "train"] == [None, None]
     lost = dict(loss=float("nan"), by_codebook=[], eos_loss=0.0)
     monkeypatch.setattr(
         step, "validate", lambda run: lost | dict(loss=float("nan") if run.step else 5.0)
     )
     with pytest.raises(FloatingPointError, match="validation loss is nan at step 2"):
-        execute(settings(place, tmp_path / "nan", steps=2, evaluate=2))
+        execute(settings(place, tmp_path / "nan", max_steps=2, eval_steps=2))
     monkeypatch.setattr(step, "validate", lambda run: lost)
     with pytest.raises(
         FloatingPointError, match="nan before the first step: the model's weights are damaged"
     ):
-        execute(settings(place, tmp_path / "broken", steps=2))
+        execute(settings(place, tmp_path / "broken", max_steps=2))
 
 
 def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monkeypatch):
@@ -1175,7 +1175,7 @@ def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monk
 
     monkeypatch.setattr(runs.torch, "save", full)
     with pytest.raises(OSError, match="no space left .* finished files stay"):
-        execute(settings(place, tmp_path / "run", validation=0.0))
+        execute(settings(place, tmp_path / "run", validation_share=0.0))
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000003"] and not list(
         (tmp_path / "run/checkpoints").glob(".*")
     )
@@ -1197,7 +1197,7 @@ def test_the_best_so_far_may_be_worse_than_before_training_and_says_so(monkeypat
     monkeypatch.setattr(module, "keep_row", lambda run, row: None)
     run = SimpleNamespace(
         step=4, total=8, best=float("inf"), best_step=0, stale=0, stop="", before=3.0,
-        cfg=SimpleNamespace(patience=0), accelerator=SimpleNamespace(is_main_process=True),
+        cfg=SimpleNamespace(early_stopping_patience=0), accelerator=SimpleNamespace(is_main_process=True),
     )
     for loss, said in ((3.5, "best so far, but worse than before training (3.000)"), (2.5, "best so far\n")):
         monkeypatch.setattr(module, "validation_row", lambda *_, x=loss: dict(loss=x, eos_loss=0.1))
