@@ -107,7 +107,7 @@ def epoch_batches(
     if (long := np.flatnonzero(lengths > budget)).size:
         raise ValueError(
             f"{long.size} clip(s) are longer than the budget of {budget} positions "
-            f"(the first is number {long[0]}, of {lengths[long[0]]}): raise the budget or drop them"
+            f"(the first is number {long[0]}, of {lengths[long[0]]}): raise token_budget or drop them"
         )
     rng = np.random.default_rng([seed, epoch])
     order, span = rng.permutation(len(lengths)), max(1, int(window * budget / lengths.mean()))

@@ -45,7 +45,7 @@ class CheckSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if not self.min_chars_per_second < self.max_chars_per_second:
-            raise ValueError(f"the parameter fastest is {self.max_chars_per_second:g}: it takes characters a second above slowest ({self.min_chars_per_second:g})")
+            raise ValueError(f"the parameter max_chars_per_second is {self.max_chars_per_second:g}: it takes characters a second above min_chars_per_second ({self.min_chars_per_second:g})")
 
 # %% ../nbs/08_check.ipynb #dd833370
 BROKEN = [
@@ -92,7 +92,7 @@ def sound_faults(m: dict, said: object, cfg: CheckSettings) -> list[tuple[str, s
         out.append(("silent" if "silent" in m["quiet"] else "no speech", m["quiet"]))
     if m["clipped"] > cfg.max_clipped:
         out.append(
-            ("clipped", f"{m['clipped']:.2%} of its samples are at full scale (parameter clipping)")
+            ("clipped", f"{m['clipped']:.2%} of its samples are at full scale (parameter max_clipped)")
         )
     return out
 
@@ -124,7 +124,7 @@ def text_faults(
             (
                 "pace",
                 f"{len(tidy)} characters in {seconds:.2f} s, {pace:.1f} a second: the text may be another clip's "
-                "(parameters slowest, fastest)",
+                "(parameters min_chars_per_second, fastest)",
             )
         )
     return out
@@ -220,7 +220,7 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     folder = project_root() / cfg.data
     if cfg.report_file:
-        check_file(project_root() / cfg.report_file, "report")
+        check_file(project_root() / cfg.report_file, "report_file")
     samples = read_samples(folder).to_dict("records")
     if not samples:
         raise ValueError(f"{folder} holds no clip: the samples in its metadata.json are empty")

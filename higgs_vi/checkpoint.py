@@ -243,7 +243,7 @@ def lock_run(run: Path, new: bool = True) -> FileLock:
         except (ValueError, KeyError):
             told = "another process"
         raise ValueError(
-            f"{run} is in use by {told}: wait for it, stop it, or choose another folder (parameter out)"
+            f"{run} is in use by {told}: wait for it, stop it, or choose another folder (parameter output_dir)"
         ) from e
     for folder in (run, run / "checkpoints", run / "samples"):
         sweep(folder)

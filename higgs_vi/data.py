@@ -72,7 +72,7 @@ class DataSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         for name, good, rule in (
-                ("longest", 0 <= self.min_seconds < self.max_seconds, f"seconds above shortest ({self.min_seconds:g}), which is 0 or more"),
+                ("max_seconds", 0 <= self.min_seconds < self.max_seconds, f"seconds above min_seconds ({self.min_seconds:g}), which is 0 or more"),
                 ("language", bool(self.language.strip()), "a code such as vi")):
             if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)!r}: it takes {rule}")
 
@@ -141,7 +141,7 @@ def _check_duration(row: dict, seconds: float, cfg: DataSettings):
     "`ValueError` if the clip is outside the bounds, or the table says another duration."
     if not cfg.min_seconds <= seconds <= cfg.max_seconds:
         raise ValueError(
-            f"it lasts {seconds:.2f} s: kept are {cfg.min_seconds:g} to {cfg.max_seconds:g} s (parameters shortest, longest)"
+            f"it lasts {seconds:.2f} s: kept are {cfg.min_seconds:g} to {cfg.max_seconds:g} s (parameters min_seconds, max_seconds)"
             + "; a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"
             * (seconds > cfg.max_seconds)
         )
@@ -158,7 +158,7 @@ def _check_duration(row: dict, seconds: float, cfg: DataSettings):
             + (
                 "the column seems to be in milliseconds: leave it out (parameter columns, as in duration=)"
                 if unit
-                else "the row may belong to another clip (parameter tolerance)"
+                else "the row may belong to another clip (parameter duration_tolerance)"
             )
         )
 
@@ -192,7 +192,7 @@ def _legible(row: dict, cfg: DataSettings) -> str:
         raise ValueError(f"its text is empty ({printable(text, 80)!r}): there is nothing to say")
     if len(text) > most:
         raise ValueError(
-            f"its text has {len(text)} characters: nobody says more than {most} in {cfg.max_seconds:g} s (parameter longest)"
+            f"its text has {len(text)} characters: nobody says more than {most} in {cfg.max_seconds:g} s (parameter max_seconds)"
         )
     if is_nobody(speaker):
         raise ValueError(
@@ -325,7 +325,7 @@ def _old_files(out: Path, source: str) -> set[str]:
     if origin != [source]:
         other = origin[0] if isinstance(origin, list) and origin else "something else"
         raise ValueError(
-            f"{out} already holds the dataset made from {other}: choose another folder (parameter out), or delete it"
+            f"{out} already holds the dataset made from {other}: choose another folder (parameter output_dir), or delete it"
         )
     samples = read_samples(out).to_dict("records")
     return {
@@ -351,7 +351,7 @@ def _apart(out: Path, rows: pd.DataFrame, root: Path):
     ]:
         raise ValueError(
             f"the dataset would be written into {out}, where clips of the table lie ({within[0]}): choose a folder apart "
-            "(parameter out)"
+            "(parameter output_dir)"
         )
 
 # %% ../nbs/00_data.ipynb #19b73e05
@@ -479,7 +479,7 @@ def _entry(
 def _depends(row: dict, root: Path, speaker: str, cfg: DataSettings) -> str:
     "What the outcome of a row depends on, as a stamp."
     files = [row["blob"][0]] if row.get("blob") else [root / str(row["file"])]
-    taken = {k: v for k, v in asdict(cfg).items() if k not in ("table", "audio", "out", "workers")}
+    taken = {k: v for k, v in asdict(cfg).items() if k not in ("table", "audio", "output_dir", "num_workers")}
     return stamp(
         row,
         [*files, *(root / str(f) for f in as_list(row.get("ref_paths")))],
@@ -584,7 +584,7 @@ def prepare(
     _apart(out, rows, root)
     old = _old_files(out, label)
     later = [step for file, step in LATER.items() if (out / file).is_file()]
-    make_folder(out, "out")
+    make_folder(out, "output_dir")
     stages = dict(table=time.perf_counter() - began)
     samples, rejected = conform(rows, root, out, cfg, old)
     stages["clips"] = time.perf_counter() - began - stages["table"]

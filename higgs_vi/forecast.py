@@ -106,7 +106,7 @@ def _trained(cfg: MemorySettings, model):
     ).to(torch.bfloat16)
 
 def kept(cfg: MemorySettings) -> int:
-    "Bytes that one layer, not compiled, keeps for a batch of `cfg.budget` positions."
+    "Bytes that one layer, not compiled, keeps for a batch of `cfg.token_budget` positions."
     config = configuration(cfg)
     config.num_hidden_layers, N = 1, cfg.token_budget
     core = step.base_of(_trained(cfg, skeleton(config))).model.train()
@@ -140,7 +140,7 @@ def kept(cfg: MemorySettings) -> int:
 
 # %% ../nbs/43_forecast.ipynb #c33218b1
 def kept_compiled(cfg: MemorySettings) -> int:
-    """Bytes that one compiled layer keeps for a batch of `cfg.budget` positions.
+    """Bytes that one compiled layer keeps for a batch of `cfg.token_budget` positions.
 
     In 16 bits: a layer's input, its sum with attention, what attention's and the output's products are made of, queries and
     output in the rectangle (six widths), keys and values, and gate and up of the FFN. A trained FFN also keeps its input and its
@@ -335,11 +335,14 @@ def fitting(cfg: MemorySettings, room: float, given: frozenset = frozenset()) ->
         if forecast(plan)["total"] + CONTEXT <= USABLE*room: return plan
     least = min(plans, key=lambda p: forecast(p)["total"])
     raise ValueError(f"{room:.1f} GiB are too few: the smallest plan ({told(least)}) needs {forecast(least)['total'] + CONTEXT:.1f} GiB; "
-                     "take a smaller rank or fewer targets, or a larger GPU")
+                     "take a smaller lora_rank or fewer target_modules, or a larger GPU")
 
 def told(plan: MemorySettings) -> str:
     "A plan as parameters of 04_train."
-    return f"mode {plan.mode}, checkpointing {plan.checkpointing}, budget {plan.budget}, optimizer {plan.optimizer}"
+    return (
+        f"mode {plan.mode}, gradient_checkpointing {plan.gradient_checkpointing}, "
+        f"token_budget {plan.token_budget}, optim {plan.optim}"
+    )
 
 def smaller(cfg: MemorySettings) -> str:
     "The next plan below `cfg`, in words, or that there is none."
@@ -347,7 +350,7 @@ def smaller(cfg: MemorySettings) -> str:
     for plan in rungs(cfg):
         if (need := forecast(plan)["total"]) < 0.95 * now:
             return f"{told(plan)} (forecast {need:.1f} GiB)"
-    return "none: take a smaller rank, fewer targets or a larger GPU"
+    return "none: take a smaller lora_rank, fewer target_modules or a larger GPU"
 
 def cards(cfg: MemorySettings) -> pd.DataFrame:
     "For each common card the fastest plan that fits, with its forecasts of GiB and of positions a second."
@@ -359,7 +362,7 @@ def cards(cfg: MemorySettings) -> pd.DataFrame:
             rows[f"{card.size} GB ({card.name})"] = dict(mode="nothing fits")
             continue
         rows[f"{card.size} GB ({card.name})"] = {
-            k: getattr(plan, k) for k in ("mode", "checkpointing", "budget", "optimizer")
+            k: getattr(plan, k) for k in ("mode", "gradient_checkpointing", "token_budget", "optim")
         } | {
             "GiB, forecast": round(forecast(plan)["total"], 1),
             "positions/s, forecast": round(speed(plan, card), -2),
@@ -373,34 +376,35 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
     chosen = replace(
         cfg, preset=name, **{k: v for k, v in PRESETS[name][1].items() if k not in cfg.given}
     )
-    if chosen.optimizer == "rounded8bit" and (chosen.mode, chosen.precision) != ("full", "bf16"):
+    if chosen.optim == "rounded8bit" and (chosen.mode, chosen.precision) != ("full", "bf16"):
         raise ValueError(
             "the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16"
         )
-    return for_gpu(chosen, cfg.given) if chosen.gpu else chosen
+    return for_gpu(chosen, cfg.given) if chosen.gpu_memory else chosen
 
 def memory_settings(cfg: TrainSettings) -> MemorySettings:
     "What 03_memory has to know of `cfg`."
     same = {
         f.name: getattr(cfg, f.name)
         for f in fields(MemorySettings)
-        if f.name not in ("model", "gpu")
+        if f.name not in ("model", "gpu_memory")
     }
     return MemorySettings(model=cfg.model or str(NANO), **same)
 
 def for_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
     "`cfg` with the fastest plan for its GPU that leaves what is `given`; `ValueError` if nothing fits, or there is no GPU to ask."
-    if cfg.adapter == "dora" or "precision" in given and cfg.precision == "fp32":
+    if cfg.lora_variant == "dora" or "precision" in given and cfg.precision == "fp32":
         raise ValueError(
-            "gpu plans neither for dora nor for fp32: leave gpu empty; give checkpointing and budget"
+            "gpu_memory plans neither for dora nor for fp32: leave it empty, and give "
+            "gradient_checkpointing and token_budget"
         )
     room = free_memory() if cfg.gpu_memory == "auto" else float(cfg.gpu_memory)
     if room is None:
         raise ValueError(
-            "gpu is auto, and there is no GPU to ask: give its GiB, or leave the parameter empty"
+            "gpu_memory is auto, and there is no GPU to ask: give its GiB, or leave it empty"
         )
     plan = fitting(memory_settings(cfg), room, given)
     print(f"for {room:.1f} GiB: {told(plan)}; forecast {forecast(plan)['total']:.1f} GiB")
     return replace(
-        cfg, **{k: getattr(plan, k) for k in ("mode", "checkpointing", "budget", "optimizer")}
+        cfg, **{k: getattr(plan, k) for k in ("mode", "gradient_checkpointing", "token_budget", "optim")}
     )

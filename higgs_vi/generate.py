@@ -26,9 +26,9 @@ from .text import is_syllable, split_tone, words
 # %% ../nbs/50_generate.ipynb #571259cf
 @dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn. `seconds` bounds the length; `ras` is the length of RAS' window, 0 switches it off.
+    """How codes are drawn. `max_seconds` bounds the length; `ras_win_len` is the length of RAS' window, 0 switches it off.
 
-    `guidance` 1 is the model as it is, more holds it closer to the text (`Guidance`), 0 what its checkpoint asks for.
+    `guidance_scale` 1 is the model as it is, more holds it closer to the text (`Guidance`), 0 what its checkpoint asks for.
     """
 
     temperature: float = 0.5
@@ -57,7 +57,7 @@ class Sampling:
             or self.max_seconds <= 0
         ):
             raise ValueError(
-                f"{self}: temperature, top_k, ras and guidance are 0 or more, top_p lies in (0, 1], seconds is above 0"
+                f"{self}: temperature, top_k, ras_win_len and guidance_scale are 0 or more, top_p lies in (0, 1], max_seconds is above 0"
             )
 
     def options(self, frame_rate: float, codebooks: int) -> dict:

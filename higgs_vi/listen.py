@@ -46,7 +46,7 @@ def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
             )
     if not rows:
         raise ValueError(
-            f"no sentence was spoken in {run}: train with sentences and validation above 0"
+            f"no sentence was spoken in {run}: train with sample_sentences and validation_share above 0"
         )
     hear = lambda r, when: (
         Clip(read_audio(inside(folder, r[when])), when, lufs)

@@ -75,7 +75,10 @@ from .weights import reading
 
 # %% ../nbs/46_loop.ipynb #e5e12e2f
 # What may change on resuming. Where model and data lie does not matter: their contents are compared.
-FREE = set("resume report evaluate save sample keep_last patience sentences cache device out model codec data replay".split())
+FREE = set(
+    "resume_from_checkpoint logging_steps eval_steps save_steps sample_steps save_total_limit early_stopping_patience "
+    "sample_sentences code_cache device output_dir model codec data replay_data".split()
+)
 _STARTED = {
     "settings.json",
     "base.json",
@@ -90,7 +93,7 @@ def open_folder(cfg: TrainSettings) -> Path:
     if cfg.resume_from_checkpoint:
         if not saved.is_file():
             raise ValueError(f"there is no run to resume in {run}: start it with resume false")
-        old = read_json(saved, way="restore it, or start another run (parameter out)")
+        old = read_json(saved, way="restore it, or start another run (parameter output_dir)")
         for k, v in cfg.resolved().items():
             begun = old.get(k, getattr(TrainSettings, k, None))  # older runs lack newer parameters
             if k not in FREE and begun != v:
@@ -102,7 +105,7 @@ def open_folder(cfg: TrainSettings) -> Path:
     ):
         raise ValueError(
             f"the run folder {run} exists already: set resume true to go on with it, or choose another folder "
-            "(parameter out)"
+            "(parameter output_dir)"
         )
     run.mkdir(parents=True, exist_ok=True)
     if not cfg.resume_from_checkpoint:
@@ -121,7 +124,7 @@ def check_base(cfg: TrainSettings, folder: Path, model):
     if exact(begun) != exact(now) or not same_base(begun, now):
         raise ValueError(
             f"the run in {folder} was begun with other weights of its base ({name or 'the embedded nano'}) than "
-            f"{cfg.model or 'the embedded nano'} has now: restore them, or start another run (parameter out)"
+            f"{cfg.model or 'the embedded nano'} has now: restore them, or start another run (parameter output_dir)"
         )
 
 def wholly_fp32(cfg: TrainSettings) -> bool:
@@ -301,7 +304,7 @@ def _begin(
     if cfg.ema_decay: run.average = Average(model, cfg.ema_decay)
     if cfg.resume_from_checkpoint and (found := checkpoints(folder)): take_up_last(run, found)
     elif cfg.resume_from_checkpoint and accelerator.is_main_process:
-        echo(f"resume is true, but {folder} holds no checkpoint yet: the run starts at its first step")
+        echo(f"resume_from_checkpoint is true, but {folder} holds no checkpoint yet: the run starts at its first step")
     if accelerator.is_main_process: open_logs(run)
     return run
 
@@ -321,7 +324,7 @@ def take_up_last(run: Run, found: list[Path]):
     else:
         raise ValueError(
             f"none of the {len(found)} checkpoints in {run.folder} can be read: restore one, or start another run "
-            "(parameter out)"
+            "(parameter output_dir)"
         )
     for checkpoint in damaged:
         shutil.rmtree(
@@ -603,7 +606,7 @@ def judge(run: Run, epoch: int):
     row = validation_row(run, epoch)
     if not math.isfinite(row["loss"]):
         raise FloatingPointError(
-            f"the validation loss is {row['loss']} at step {run.step}: lower the rate, or train in bf16 or fp32; "
+            f"the validation loss is {row['loss']} at step {run.step}: lower learning_rate, or train in bf16 or fp32; "
             "go on from the last checkpoint (resume true)"
         )
     if row["loss"] < run.best:

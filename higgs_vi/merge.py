@@ -104,7 +104,7 @@ def merge(cfg: MergeSettings) -> dict:
     folder, out = find_adapter(cfg.adapter), (project_root() / cfg.output_dir).resolve()
     if out.exists():
         raise ValueError(
-            f"{out} exists already: choose another folder (parameter out), or delete it"
+            f"{out} exists already: choose another folder (parameter output_dir), or delete it"
         )
     parts = load_checkpoint(
         base_name(folder, cfg.base),

@@ -72,7 +72,7 @@ def build_examples(
             e = build_example(parts.tokenizer, prompt, codes[r["audio_path"]], str(r["id"]))
             if len(e) > cfg.token_budget:
                 raise ValueError(
-                    f"it has {len(e)} positions, more than the budget of {cfg.token_budget} (parameter budget)"
+                    f"it has {len(e)} positions, more than the budget of {cfg.token_budget} (parameter token_budget)"
                 )
             good.append((e, r | dict(prompt=prompt)))
         except ValueError as error:

@@ -86,15 +86,15 @@ class TrainSettings(Settings):
         0.0, min=0, below=1)
     seed: int = option(0, min=0, max=2**32 - 1)  # order of clips, dropout, adapters' start
     device: str = option("auto", choices=("auto", "cuda", "cpu"))  # cuda, cpu; auto: cuda if there is one
-    gpu_memory: str = ""                       # auto, or GiB: take mode, checkpointing, budget and optimizer that fit, see 03_memory
+    gpu_memory: str = ""                       # auto, or GiB: take the mode, gradient_checkpointing, token_budget and optim that fit, see 03_memory
     code_cache: str = option("data/codes", path="file")  # where codes are kept, so that nothing is encoded twice
 
     def __post_init__(self):
         super().__post_init__()
         if self.gpu_memory not in ("", "auto"):
-            check_limits("gpu", coerce("gpu", self.gpu_memory, float), dict(above=0, max=10**5))
+            check_limits("gpu_memory", coerce("gpu_memory", self.gpu_memory, float), dict(above=0, max=10**5))
         if not self.target_modules and self.mode != "full":
-            raise ValueError("the parameter targets is empty: choose from attention, text_ffn, audio_ffn")
+            raise ValueError("the parameter target_modules is empty: choose from attention, text_ffn, audio_ffn")
 
 # %% ../nbs/41_recipe.ipynb #9a560e9e
 PRESETS = dict(

@@ -45,7 +45,7 @@ class SaySettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if Path(self.output_file).suffix.lower() != ".wav":
-            raise ValueError(f"the parameter out is {self.output_file!r}: it takes a file that ends in .wav")
+            raise ValueError(f"the parameter output_file is {self.output_file!r}: it takes a file that ends in .wav")
 
 # In a command, --help and wrong values end here, before torch is imported.
 read_options_first(SaySettings, __name__)

@@ -157,12 +157,12 @@ def no_speech(x: np.ndarray, silence: float = -50.0, voice: bool = True) -> str:
     """
     levels = moving_levels(x)
     if (top := levels.max(initial=-120)) < silence:
-        return f"it is silent: its loudest 20 ms are at {top:.0f} dBFS (parameter silence)"
+        return f"it is silent: its loudest 20 ms are at {top:.0f} dBFS (parameter silence_dbfs)"
     if not voice or len(x) < 0.2*SAMPLE_RATE: return ""
     hot = levels > max(top - 30, -60)
     if hot.sum() < 5:
         return (f"no speech is heard in it: only {20*hot.sum()} ms are louder than 30 dB below its loudest, as in a click "
-                "(parameter voice)")
+                "(parameter require_voice)")
     low, second, on, living = _low(x), 50, 0, 0
     for i in range(0, len(hot) - 2, second):                   # a second at a time: most clips are decided by their first
         part = low[_EVERY*i:_EVERY*(i + second + 1) + _VOICED]
@@ -181,9 +181,9 @@ def no_speech(x: np.ndarray, silence: float = -50.0, voice: bool = True) -> str:
     if np.subtract(*np.percentile(levels, [95, 10])) > 14:
         n, own = _living(P, heard, P)
         if own >= max(5, 0.3*n): return ""
-    if on < 5: return f"no speech is heard in it: {0.02*on:.2f} s are voiced, as in noise or clicks (parameter voice)"
+    if on < 5: return f"no speech is heard in it: {0.02*on:.2f} s are voiced, as in noise or clicks (parameter require_voice)"
     return (f"no speech is heard in it: of {0.02*on:.2f} s with a pitch, pitch and spectrum move in {0.02*living:.2f} s, "
-            "as in tones, chords or noise of a narrow band (parameter voice)")
+            "as in tones, chords or noise of a narrow band (parameter require_voice)")
 
 # %% ../nbs/24_sound.ipynb #e4a95c30
 FINGERPRINT = 2  # the version: fingerprints of two versions do not compare

@@ -56,8 +56,8 @@ class SpeakersSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, good, rule in (("test", self.test_share < 1 - self.valid_share, "from 0 to below 1 - valid"),
-                                 ("shortest", self.min_seconds < self.max_seconds, "from 0 to below longest")):
+        for name, good, rule in (("test_share", self.test_share < 1 - self.valid_share, "from 0 to below 1 - valid_share"),
+                                 ("min_seconds", self.min_seconds < self.max_seconds, "from 0 to below max_seconds")):
             if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)}: it must be {rule}")
 
 # %% ../nbs/02_speakers.ipynb #e7c1bfd7
@@ -105,7 +105,7 @@ def balance(rows: list[dict], cfg: Settings, clean: Callable[[dict], bool] = lam
     if not left:
         shortest = min((r["duration"] for r in rows), default=0)
         raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.max_minutes:g} min that a "
-                         f"speaker may have: the shortest lasts {shortest:.1f} s (parameter minutes)")
+                         f"speaker may have: the shortest lasts {shortest:.1f} s (parameter max_minutes)")
     sides, owners = divide(left, cfg, copies)
     reasons |= {r["id"]: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
                 "where more clips say it, or as many: a text on two sides would be a leak"

@@ -109,7 +109,7 @@ def draw_sides(size: dict[str, float], cfg: Settings, draw: int = 0) -> dict[str
         ("valid", 1),
     ):  # each other side needs a unit at least
         side |= dict.fromkeys(
-            _fill(left[: len(left) - others], size, getattr(cfg, name) * total), name
+            _fill(left[: len(left) - others], size, getattr(cfg, f"{name}_share") * total), name
         )
         left = [u for u in left if side[u] == "train"]
     return side
@@ -135,11 +135,11 @@ def given_sides(rows: list[dict]) -> list[str]:
 # %% ../nbs/28_splits.ipynb #b21b0ac5
 def _enough(size: dict, cfg: Settings):
     "`ValueError` if there are fewer units than sides."
-    sides = ["train"] + [s for s in ("valid", "test") if getattr(cfg, s)]
+    sides = ["train"] + [s for s in ("valid", "test") if getattr(cfg, f"{s}_share")]
     if len(size) < len(sides):
         what = "speaker(s)" if cfg.disjoint == "speaker" else "different text(s)"
         raise ValueError(
-            f"{len(size)} {what} cannot be divided into {len(sides)} sides ({', '.join(sides)}): set valid or test to 0"
+            f"{len(size)} {what} cannot be divided into {len(sides)} sides ({', '.join(sides)}): set valid_share or test_share to 0"
             + (
                 ", or disjoint to utterance"
                 if cfg.disjoint == "speaker"
@@ -227,7 +227,7 @@ def _why_not(rows, sides, owners, topics, cfg) -> str:
         f"{sum(len(s) > 1 for s in said.values())} of {len(said)} texts are said by several of "
         f"{len({r['speaker_id'] for r in rows})} speakers, so the sides cannot be apart in text too: {tail} would keep "
         + ", ".join(f"{kept[s]} of {had[s]} clips in {s}" for s in SIDES if had[s])
-        + "; set disjoint to utterance, or valid and test to smaller shares, or add sentences that one speaker alone says"
+        + "; set disjoint to utterance, or valid_share and test_share to smaller values, or add sentences that one speaker alone says"
     )
 
 # %% ../nbs/28_splits.ipynb #17d592b9

@@ -97,7 +97,7 @@ def read_bins(path: Path) -> dict:
         for low, high in (*bins["pitch"].values(), bins["rate"], bins["energy"]): assert low <= high
         assert "all" in bins["pitch"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
-        raise ValueError(f"{path} does not hold bins ({e!r}): name a tag_bins.json that 01_tags wrote (parameter bins)") from e
+        raise ValueError(f"{path} does not hold bins ({e!r}): name a tag_bins.json that 01_tags wrote (parameter bins_file)") from e
     return bins
 
 # %% ../nbs/01_tags.ipynb #d9fa530b
@@ -146,7 +146,7 @@ def _usable(m: pd.DataFrame) -> pd.DataFrame:
 def tag(
     cfg: TagSettings, m: pd.DataFrame | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Tag a Higgs folder in place: its manifest as it is now, and the measures (None without `sound`).
+    """Tag a Higgs folder in place: its manifest as it is now, and the measures (None without `measure_sound`).
 
     `m` is what `measured` gave, if it was called. `metadata.json` is replaced whole, after `tag_bins.json`; every other field stays.
     Raises `ValueError` for no Higgs folder or unusable bins.

@@ -141,11 +141,11 @@ def main(argv: list[str] | None = None):
     "The command higgs-vi-train; also for several GPUs: accelerate launch -m higgs_vi.train --data …"
     try: run = execute(with_preset(from_cli(TrainSettings, argv)))
     except Stopped as e:
-        if PartialState().is_main_process: echo(f"{e}; go on with --resume true")
+        if PartialState().is_main_process: echo(f"{e}; go on with --resume_from_checkpoint true")
         raise SystemExit(128 + e.number) from e
     except KeyboardInterrupt as e:
         raise SystemExit("higgs-vi-train: interrupted; checkpoints that are written stay: "
-                         "go on with --resume true") from e
+                         "go on with --resume_from_checkpoint true") from e
     except (ValueError, OSError, OutOfMemory, FloatingPointError, torch.OutOfMemoryError) as e:
         if not torch.distributed.is_initialized(): let_first_tell()
         raise SystemExit(f"higgs-vi-train: {e}") from e

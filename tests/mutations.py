@@ -74,8 +74,8 @@ MUTATIONS = [
     plant(
         "loss: codebook weights not passed on",
         "loop.py",
-        "mine, cfg.codebook_weights or None, cfg.clip",
-        "mine, None, cfg.clip",
+        "mine, cfg.codebook_weights or None, cfg.max_grad_norm",
+        "mine, None, cfg.max_grad_norm",
         REACH,
         "test_codebook_weights_reach_loss_and_gradient",
     ),
@@ -90,7 +90,7 @@ MUTATIONS = [
     plant(
         "loss: text weight of 1",
         "loop.py",
-        "run.cfg.text_weight/sum(",
+        "run.cfg.text_loss_weight/sum(",
         "1/sum(",
         REACH,
         "test_text_weight_is_the_weight_of_the_step_s_mean_text_loss",
@@ -260,8 +260,8 @@ MUTATIONS = [
     plant(
         "adapter: alpha lost",
         "loop.py",
-        "lora_config(cfg.rank, cfg.alpha,",
-        "lora_config(cfg.rank, 32,",
+        "lora_config(cfg.lora_rank, cfg.lora_alpha,",
+        "lora_config(cfg.lora_rank, 32,",
         REACH,
         "test_alpha_scales_the_adapter",
     ),
@@ -293,7 +293,7 @@ MUTATIONS = [
     plant(
         "optimiser: clip not passed on",
         "loop.py",
-        "cfg.codebook_weights or None, cfg.clip, counts",
+        "cfg.codebook_weights or None, cfg.max_grad_norm, counts",
         "cfg.codebook_weights or None, 1.0, counts",
         REACH,
         "test_clip_bounds_the_step",
@@ -408,7 +408,7 @@ MUTATIONS = [
     plant(
         "noise: none",
         "loop.py",
-        "corrupt(run.data.train[i], run.cfg.noise, rng)",
+        "corrupt(run.data.train[i], run.cfg.input_noise, rng)",
         "run.data.train[i]",
         REACH,
         "test_noise_hides_its_share_of_the_codes_and_no_label",
@@ -530,7 +530,7 @@ MUTATIONS = [
     plant(
         "sampling: no RAS",
         "generate.py",
-        "ras_win_len=self.ras or None",
+        "ras_win_len=self.ras_win_len or None",
         "ras_win_len=None",
         REACH,
         "test_sampling_reaches_hf_s_warpers_as_given",

@@ -192,7 +192,7 @@ def test_sources_are_never_overwritten(tmp_path):
     run(tmp_path / "lan", tmp_path / "out")
     done = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.wav")}
     with pytest.raises(ValueError, match="none of the 3 rows"):
-        run(tmp_path / "lan", tmp_path / "out", longest=0.5)
+        run(tmp_path / "lan", tmp_path / "out", max_seconds=0.5)
     assert (
         done == {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.wav")}
         and (tmp_path / "out/metadata.json").is_file()
@@ -292,7 +292,7 @@ def test_bad_settings_stop(tmp_path):
     with pytest.raises(ValueError, match="unknown parameter 'tabel': did you mean 'table'"):
         DataSettings.of(dict(tabel="a.csv"))
     with pytest.raises(SystemExit, match="there is no table"):
-        main(["--table", str(tmp_path / "none.csv"), "--out", str(tmp_path / "out")])
+        main(["--table", str(tmp_path / "none.csv"), "--output_dir", str(tmp_path / "out")])
 
 
 def test_a_mistyped_parameter_stops_papermill(tmp_path):
@@ -331,7 +331,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
     real = audio.wave.open
     monkeypatch.setattr(audio.wave, "open", full)
     with pytest.raises(OSError, match="no space left .* finished files stay"):
-        run(DEMO / "demo.csv", tmp_path / "out", workers=1)
+        run(DEMO / "demo.csv", tmp_path / "out", num_workers=1)
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [
         ".jsonl",
         ".txt",

@@ -136,7 +136,7 @@ def timed(row, *rest):
     try: return real(row, *rest)
     finally: took[row["file"]] = time.perf_counter() - began
 data.examine = timed
-samples, rejected = prepare(DataSettings(table=sys.argv[1], out=sys.argv[2], workers=1))
+samples, rejected = prepare(DataSettings(table=sys.argv[1], output_dir=sys.argv[2], num_workers=1))
 print("RESULT" + json.dumps(dict(samples=len(samples), rejected=rejected[["file", "reason"]].values.tolist(), took=took,
                                  gib=memory_gib())))
 """

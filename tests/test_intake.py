@@ -46,7 +46,7 @@ def test_what_the_cap_keeps_is_the_first_good_clips_of_each(tmp_path):
             DEMO / "demo.csv",
             tmp_path / f"out{workers}",
             max_samples_per_speaker=7,
-            workers=workers,
+            num_workers=workers,
         )
         assert (
             set(Counter(s["speaker_id"] for s in samples).values()) == {7}
@@ -110,7 +110,7 @@ def uneven(folder, speakers, rows):
 def test_at_most_so_many_of_each_speaker_exactly(tmp_path, rows, speakers, cap):
     "Of each of 91 people the first `cap`, or all; not one more or less; every other row with its reason."
     table, had = uneven(tmp_path, speakers, rows)
-    samples, rejected = run(table, tmp_path / "out", max_samples_per_speaker=cap, shortest=0.01)
+    samples, rejected = run(table, tmp_path / "out", max_samples_per_speaker=cap, min_seconds=0.01)
     assert Counter(s["speaker_name"] for s in samples) == {
         f"Người {w}": min(n, cap) for w, n in had.items()
     }
@@ -133,7 +133,7 @@ def test_same_names_of_two_sources_are_two_people(tmp_path):
     samples, _ = run(
         write_table(tmp_path / "t.csv", rows),
         tmp_path / "out",
-        shortest=0.01,
+        min_seconds=0.01,
         max_samples_per_speaker=1,
     )
     assert [s["speaker_name"] for s in samples] == ["a/an", "b/an"] and len(
@@ -165,8 +165,8 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     read.clear()
     run(DEMO / "demo.csv", out)
     assert read == [] and content(out) == content(tmp_path / "whole")
-    run(DEMO / "demo.csv", out, longest=1.9)  # other settings: all again, nothing stays
-    run(DEMO / "demo.csv", tmp_path / "short", longest=1.9)
+    run(DEMO / "demo.csv", out, max_seconds=1.9)  # other settings: all again, nothing stays
+    run(DEMO / "demo.csv", tmp_path / "short", max_seconds=1.9)
     assert len(read) == 176 and content(out) == content(tmp_path / "short") != content(
         tmp_path / "whole"
     )
@@ -177,12 +177,12 @@ def test_a_changed_file_or_text_is_done_again(tmp_path):
     for i in range(3):
         noise(tmp_path / f"in/{i}.wav", i)
         (tmp_path / f"in/{i}.txt").write_text(f"Câu {i}.")
-    run(tmp_path / "in", tmp_path / "out", shortest=0.01)
+    run(tmp_path / "in", tmp_path / "out", min_seconds=0.01)
     noise(tmp_path / "in/1.wav", 7)
     (tmp_path / "in/2.txt").write_text("Khác.")
     (tmp_path / "out/in_000000.txt").write_text("Hỏng.")
-    run(tmp_path / "in", tmp_path / "out", shortest=0.01)
-    run(tmp_path / "in", tmp_path / "new", shortest=0.01)
+    run(tmp_path / "in", tmp_path / "out", min_seconds=0.01)
+    run(tmp_path / "in", tmp_path / "new", min_seconds=0.01)
     assert (
         content(tmp_path / "out") == content(tmp_path / "new")
         and (tmp_path / "out/in_000002.txt").read_text() == "Khác.\n"
@@ -193,7 +193,7 @@ def slowly(out):
     "In a process of its own: the demo table, 20 ms slower a row."
     real = data.examine
     data.examine = lambda *a: (time.sleep(0.02), real(*a))[1]
-    run(DEMO/"demo.csv", out, workers=2)
+    run(DEMO/"demo.csv", out, num_workers=2)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
@@ -230,15 +230,15 @@ def test_killed_at_random_moments(tmp_path, kills):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(min_seconds=5, max_seconds=2), "longest is 2.0: it takes seconds above shortest .5."),
-        (dict(min_seconds=-1), "shortest is -1.0: it must be from 0"),
+        (dict(min_seconds=5, max_seconds=2), "max_seconds is 2.0: it takes seconds above min_seconds .5."),
+        (dict(min_seconds=-1), "min_seconds is -1.0: it must be from 0"),
         (dict(duration_tolerance=-0.1), "tolerance is -0.1"),
-        (dict(silence_dbfs=3), "silence is 3.0: it must be from -200 to below 0"),
+        (dict(silence_dbfs=3), "silence_dbfs is 3.0: it must be from -200 to below 0"),
         (dict(max_samples_per_speaker=-1), "max_samples_per_speaker is -1"),
         (dict(num_workers=-2), "workers is -2"),
         (dict(num_workers=1.5), "workers is 1.5: it takes a whole number"),
         (dict(language=" "), "a code such as vi"),
-        (dict(max_seconds=float("nan")), "longest is nan"),
+        (dict(max_seconds=float("nan")), "max_seconds is nan"),
     ],
 )
 def test_impossible_settings_stop(change, message):
@@ -249,11 +249,11 @@ def test_impossible_settings_stop(change, message):
 def test_everything_dropped_says_how_many_for_what(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(
-            ["--table", str(DEMO / "demo.csv"), "--out", str(tmp_path / "out"), "--longest", "0.4"]
+            ["--table", str(DEMO / "demo.csv"), "--output_dir", str(tmp_path / "out"), "--max_seconds", "0.4"]
         )
     assert (
         "none of the 88 rows" in str(end.value)
-        and "parameters shortest, longest" in str(end.value)
+        and "parameters min_seconds, max_seconds" in str(end.value)
         and "rejected.csv" in str(end.value)
     )
     assert any(int(w) > 70 for w in str(end.value).replace("(", " ").split() if w.isdigit())
@@ -388,8 +388,8 @@ def test_each_fault_is_found_and_named(sound_folder, tmp_path, capsys, fault):
 def test_a_folder_that_cannot_be_checked(tmp_path, sound_folder):
     with pytest.raises(SystemExit, match="no metadata.json"): check_command([str(tmp_path)])
     with pytest.raises(SystemExit, match="name the folder"): check_command([])
-    with pytest.raises(ValueError, match="fastest is 2"): CheckSettings(max_chars_per_second=2)
-    check_command([str(sound_folder), "--report", str(tmp_path/"report.csv")])
+    with pytest.raises(ValueError, match="max_chars_per_second is 2"): CheckSettings(max_chars_per_second=2)
+    check_command([str(sound_folder), "--report_file", str(tmp_path/"report.csv")])
     assert (tmp_path/"report.csv").read_text().splitlines() == ["clip,fault,broken,what"]
 
 
@@ -514,7 +514,7 @@ def test_a_long_recording_is_cut_at_its_longest_pauses_if_they_fit_its_sentences
         for wrong in (ended[:i] + ended[i + 1:], ended[:i] + ended[i:i + 1]*2 + ended[i + 1:]):
             with pytest.raises(ValueError): by_pauses(" ".join(wrong), spans)
     (tmp_path/"talk.txt").write_text(" ".join(ended))
-    samples, rejected = run(tmp_path, tmp_path/"out", longest=10)[:2]
+    samples, rejected = run(tmp_path, tmp_path/"out", max_seconds=10)[:2]
     assert len(samples) == len(texts) and not len(rejected)
 
 
@@ -523,7 +523,7 @@ def test_a_long_recording_without_times_is_refused_with_a_way_out(tmp_path):
     recording(tmp_path / "in")
     (tmp_path / "in/talk.txt").write_text("Một. Hai. Ba.")
     with pytest.raises(ValueError, match="with subtitles beside it .*cut into its sentences"):
-        run(tmp_path / "in", tmp_path / "out", longest=10)
+        run(tmp_path / "in", tmp_path / "out", max_seconds=10)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_text_weight_is_the_weight_of_the_step_s_mean_text_loss(place, tmp_path)
         run.parts.model.config.hidden_size, run.parts.model.config.vocab_size, bias=False
     )
     base_of(run.model).text_lm_head = head
-    alone = [b | dict(text_loss_weight=0.0) for b in batches]
+    alone = [b | dict(text_weight=0.0) for b in batches]
     with torch.no_grad():
         losses, without = ([audio_loss(run.model.eval(), b) for b in bs] for bs in (batches, alone))
     added = sum(a.total.item() - b.total.item() for a, b in zip(losses, without))

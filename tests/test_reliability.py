@@ -674,15 +674,15 @@ def test_a_run_that_another_process_writes_is_left_alone(run, tmp_path):
 def merged(run, folder, **more):
     "Merge the adapter of a run into `folder`."
     from higgs_vi.merge import MergeSettings, merge
-    return merge(MergeSettings(adapter=more.pop("adapter", run.out), output_dir=str(folder), **more))
+    return merge(MergeSettings(adapter=more.pop("adapter", run.output_dir), output_dir=str(folder), **more))
 
 
 def test_a_nan_adapter_is_no_failing_disk_and_leaves_no_model(run, tmp_path):
-    shutil.copytree(Path(run.out) / "adapter", tmp_path / "a")
+    shutil.copytree(Path(run.output_dir) / "adapter", tmp_path / "a")
     damage(tmp_path / "a/adapter_model.safetensors", "nan")
     with pytest.raises(Damaged, match="not finite"):
         merged(run, tmp_path / "out", adapter=str(tmp_path / "a"))
-    weights = load_file(Path(run.out) / "adapter/adapter_model.safetensors")
+    weights = load_file(Path(run.output_dir) / "adapter/adapter_model.safetensors")
     save_file(
         {n: torch.full_like(w, 1e30) if "lora" in n else w for n, w in weights.items()},
         tmp_path / "a/adapter_model.safetensors",
@@ -807,7 +807,7 @@ def test_odd_values_in_metadata_are_clear_errors(tmp_path, every):
 
 
 @pytest.mark.parametrize(
-    "name", ["temperature", "top_k", "top_p", "ras", "seed", "seconds", "guidance"]
+    "name", ["temperature", "top_k", "top_p", "ras_win_len", "seed", "max_seconds", "guidance_scale"]
 )
 def test_sampling_takes_finite_numbers_alone(name):
     from higgs_vi.generate import Sampling

@@ -88,7 +88,7 @@ def test_only_silence_is_an_error(monkeypatch):
 
 
 def test_a_file_of_another_kind_is_refused_and_digits_are_pointed_out(tmp_path, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="out is .*a.mp3.* ends in .wav"):
+    with pytest.raises(ValueError, match="output_file is .*a.mp3.* ends in .wav"):
         speak(SaySettings(output_file=str(tmp_path / "a.mp3")), None)
     assert words_to_say(SaySettings(text="Năm 2024.")) == "Năm 2024."
     assert "aloud true" in capsys.readouterr().out

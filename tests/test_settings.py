@@ -110,7 +110,7 @@ def test_a_command_refuses_them_too(cls, capsys):
 
 
 @pytest.mark.parametrize(
-    "change", [dict(gpu="nan"), dict(gpu="inf"), dict(gpu="-3"), dict(gpu="much"), dict(targets=[])]
+    "change", [dict(gpu_memory=g) for g in ("nan", "inf", "-3", "much")] + [dict(target_modules=[])]
 )
 def test_what_one_field_alone_cannot_say_is_checked_too(change):
     from higgs_vi.recipe import TrainSettings
@@ -152,7 +152,7 @@ def test_a_command_s_paths_start_at_the_current_directory(tmp_path, monkeypatch,
     (tmp_path / "base").mkdir()
     cfg = from_cli(
         MergeSettings,
-        ["--adapter", "run", "--base", "base", "--codec", "org/codec", "--out", "../x/../merged"],
+        ["--adapter", "run", "--base", "base", "--codec", "org/codec", "--output_dir", "../x/../merged"],
     )
     assert (cfg.adapter, cfg.base, cfg.codec) == (
         str(tmp_path / "run"),

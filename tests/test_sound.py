@@ -261,7 +261,7 @@ def test_the_duration_after_resampling_is_the_sound_s(tmp_path, rate):
         0.3 * np.sin(2 * np.pi * 220 * np.arange(round(seconds * rate)) / rate),
         rate,
     )
-    samples, _ = prepared(tmp_path / "in", tmp_path / "out", voice=False)
+    samples, _ = prepared(tmp_path / "in", tmp_path / "out", require_voice=False)
     info = sf.info(tmp_path / "out" / samples[0]["audio_file"])
     assert (
         info.samplerate == SAMPLE_RATE
@@ -373,7 +373,7 @@ def test_tones_chords_and_narrow_noise_are_no_speech(name, noise):
     "Alone, and with noise; the reason names them."
     x = still()[name]
     why = no_speech(as_written(x + np.random.default_rng(1).normal(0, noise, len(x))))
-    assert "no speech is heard" in why and "(parameter voice)" in why
+    assert "no speech is heard" in why and "(parameter require_voice)" in why
     if name in ("440 Hz", "chords") and not noise: assert "as in tones, chords" in why
 
 

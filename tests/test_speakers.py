@@ -92,7 +92,7 @@ def check(rows, samples, dropped, cfg):
             for p in speakers_of(s):
                 assert side.setdefault("person " + p, s["split"]) == s["split"], p
     assert set(Counter(s["split"] for s in plain)) == {"train"} | {
-        n for n in ("valid", "test") if getattr(cfg, n)
+        n for n in ("valid", "test") if getattr(cfg, f"{n}_share")
     }
     for own in by(plain, "speaker_id").values():
         assert (
@@ -220,7 +220,7 @@ def test_what_cannot_be_is_refused_with_counts():
     ):
         with pytest.raises(
             ValueError,
-            match=next(iter(set(bad) & {"temperature", "test", "disjoint", "shortest", "cloned"})),
+            match=next(iter(set(bad) & {"temperature", "test_share", "disjoint", "min_seconds", "clone_share"})),
         ):
             SpeakersSettings(**bad)
 
@@ -358,7 +358,7 @@ def test_a_folder_balanced_again_is_the_same_and_other_settings_begin_from_all_r
     } == set(range(len(meta["samples"])))
     execute(small(folder))
     assert files(folder) == first
-    rows, samples, dropped = execute(small(folder, clips=5, dialogues=0))
+    rows, samples, dropped = execute(small(folder, max_clips=5, dialogue_share=0))
     assert (
         len(rows) == len(meta["samples"])
         and len(dropped) == len(rows) - 20
@@ -469,7 +469,7 @@ def test_common_voice_is_balanced():
 
 def test_a_balanced_folder_is_not_broken(folder):
     "Pairs are clips again and dropped clips stay on disk: neither is a fault, a foreign file is."
-    execute(small(folder, clips=15, cloned=1, seed=1))
+    execute(small(folder, max_clips=15, clone_share=1, seed=1))
     clips, faults = look_through(CheckSettings(data=str(folder), strict=True))
     assert sum(i.endswith("_clone") for i in clips["id"]) > 3 and list(faults["fault"]) == []
     (folder/"mine.txt").write_text("Xin chào.")
@@ -493,7 +493,7 @@ def test_another_balancing_broken_off_leaves_no_dialogue_whose_words_are_not_its
 
         m.setattr(speakers, "write_text", write_text)
         with pytest.raises(OSError):
-            execute(small(folder, seed=5, dialogues=0.3))
+            execute(small(folder, seed=5, dialogue_share=0.3))
     left = read_higgs(folder).to_dict("records")
     assert len(left) == 80 and not any(kind_of(s) == "dialogue" for s in left)
     execute(small(folder))
@@ -521,7 +521,7 @@ def test_a_dialogue_keeps_its_raw_text_and_a_clip_without_words_is_named(folder)
 
 def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_path):
     "A balanced folder as 00's table: who speaks in its dialogues is known, so no speaker is on two sides."
-    execute(small(folder, valid=0, test=0, dialogues=0.3))
+    execute(small(folder, valid_share=0, test_share=0, dialogue_share=0.3))
     prepare(DataSettings(table=str(folder), output_dir=str(tmp_path/"again")))
     talks = [r for r in original(tmp_path/"again")[1] if "[SPEAKER" in r["text"]]
     people = {r["speaker_id"] for r in original(folder)[1]}
@@ -529,7 +529,7 @@ def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_pa
 
 
 def test_a_share_drawn_for_validation_has_no_pair_in_training(folder):
-    _, samples, _ = execute(small(folder, valid=0, test=0, cloned=1, dialogues=0.2))
+    _, samples, _ = execute(small(folder, valid_share=0, test_share=0, clone_share=1, dialogue_share=0.2))
     data = split(
         SimpleNamespace(validation_share=0.1, seed=3),
         [SimpleNamespace(name=s["id"]) for s in samples],

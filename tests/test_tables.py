@@ -1726,15 +1726,15 @@ def test_a_file_where_a_folder_belongs_and_the_reverse(tmp_path):
         ("t.csv/x", "t.csv is a file"),
     ):
         with pytest.raises(SystemExit) as end:
-            main(["--table", str(table), "--out", str(tmp_path / out)])
+            main(["--table", str(table), "--output_dir", str(tmp_path / out)])
         assert (
             words in str(end.value)
-            and "parameter out" in str(end.value)
+            and "parameter output_dir" in str(end.value)
             and "Errno" not in str(end.value)
         )
     assert table.read_text(encoding="utf-8").startswith("path")
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")
-    with pytest.raises(ValueError, match="nowhere is a link that leads nowhere: .*parameter out"):
+    with pytest.raises(ValueError, match="nowhere is a link that leads nowhere: .*parameter output_dir"):
         run(table, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="t.csv is no Higgs dataset folder: it is a file"):
         read_higgs(table)

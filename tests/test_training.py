@@ -115,7 +115,8 @@ def unbroken(place):
 
 def command(cfg):
     "The command line of `cfg`."
-    names = "model data out cache preset budget steps report evaluate save sentences device resume".split()
+    names = """model data output_dir code_cache preset token_budget max_steps logging_steps eval_steps
+    save_steps sample_sentences device resume_from_checkpoint""".split()
     return [
         sys.executable,
         "-m",
@@ -186,7 +187,7 @@ def test_sigterm_saves_and_stops(place, unbroken):
             break
     rest = own.stdout.read()
     said = re.search(
-        r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with --resume true\n$", rest
+        r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with --resume_from_checkpoint true\n$", rest
     )
     assert own.wait() == 143 and said and "Traceback" not in rest
     assert checkpoints(out)[-1].name == f"step-{int(said[1]):06d}"
@@ -308,9 +309,9 @@ from higgs_vi.forecast import with_preset
 for cfg in plain: execute(cfg)
 run = execute(whole)
 if run.accelerator.is_main_process:
-    shutil.copytree(whole.out, cut.out)
-    shutil.rmtree(Path(cut.out)/"checkpoints/step-000004")
-    shutil.rmtree(Path(cut.out)/"adapter")
+    shutil.copytree(whole.output_dir, cut.output_dir)
+    shutil.rmtree(Path(cut.output_dir)/"checkpoints/step-000004")
+    shutil.rmtree(Path(cut.output_dir)/"adapter")
 execute(cut)
 if run.accelerator.is_main_process: print("written by one")
 """
@@ -404,14 +405,14 @@ def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tm
     The first two are refused before the processes are joined, the others by the main process alone.
     """
     options, reason = {
-        "a wrong value": (["--rate", "x"], "the parameter rate is 'x': it takes a number"),
+        "a wrong value": (["--learning_rate", "x"], "the parameter learning_rate is 'x': it takes a number"),
         "no GPU": (["--device", "cuda"], "device is cuda but torch sees no GPU"),
         "a finished run": (
-            ["--out", str(unbroken.folder)],
+            ["--output_dir", str(unbroken.folder)],
             f"the run folder {unbroken.folder} exists already",
         ),
         "a run in use": (
-            ["--out", str(tmp_path / "held")],
+            ["--output_dir", str(tmp_path / "held")],
             f"{tmp_path / 'held'} is in use by process {os.getpid()}",
         ),
     }[why]
@@ -537,7 +538,7 @@ def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_pat
     wave = np.zeros(2400, np.float32)
     monkeypatch.setattr(module, "say", lambda *_: Speech(wave, np.zeros((8, 2), int), True))
     cfg = settings(place, tmp_path / "heard", max_steps=2, eval_steps=1)
-    train_main([*command(cfg)[3:], "--sentences", "1"])
+    train_main([*command(cfg)[3:], "--sample_sentences", "1"])
 
     def events(run):
         return EventAccumulator(str(run / "tensorboard"), size_guidance=dict(audio=0)).Reload()
@@ -632,11 +633,11 @@ def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbr
         == 8
     )
     old = json.loads((unbroken.folder / "settings.json").read_text())
-    old.pop("adapter")
+    old.pop("lora_variant")
     (tmp_path / "settings.json").write_text(json.dumps(old))
     open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
     (tmp_path / "settings.json").write_text(json.dumps(old | dict(lora_variant="dora")))
-    with pytest.raises(ValueError, match="begun with adapter = 'dora'"):
+    with pytest.raises(ValueError, match="begun with lora_variant = 'dora'"):
         open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
 
 
@@ -967,9 +968,9 @@ def test_higgs_vi_say_gives_the_clips_back(place, by_heart, parts):
                 text,
                 "--temperature",
                 "0",
-                "--ras",
+                "--ras_win_len",
                 "0",
-                "--out",
+                "--output_file",
                 str(place / "say.wav"),
                 "--device",
                 "cpu",
@@ -1002,7 +1003,7 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         dict(profile=["feminine"]),
         dict(scene="outdoor"),
         dict(scene="none"),
-        dict(require_voice=["ngan_001"]),
+        dict(voice=["ngan_001"]),
         dict(voice=["ngan_001"], reference_position="scene"),
         dict(text="[SPEAKER0] Chào chị. [SPEAKER1] Chào em.", voice=["ngan_001", "minh_000"]),
         dict(text="[SPEAKER0] Chào. [SPEAKER1] Vâng."),
@@ -1011,7 +1012,7 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         speech = speak(replace(base, **change), parts)
         assert len(read_audio(place / "v.wav")) == len(speech.wave) > 0
     for change, message in (
-        (dict(require_voice=["ai"]), "unknown voice 'ai'"),
+        (dict(voice=["ai"]), "unknown voice 'ai'"),
         (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"),
         (dict(reference_position="head"), "place is 'head': choose one of turns, scene"),
         (dict(top_p=2.0), "topp is 2.0: it must be above 0 and at most 1"),
@@ -1035,8 +1036,8 @@ def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
     plans = [fitting(big, room) for room in (6, 14, 80)]
     assert (
         [p.mode for p in plans] == ["qlora", "lora", "lora"]
-        and plans[1].checkpointing
-        and not plans[2].checkpointing
+        and plans[1].gradient_checkpointing
+        and not plans[2].gradient_checkpointing
     )
     needs = [forecast(p)["total"] for p in plans]
     assert needs == sorted(needs) and all(n < room for n, room in zip(needs, (6, 14, 80)))
@@ -1045,7 +1046,7 @@ def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
     with pytest.raises(ValueError, match="no GPU to ask"):
         settings(place, place / "planned", gpu_memory="auto")
     for change in (dict(lora_variant="dora"), dict(precision="fp32")):  # the forecast does not know them
-        with pytest.raises(ValueError, match="leave gpu empty"):
+        with pytest.raises(ValueError, match="leave it empty"):
             settings(place, place / "planned", gpu_memory="24", **change)
 
 
@@ -1066,11 +1067,11 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
     [
         (dict(preset="quick"), "preset is 'quick': choose one of auto, demo"),
         (dict(mode="half"), "mode is 'half': choose one of lora, qlora, full"),
-        (dict(target_modules=["ffn"]), "targets is 'ffn': choose one of attention"),
+        (dict(target_modules=["ffn"]), "target_modules is 'ffn': choose one of attention"),
         (dict(model="/nowhere/model"), "cannot be loaded"),
         (dict(data="/nowhere/data"), "no metadata.json"),
-        (dict(learning_rate=0.0), "rate is 0.0: it must be above 0"),
-        (dict(token_budget=0), "budget is 0: it must be from 1"),
+        (dict(learning_rate=0.0), "learning_rate is 0.0: it must be above 0"),
+        (dict(token_budget=0), "token_budget is 0: it must be from 1"),
         (dict(token_budget=20), "left_out.csv for the reasons"),
         (dict(codebook_weights=[1, 2]), "codebook weights"),
         (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
