@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from .text import clean, is_syllable, nfc, words
+from .text import clean_text, is_syllable, nfc, words
 
 # %% ../nbs/14_aloud.ipynb #f0092dd2
 def _table(text: str) -> dict[str, str]:
@@ -1148,7 +1148,7 @@ def _engine_knows(letters: str) -> str:
     said = nfc(re.sub(r"</?en>", "", _engine().normalize(f"ở {letters} ạ"))).split()[1:-1]
     expanded = "".join(w[0] for w in said) == letters.lower() and not set(said) <= _ENGINE_LETTERS
     return (
-        clean(" ".join(said))
+        clean_text(" ".join(said))
         if len(said) > 1 and expanded and any(len(w) > 1 for w in said)
         else ""
     )
@@ -1712,12 +1712,12 @@ def spoken(text: str) -> str:
     """`text` as it is read aloud: numbers, dates, money, units, abbreviations in words.
 
     Capitals stay. Emoji, smileys and marks of layout are left out; words in other languages and
-    scripts stay. Raises `ValueError` where `clean` does and for a word of more than 200 letters;
+    scripts stay. Raises `ValueError` where `clean_text` does and for a word of more than 200 letters;
     `ImportError` where sea-g2p is missing.
     """
-    text = clean(text)
+    text = clean_text(text)
     _engine()
-    return clean(_read(text))
+    return clean_text(_read(text))
 
 # %% ../nbs/14_aloud.ipynb #9aa2180c
 _ALIKE = {"ngàn": "nghìn", "lẻ": "linh", "tỉ": "tỷ"}

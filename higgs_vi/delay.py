@@ -15,26 +15,26 @@ IGNORE = -100  # a label that nobody is asked for
 def delay(codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
     "The columns `(T + K + 1, K)` of `codes` `(K, T)`: codebook k is BOS up to column k, then its T codes, then EOS."
     K, T = codes.shape
-    columns = np.full((T + K + 1, K), eos, np.int64)
+    delayed_codes = np.full((T + K + 1, K), eos, np.int64)
     for k in range(K):
-        columns[:k + 1, k] = bos
-        columns[k + 1:k + 1 + T, k] = codes[k]
-    return columns
+        delayed_codes[:k + 1, k] = bos
+        delayed_codes[k + 1:k + 1 + T, k] = codes[k]
+    return delayed_codes
 
 # %% ../nbs/30_delay.ipynb #c19de1db
-def undelay(columns: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
-    """The codes `(K, T)` in generated or delayed `columns` `(L, K)`: shifted back, BOS dropped, cut where the EOS ramp begins.
+def undelay(delayed_codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
+    """The codes `(K, T)` in generated or delayed `delayed_codes` `(L, K)`: shifted back, BOS dropped, cut where the EOS ramp begins.
 
     As in HF's processor, what follows the first column of EOS alone is no speech, and a marker (an id from `bos` up) amid
     the speech is clipped to a code: one stray marker in one codebook does not end the sentence. Unlike there, the last
     frames that hold markers are dropped: clipped to codes, they would be a breath at the end of each sentence.
     """
-    ends = (columns == eos).all(1).nonzero()[0]
+    ends = (delayed_codes == eos).all(1).nonzero()[0]
     if len(ends):
-        columns = columns[: ends[0]]
-    L, K = columns.shape
+        delayed_codes = delayed_codes[: ends[0]]
+    L, K = delayed_codes.shape
     frames = np.stack(
-        [columns[k : max(k, L - K + 1 + k), k] for k in range(K)], axis=1
+        [delayed_codes[k : max(k, L - K + 1 + k), k] for k in range(K)], axis=1
     )  # (L - K + 1, K)
     if len(frames) and (frames[0] == bos).all():
         frames = frames[1:]

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SHARE', 'LENGTH', 'GIB', 'SPARE', 'CARDS', 'REACHED', 'LAUNCH', 'LADDER', 'CONTEXT', 'USABLE',
-           'configuration', 'skeleton', 'parameter_groups', 'kept', 'kept_compiled', 'counts', 'held', 'is_compiled',
-           'forecast', 'Card', 'operations', 'speed', 'free_memory', 'rungs', 'fitting', 'told', 'smaller', 'cards',
-           'with_preset', 'memory_settings', 'for_gpu']
+           'model_config', 'meta_model', 'parameter_groups', 'saved_bytes', 'saved_bytes_compiled', 'parameter_counts',
+           'resident_gib', 'is_compiled', 'forecast', 'Card', 'flops_per_position', 'speed', 'free_memory',
+           'candidate_plans', 'fastest_plan', 'describe_plan', 'next_smaller_plan', 'plans_by_card', 'apply_preset',
+           'memory_settings', 'fit_to_gpu']
 
 # %% ../nbs/43_forecast.ipynb #d5fa8599
 from dataclasses import dataclass, fields, replace
@@ -18,7 +19,7 @@ import torch
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
 
 from . import step
-from .adapters import add_lora, for_full_training, lora_config
+from .adapters import add_lora, prepare_full_training, lora_config
 from .model import NANO
 from .recipe import PRESETS, MemorySettings, TrainSettings
 from .settings import local_or_id
@@ -36,7 +37,7 @@ GROUPS = {
     "text head": "text_lm_head",
 }
 
-def configuration(cfg: MemorySettings) -> HiggsAudioV2Config:
+def model_config(cfg: MemorySettings) -> HiggsAudioV2Config:
     "The configuration of the model of `cfg`; `ValueError` if it cannot be read."
     local = local_or_id(cfg.model)
     try:
@@ -58,7 +59,7 @@ def configuration(cfg: MemorySettings) -> HiggsAudioV2Config:
             f"({str(e).splitlines()[0]})"
         ) from e
 
-def skeleton(
+def meta_model(
     config: HiggsAudioV2Config, text_head: bool = False
 ) -> HiggsAudioV2ForConditionalGeneration:
     "The model of a configuration in bf16, without memory behind its weights."
@@ -100,16 +101,16 @@ class _Attention(torch.autograd.Function):
 def _trained(cfg: MemorySettings, model):
     "`model` with what `cfg` trains, in its precision of products."
     if cfg.mode == "full":
-        return for_full_training(model, torch.bfloat16)
+        return prepare_full_training(model, torch.bfloat16)
     return add_lora(
         model, lora_config(cfg.lora_rank, 2 * cfg.lora_rank, cfg.lora_dropout, cfg.target_modules, cfg.audio_embeddings)
     ).to(torch.bfloat16)
 
-def kept(cfg: MemorySettings) -> int:
+def saved_bytes(cfg: MemorySettings) -> int:
     "Bytes that one layer, not compiled, keeps for a batch of `cfg.token_budget` positions."
-    config = configuration(cfg)
+    config = model_config(cfg)
     config.num_hidden_layers, N = 1, cfg.token_budget
-    core = step.base_of(_trained(cfg, skeleton(config))).model.train()
+    core = step.unwrap_peft(_trained(cfg, meta_model(config))).model.train()
     empty = lambda *shape, **more: torch.empty(*shape, device="meta", **more)
     rows = lambda n: empty(n, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
     clips, sound = max(1, N // LENGTH), int(N * SHARE)
@@ -139,14 +140,14 @@ def kept(cfg: MemorySettings) -> int:
     return sum(t.untyped_storage().nbytes() for t in seen.values())
 
 # %% ../nbs/43_forecast.ipynb #c33218b1
-def kept_compiled(cfg: MemorySettings) -> int:
+def saved_bytes_compiled(cfg: MemorySettings) -> int:
     """Bytes that one compiled layer keeps for a batch of `cfg.token_budget` positions.
 
     In 16 bits: a layer's input, its sum with attention, what attention's and the output's products are made of, queries and
     output in the rectangle (six widths), keys and values, and gate and up of the FFN. A trained FFN also keeps its input and its
     product. Dropout keeps a byte for each mask, and a copy where several masks have one input.
     """
-    config, full = configuration(cfg), cfg.mode == "full"
+    config, full = model_config(cfg), cfg.mode == "full"
     width, inner, keys = (
         config.hidden_size,
         config.intermediate_size,
@@ -174,19 +175,19 @@ def _counts(
     cfg = MemorySettings(
         model=model, mode=mode, lora_rank=rank, target_modules=list(targets), audio_embeddings=audio_embeddings
     )
-    whole = skeleton(configuration(cfg), text_head)
+    whole = meta_model(model_config(cfg), text_head)
     groups = parameter_groups(whole)
     return groups, sum(p.numel() for p in _trained(cfg, whole).parameters() if p.requires_grad)
 
-def counts(cfg: MemorySettings) -> tuple[dict, int]:
+def parameter_counts(cfg: MemorySettings) -> tuple[dict, int]:
     "Parameters of the model of `cfg` by group, and how many of all it trains."
     return _counts(
         cfg.model, cfg.mode, cfg.lora_rank, tuple(cfg.target_modules), cfg.audio_embeddings, cfg.text_loss_weight > 0
     )
 
-def held(cfg: MemorySettings) -> dict[str, float]:
+def resident_gib(cfg: MemorySettings) -> dict[str, float]:
     "GiB that stay from step to step, and of gradients."
-    groups, trained = counts(cfg)
+    groups, trained = parameter_counts(cfg)
     total, linear = (
         sum(groups.values()),
         groups["attention"] + groups["text FFN"] + groups["audio FFN"],
@@ -210,19 +211,19 @@ def held(cfg: MemorySettings) -> dict[str, float]:
 
 def is_compiled(cfg: MemorySettings) -> bool:
     "Whether 04_train compiles the layers on a GPU."
-    return cfg.torch_compile and cfg.mode != "qlora" and sum(counts(cfg)[0].values()) > 1e9
+    return cfg.torch_compile and cfg.mode != "qlora" and sum(parameter_counts(cfg)[0].values()) > 1e9
 
 def _recomputed(cfg: MemorySettings) -> int:
     "How many layers are recomputed."
     return (
-        len(range(0, configuration(cfg).num_hidden_layers, cfg.gradient_checkpointing))
+        len(range(0, model_config(cfg).num_hidden_layers, cfg.gradient_checkpointing))
         if cfg.gradient_checkpointing
         else 0
     )
 
 def forecast(cfg: MemorySettings) -> dict[str, float]:
     "The peak GiB of training with `cfg`, by what it is for; `total` is their sum."
-    config, layer, parts = configuration(cfg), kept_compiled(cfg) if is_compiled(cfg) else kept(cfg), held(cfg)
+    config, layer, parts = model_config(cfg), saved_bytes_compiled(cfg) if is_compiled(cfg) else saved_bytes(cfg), resident_gib(cfg)
     n, entry = config.num_hidden_layers, 2*cfg.token_budget*config.hidden_size
     again = _recomputed(cfg)
     text = step.TEXT_ROWS*config.vocab_size if cfg.text_loss_weight else 0
@@ -233,7 +234,7 @@ def forecast(cfg: MemorySettings) -> dict[str, float]:
     stays = (n - again)*layer + again*entry
     parts |= dict(activations=(stays + back*(back >= logits))/GIB, logits=logits*(logits > back)/GIB, workspace=SPARE)
     # the update: the largest weight's moments in fp32
-    update = 8*max(counts(cfg)[0]["text embedding"], config.hidden_size*config.intermediate_size)*(cfg.optim == "rounded8bit")/GIB
+    update = 8*max(parameter_counts(cfg)[0]["text embedding"], config.hidden_size*config.intermediate_size)*(cfg.optim == "rounded8bit")/GIB
     after = parts | dict(activations=0.0, logits=0.0, workspace=SPARE + update)
     if cfg.gradient_accumulation_steps == 1:
         later = parts["gradients"] > parts["activations"] + parts["logits"]
@@ -268,9 +269,9 @@ LAUNCH = dict(
     kept=0.01, again=0.021, qlora=0.03
 )  # seconds of the host for a layer's kernels: kept, recomputed, in 4 bits
 
-def operations(cfg: MemorySettings) -> float:
+def flops_per_position(cfg: MemorySettings) -> float:
     "Operations for a position, forward and backward; what is recomputed counts once."
-    groups = counts(cfg)[0]
+    groups = parameter_counts(cfg)[0]
     passed = (
         groups["attention"]
         + (1 - SHARE) * groups["text FFN"]
@@ -286,15 +287,15 @@ def speed(cfg: MemorySettings, card: Card) -> float:
     share *= (1 if is_compiled(cfg) else REACHED["eager"]) * (
         REACHED["again"] if cfg.gradient_checkpointing == 1 else 1
     )
-    compute = cfg.token_budget * operations(cfg) / (0.8 * card.tflops * 1e12 * share)
-    groups = counts(cfg)[0]
+    compute = cfg.token_budget * flops_per_position(cfg) / (0.8 * card.tflops * 1e12 * share)
+    groups = parameter_counts(cfg)[0]
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
     unpack = (
         4.5 * linear * (2 + (cfg.gradient_checkpointing > 0)) / (card.bandwidth * 1e9)
         if cfg.mode == "qlora"
         else 0
     )  # read, written, read
-    n, again = configuration(cfg).num_hidden_layers, _recomputed(cfg)
+    n, again = model_config(cfg).num_hidden_layers, _recomputed(cfg)
     launch = (
         n * LAUNCH["qlora"]
         if cfg.mode == "qlora"
@@ -317,7 +318,7 @@ def free_memory() -> float | None:
     "Free GiB of the current GPU; None without one."
     return torch.cuda.mem_get_info()[0]/GIB if torch.cuda.is_available() else None
 
-def rungs(cfg: MemorySettings, given: frozenset = frozenset()) -> list[MemorySettings]:
+def candidate_plans(cfg: MemorySettings, given: frozenset = frozenset()) -> list[MemorySettings]:
     "The plans for `cfg`, fastest first; what is `given` stays as it is. Full training has its own."
     ladder = (
         LADDER
@@ -329,35 +330,35 @@ def rungs(cfg: MemorySettings, given: frozenset = frozenset()) -> list[MemorySet
     )
     return [replace(cfg, **{k: v for k, v in rung.items() if k not in given}) for rung in ladder]
 
-def fitting(cfg: MemorySettings, room: float, given: frozenset = frozenset()) -> MemorySettings:
+def fastest_plan(cfg: MemorySettings, room: float, given: frozenset = frozenset()) -> MemorySettings:
     "The fastest plan for `cfg` within `room` GiB; `ValueError` with what the smallest needs if there is none."
-    for plan in (plans := rungs(cfg, given)):
+    for plan in (plans := candidate_plans(cfg, given)):
         if forecast(plan)["total"] + CONTEXT <= USABLE*room: return plan
     least = min(plans, key=lambda p: forecast(p)["total"])
-    raise ValueError(f"{room:.1f} GiB are too few: the smallest plan ({told(least)}) needs {forecast(least)['total'] + CONTEXT:.1f} GiB; "
+    raise ValueError(f"{room:.1f} GiB are too few: the smallest plan ({describe_plan(least)}) needs {forecast(least)['total'] + CONTEXT:.1f} GiB; "
                      "take a smaller lora_rank or fewer target_modules, or a larger GPU")
 
-def told(plan: MemorySettings) -> str:
+def describe_plan(plan: MemorySettings) -> str:
     "A plan as parameters of 04_train."
     return (
         f"mode {plan.mode}, gradient_checkpointing {plan.gradient_checkpointing}, "
         f"token_budget {plan.token_budget}, optim {plan.optim}"
     )
 
-def smaller(cfg: MemorySettings) -> str:
+def next_smaller_plan(cfg: MemorySettings) -> str:
     "The next plan below `cfg`, in words, or that there is none."
     now = forecast(cfg)["total"]
-    for plan in rungs(cfg):
+    for plan in candidate_plans(cfg):
         if (need := forecast(plan)["total"]) < 0.95 * now:
-            return f"{told(plan)} (forecast {need:.1f} GiB)"
+            return f"{describe_plan(plan)} (forecast {need:.1f} GiB)"
     return "none: take a smaller lora_rank, fewer target_modules or a larger GPU"
 
-def cards(cfg: MemorySettings) -> pd.DataFrame:
+def plans_by_card(cfg: MemorySettings) -> pd.DataFrame:
     "For each common card the fastest plan that fits, with its forecasts of GiB and of positions a second."
     rows = {}
     for card in CARDS:
         try:
-            plan = fitting(cfg, card.size)
+            plan = fastest_plan(cfg, card.size)
         except ValueError:
             rows[f"{card.size} GB ({card.name})"] = dict(mode="nothing fits")
             continue
@@ -370,7 +371,7 @@ def cards(cfg: MemorySettings) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 # %% ../nbs/43_forecast.ipynb #0e81031b
-def with_preset(cfg: TrainSettings) -> TrainSettings:
+def apply_preset(cfg: TrainSettings) -> TrainSettings:
     "`cfg` with the values of its preset wherever a parameter was not given; `ValueError` for settings that exclude each other."
     name = cfg.preset if cfg.preset != "auto" else "voice" if cfg.model else "demo"
     chosen = replace(
@@ -380,7 +381,7 @@ def with_preset(cfg: TrainSettings) -> TrainSettings:
         raise ValueError(
             "the optimizer rounded8bit keeps every weight in bf16: it needs mode full and precision bf16"
         )
-    return for_gpu(chosen, cfg.given) if chosen.gpu_memory else chosen
+    return fit_to_gpu(chosen, cfg.given) if chosen.gpu_memory else chosen
 
 def memory_settings(cfg: TrainSettings) -> MemorySettings:
     "What 03_memory has to know of `cfg`."
@@ -391,7 +392,7 @@ def memory_settings(cfg: TrainSettings) -> MemorySettings:
     }
     return MemorySettings(model=cfg.model or str(NANO), **same)
 
-def for_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
+def fit_to_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
     "`cfg` with the fastest plan for its GPU that leaves what is `given`; `ValueError` if nothing fits, or there is no GPU to ask."
     if cfg.lora_variant == "dora" or "precision" in given and cfg.precision == "fp32":
         raise ValueError(
@@ -403,8 +404,8 @@ def for_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
         raise ValueError(
             "gpu_memory is auto, and there is no GPU to ask: give its GiB, or leave it empty"
         )
-    plan = fitting(memory_settings(cfg), room, given)
-    print(f"for {room:.1f} GiB: {told(plan)}; forecast {forecast(plan)['total']:.1f} GiB")
+    plan = fastest_plan(memory_settings(cfg), room, given)
+    print(f"for {room:.1f} GiB: {describe_plan(plan)}; forecast {forecast(plan)['total']:.1f} GiB")
     return replace(
         cfg, **{k: getattr(plan, k) for k in ("mode", "gradient_checkpointing", "token_budget", "optim")}
     )

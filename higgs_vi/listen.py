@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .audio import read_audio
-from .files import Damaged, inside, read_json
+from .files import Damaged, path_inside, read_json
 from .settings import Settings, from_cli, option, project_root
 from .show import Clip, gallery
 
@@ -49,7 +49,7 @@ def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
             f"no sentence was spoken in {run}: train with sample_sentences and validation_share above 0"
         )
     hear = lambda r, when: (
-        Clip(read_audio(inside(folder, r[when])), when, lufs)
+        Clip(read_audio(path_inside(folder, r[when])), when, lufs)
         if r.get(when)
         else r.get(f"{when}_reason", "not spoken")
     )

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from .cells import is_nobody
-from .files import inside
-from .tables import COLUMNS, legible
+from .cells import is_unknown_speaker
+from .files import path_inside
+from .tables import COLUMNS, mark_illegible
 from .turns import as_list
 
 # %% ../nbs/26_manifest.ipynb #2b81a095
 def _text_of(folder: Path, name: str, strict: bool) -> str:
     "A transcript; where it is missing, unreadable or outside, `ValueError`, or if not `strict` nothing (the row is refused later)."
-    try: return inside(folder, name).read_text(encoding="utf-8").strip()
+    try: return path_inside(folder, name).read_text(encoding="utf-8").strip()
     except (OSError, RuntimeError, ValueError) as e:
         if strict: raise ValueError(f"the transcript {name} of {folder} cannot be read ({e}): restore it or make the folder again") from e
         return ""
@@ -93,20 +93,20 @@ def read_higgs(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     df = read_samples(folder)
-    df["audio_path"] = [str(inside(folder, f)) for f in df["audio_file"]]
+    df["audio_path"] = [str(path_inside(folder, f)) for f in df["audio_file"]]
     df["text"] = [_text_of(folder, f, strict=True) for f in df["transcript_file"]]
     df["ref_paths"] = [
-        [str(inside(folder, f)) for f in as_list(r)]
+        [str(path_inside(folder, f)) for f in as_list(r)]
         for r in df.get("ref_audio_file", [None] * len(df))
     ]
     return df
 
 def read_higgs_rows(folder: Path) -> pd.DataFrame:
     "The samples of a Higgs folder as rows to be checked like any table's."
-    df = legible(df := read_samples(folder), list(df))
+    df = mark_illegible(df := read_samples(folder), list(df))
     df["speaker_id"] = df["speaker_id"].map(lambda s: "" if s is None else str(s))
     names = df.get("speaker_name", df["speaker_id"])
-    names = names.where(~names.map(is_nobody), df["speaker_id"]).map(str)
+    names = names.where(~names.map(is_unknown_speaker), df["speaker_id"]).map(str)
     shared = (
         df["speaker_id"].groupby(names).transform("nunique") > 1
     )  # a name of several people is no name

@@ -16,16 +16,16 @@ read_options_first(MemorySettings, __name__)
 # %% ../nbs/03_memory.ipynb #b23fe7c7
 import pandas as pd
 
-from .forecast import cards, fitting, forecast, free_memory, told
+from .forecast import plans_by_card, fastest_plan, forecast, free_memory, describe_plan
 
 # %% ../nbs/03_memory.ipynb #split22
 def main(argv: list[str] | None = None):
     "The command higgs-vi-memory."
     cfg = from_cli(MemorySettings, argv)
     try:
-        print(pd.Series(forecast(cfg)).round(2).to_string(), cards(cfg).to_string(), sep="\n\n")
+        print(pd.Series(forecast(cfg)).round(2).to_string(), plans_by_card(cfg).to_string(), sep="\n\n")
         if room := cfg.gpu_memory or free_memory():
-            print(f"\nfor {room:.1f} GiB: {told(fitting(cfg, room))}")
+            print(f"\nfor {room:.1f} GiB: {describe_plan(fastest_plan(cfg, room))}")
     except ValueError as e:
         raise SystemExit(f"higgs-vi-memory: {e}") from e
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'AUDIO_TOKEN', 'DELAY_TOKEN', 'AUDIO_BOS', 'AUDIO_EOS', 'INSTRUCTION', 'DIALOGUE_INSTRUCTION',
            'SCENES', 'DEFAULT_SCENE', 'TASKS', 'CHAT_TEMPLATE', 'token_id', 'tiny_tokenizer', 'scene_sentence',
-           'voice_words', 'Reference', 'reference_text', 'Prompt', 'scene_lines', 'render', 'column_ids',
+           'describe_voice', 'Reference', 'reference_text', 'Prompt', 'scene_lines', 'render', 'audio_placeholder_ids',
            'encode_prompt', 'to_messages']
 
 # %% ../nbs/31_prompt.ipynb #3a2c0e25
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .text import clean
+from .text import clean_text
 from .turns import is_dialogue, map_turns
 
 # %% ../nbs/31_prompt.ipynb #219fdf35
@@ -109,7 +109,7 @@ def scene_sentence(tag: str | None) -> str:
 # %% ../nbs/31_prompt.ipynb #96eb8cd8
 _ACCENTS = dict(bắc="Northern Vietnamese", trung="Central Vietnamese", nam="Southern Vietnamese")
 
-def voice_words(
+def describe_voice(
     gender: str | None = None,
     emotion: str | None = None,
     dialect: str | None = None,
@@ -160,7 +160,7 @@ def reference_text(text: str) -> str:
             f"the reference's transcript {text[:60]!r} has a speaker tag: a reference is "
             "one voice; give its words alone"
         )
-    return clean(text)
+    return clean_text(text)
 
 def _refuse_control(text: str):
     "`ValueError` if `text` spells a control token: it would be read as one."
@@ -193,7 +193,7 @@ class Prompt:
             raise ValueError(
                 f"unknown place {self.place!r}: references stand in 'turns' or in the 'scene'"
             )
-        object.__setattr__(self, "text", map_turns(self.text, clean, "\n"))
+        object.__setattr__(self, "text", map_turns(self.text, clean_text, "\n"))
         object.__setattr__(
             self,
             "references",
@@ -274,10 +274,10 @@ def render(p: Prompt, words: bool = True) -> str:
     return f"<|begin_of_text|>{''.join(turns)}{_turn('user', p.text * words)}<|start_header_id|>assistant<|end_header_id|>\n\n{AUDIO_BOS}"
 
 # %% ../nbs/31_prompt.ipynb #5dc3e5f0
-def column_ids(tokenizer, columns: int, codebooks: int) -> list[int]:
-    "The placeholder ids for a sound of so many `columns`: audio tokens, then `codebooks - 1` delay tokens."
+def audio_placeholder_ids(tokenizer, length: int, codebooks: int) -> list[int]:
+    "The placeholder ids for delayed codes of `length` frames: audio tokens, then `codebooks - 1` delay tokens."
     late = codebooks - 1
-    return [token_id(tokenizer, AUDIO_TOKEN)] * (columns - late) + [
+    return [token_id(tokenizer, AUDIO_TOKEN)] * (length - late) + [
         token_id(tokenizer, DELAY_TOKEN)
     ] * late
 
@@ -294,7 +294,7 @@ def encode_prompt(
     sounds = [delay(r.codes) for r in p.references]
     audio, todo, ids = token_id(tokenizer, AUDIO_TOKEN), iter(sounds), []
     for i in tokenizer(render(p, words), add_special_tokens=False).input_ids:
-        ids += column_ids(tokenizer, len(next(todo)), codebooks) if i == audio else [i]
+        ids += audio_placeholder_ids(tokenizer, len(next(todo)), codebooks) if i == audio else [i]
     assert next(todo, None) is None, "a reference did not reach the prompt"
     return np.array(ids), np.concatenate([np.zeros((0, codebooks), np.int64), *sounds])
 

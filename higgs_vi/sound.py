@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'HOP', 'LOW_RATE', 'FINGERPRINT', 'SCENE_BOUNDS', 'power', 'db', 'noise_spectrum', 'bandwidth', 'decay',
-           'f0', 'no_speech', 'fingerprint', 'Recordings', 'final_rise', 'measure', 'add_noise', 'add_room',
+           'f0', 'why_not_speech', 'fingerprint', 'Recordings', 'final_rise', 'measure', 'add_noise', 'add_room',
            'telephone', 'scene_of']
 
 # %% ../nbs/24_sound.ipynb #2d5d6946
@@ -148,7 +148,7 @@ def _living(P: np.ndarray, hot: np.ndarray, voice: np.ndarray) -> tuple[int, int
     change = np.abs(bands[2:] - bands[:-2]).mean(1)
     return int(on.sum()), int((on[:-1] & (moved[:-1] > 0.003) & (change > 2)).sum())
 
-def no_speech(x: np.ndarray, silence: float = -50.0, voice: bool = True) -> str:
+def why_not_speech(x: np.ndarray, silence: float = -50.0, voice: bool = True) -> str:
     """Why `x` (24 kHz) is no speech, or '': it is silent (its loudest 20 ms are below `silence` dBFS), a click, not voiced, or it
     stands still.
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rotary_pos_emb
 
 from .delay import IGNORE
-from .model import base_of, need_bitsandbytes
+from .model import unwrap_peft, need_bitsandbytes
 
 # %% ../nbs/40_step.ipynb #af059b68
 class _Spread(torch.autograd.Function):
@@ -115,14 +115,14 @@ def hidden_states(model, batch: dict) -> torch.Tensor:
     In training every n-th layer is recomputed in the backward pass, n = `gradient_checkpointing` of the decoder (0: none); its
     attribute `compiled` sends them through the compiled layer.
     """
-    core = base_of(model).model
+    core = unwrap_peft(model).model
     every, way = (
         int(core.gradient_checkpointing and core.training and core.gradient_checkpointing),
         _layer,
     )
     if getattr(core, "compiled", False):
         way = _compiled()
-    audio, words = core.embed_audio_tokens(batch["columns"]), core.embed_tokens
+    audio, words = core.embed_audio_tokens(batch["delayed_codes"]), core.embed_tokens
     text = words(batch["text_ids"].to(words.weight.device, non_blocking=True)).to(
         audio.device, non_blocking=True
     )
@@ -188,7 +188,7 @@ def target_counts(batches: list[dict]) -> torch.Tensor:
 # %% ../nbs/40_step.ipynb #4c0811b8
 def target_logits(model, batch: dict, states: torch.Tensor | None = None) -> torch.Tensor:
     "The logits `(P, K, V)` in fp32 at the positions of `batch` that predict; no other position reaches the head."
-    core, states = base_of(model), hidden_states(model, batch) if states is None else states
+    core, states = unwrap_peft(model), hidden_states(model, batch) if states is None else states
     return (
         core.audio_lm_head(states[: len(batch["targets"])])
         .float()
@@ -203,7 +203,7 @@ def text_loss(model, states: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
 
     A vocabulary of 128,256 makes the logits the largest tensor there is: those of `TEXT_ROWS` exist at a time, twice.
     """
-    if (head := base_of(model).text_lm_head) is None:
+    if (head := unwrap_peft(model).text_lm_head) is None:
         raise ValueError("a text loss needs the model's text head: load it with text_head=True")
     part = lambda h, t: F.cross_entropy(head(h).float(), t, reduction="sum")
     rows = zip(states.split(TEXT_ROWS), targets.split(TEXT_ROWS))
@@ -224,7 +224,7 @@ def audio_loss(
     ce = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
     ).view_as(targets)  # (N, K)
-    own, eos = target_counts([batch]), targets == base_of(model).config.audio_stream_eos_id
+    own, eos = target_counts([batch]), targets == unwrap_peft(model).config.audio_stream_eos_id
     scale = codebook_weights(weights, targets.shape[1]).to(ce.device) / (
         own if counts is None else counts.to(ce.device)
     ).clamp_min(1)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EQUAL', 'COLUMNS', 'KNOWN', 'TURNS', 'DAMAGED', 'TEXTS', 'PAPERS', 'parse_columns', 'unique_names', 'match_columns',
-           'Table', 'Raw', 'read_delimited', 'number_columns', 'read_jsonl', 'read_shard', 'read_parquet', 'Blobs',
-           'read_kaldi', 'read_list', 'read_pairs', 'by_folder', 'apart', 'Finder', 'layout', 'legible', 'read_table',
-           'sound_of']
+           'Table', 'Raw', 'read_delimited', 'guess_numbered_columns', 'read_jsonl', 'read_shard', 'read_parquet',
+           'Blobs', 'read_kaldi', 'read_list', 'read_pairs', 'speakers_by_folder', 'separate_speakers', 'Finder',
+           'layout', 'mark_illegible', 'read_table', 'read_sound']
 
 # %% ../nbs/22_tables.ipynb #36c3b1bc
 import io
@@ -32,24 +32,24 @@ from higgs_vi.cells import (
     SOUNDS,
     SPLITS,
     Typed,
-    bare,
-    cell_of,
-    is_nobody,
-    is_nothing,
+    fold_text,
+    to_cell,
+    is_unknown_speaker,
+    is_missing,
     is_sound,
     is_yes,
     kind_of,
-    one_spelling,
+    unify_spelling,
     printable,
     seconds_of,
     split_of,
-    visible,
+    visible_name,
     why_illegible,
     why_no_speaker,
     why_type,
 )
-from .delimited import Records, form_of, lines_of, plain_name, read_text, vietnamese
-from .files import inside
+from .delimited import Records, detect_form, split_lines, plain_name, read_text, vietnamese_share
+from .files import path_inside
 from .text import nfc
 
 # %% ../nbs/22_tables.ipynb #67b1a1cc
@@ -186,7 +186,7 @@ def _lost_marks(first: list[str], last: list[str]) -> bool:
     marks = lambda cells: sum(not c.isascii() for cell in cells for c in cell)
     pairs = [(a, b) for a, b in zip(first[:500], last[:500]) if a.strip() and b.strip()]
     return (marks([a for a, _ in pairs]) < 0.2*marks([b for _, b in pairs])
-            and sum(bare(a) == bare(b) for a, b in pairs) >= 0.8*len(pairs) > 0)
+            and sum(fold_text(a) == fold_text(b) for a, b in pairs) >= 0.8*len(pairs) > 0)
 
 def _check_marks(df: pd.DataFrame, name: str, table: str):
     "`ValueError` if another column has the texts of column `name` with the marks that they lack."
@@ -199,7 +199,7 @@ _CHANNELS = {"left", "right", "l", "r", "mono", "stereo"}
 
 def _unlike(ours: str, name: str, cells: list[str]) -> str:
     "Why the cells of a column are not what its name says, or ''."
-    said = [c for c in cells if not is_nothing(c) and not why_type(ours, c)]
+    said = [c for c in cells if not is_missing(c) and not why_type(ours, c)]
     if not said:
         return ""
     if ours == "speaker":
@@ -237,7 +237,7 @@ def _guess(
         has = [c for c in there if any(names_file(x) for x in df[c].head(200))]
         return (has or there)[0]
     doubts = {c: why for c in there if (why := _unlike(ours, c, list(df[c])))}
-    if good := [c for c in there if c not in doubts and not df[c].map(is_nothing).all()] or [
+    if good := [c for c in there if c not in doubts and not df[c].map(is_missing).all()] or [
         c for c in there if c not in doubts
     ]:
         return good[0]
@@ -287,7 +287,7 @@ def _without(
     df: pd.DataFrame, ours: str, table: str, found: dict, names_file: Callable[[str], bool]
 ) -> ValueError:
     "What to say of a table without a column for `ours`, with the columns that look like it."
-    free = [c for c in df if c not in found.values() and not df[c].map(is_nothing).all()]
+    free = [c for c in df if c not in found.values() and not df[c].map(is_missing).all()]
     like = {
         c: sum(names_file(x) if ours == "file" else " " in x.strip() for x in df[c].head(50))
         for c in free
@@ -328,7 +328,7 @@ def read_delimited(
 ) -> Raw:
     "A CSV, TSV or `|` file; without a header its columns are named 1, 2, 3. Lines that do not fit become rows with a problem."
     text, chosen = read_text(path, encoding), chosen or {}
-    lines = lines_of(text)
+    lines = split_lines(text)
     sep = (
         re.fullmatch(r"\"?sep=(.)\"?", lines[0].strip(), re.I) if lines else None
     )  # Excel's first line
@@ -338,7 +338,7 @@ def read_delimited(
         raise ValueError(
             f"the table {path} cannot be read as CSV (it is empty): it needs a header line and rows"
         )
-    form = form_of(lines, path, KNOWN, chosen, names_file)
+    form = detect_form(lines, path, KNOWN, chosen, names_file)
     file = chosen.get("file") or next(
         (n for n in form.names if plain_name(n) in KNOWN[0]), form.names[0]
     )
@@ -387,9 +387,9 @@ def _text_among(cells: pd.DataFrame, options: list[str], table: str) -> str:
         a, b = list(cells[first])[:500], list(cells[last])[:500]
         if _lost_marks(b, a): return first
         alike = [len(x & y) >= 0.5*min(len(x), len(y)) for x, y in
-                 ((set(bare(x).split()), set(bare(y).split())) for x, y in zip(a, b))]
+                 ((set(fold_text(x).split()), set(fold_text(y).split())) for x, y in zip(a, b))]
         if sum(alike) >= 0.5*len(alike): return last
-        spoken = [vietnamese(" ".join(c)) > 0.5 for c in (a, b)]
+        spoken = [vietnamese_share(" ".join(c)) > 0.5 for c in (a, b)]
         if sum(spoken) == 1: return several[spoken.index(True)]
     raise _asks(cells, table, f", of which {' and '.join(several)} could be the text",
                 f"file=1,text={several[-1]}")
@@ -413,7 +413,7 @@ def _speaker_among(
         f"speaker={name}, or speaker= for none",
     )
 
-def number_columns(cells: pd.DataFrame, chosen: dict[str, str], table: str,
+def guess_numbered_columns(cells: pd.DataFrame, chosen: dict[str, str], table: str,
                    names_file: Callable[[str], bool] = is_sound) -> dict[str, str]:
     """`chosen`, and for the numbered columns of a table without header what their cells show.
 
@@ -423,7 +423,7 @@ def number_columns(cells: pd.DataFrame, chosen: dict[str, str], table: str,
     """
     if missing := [c for c in chosen.values() if c and c not in cells]:
         raise _asks(cells, table, f" and no column {missing[0]!r}", f"file=1,text={cells.shape[1]}")
-    free = [c for c in cells if c not in chosen.values() and not cells[c].map(is_nothing).all()]
+    free = [c for c in cells if c not in chosen.values() and not cells[c].map(is_missing).all()]
     guess, kinds = dict(chosen), {c: kind_of(list(cells[c])) for c in free}
     if free and "file" not in chosen:
         score = {c: sum(map(names_file, cells[c].head(200))) for c in free}
@@ -492,7 +492,7 @@ def _content(content: object) -> tuple[str, bool, list[str]]:
         elif kind == "text": words.append(part.get("text"))
         else: words.append(part)
     if odd := [w for w in words if w is not None and not isinstance(w, str)]:
-        raise ValueError(f"a message {why_type('text', cell_of(odd[0]))}")
+        raise ValueError(f"a message {why_type('text', to_cell(odd[0]))}")
     text = " ".join(w for w in words if w)
     inline = [m[1].strip() for m in _INLINE.finditer(text) if m[1]]
     return _INLINE.sub(" ", text).strip(), bool(paths or _INLINE.search(text)), paths + inline
@@ -510,7 +510,7 @@ def _clip_in(row: dict, turns: list[dict]) -> tuple[str, str]:
             f"it has {len(sounds)} path(s) in audios: a clip has one"
             + ', as in "audios": ["a.wav"]' * (not sounds)
         )
-    if why := why_type("file", cell_of(sounds[0])):
+    if why := why_type("file", to_cell(sounds[0])):
         raise ValueError(f"its path in audios {why}")
     spoken = [t for t in said if not t[2]]
     if len(spoken) == len(said):  # no place for the sound: answered with text
@@ -527,12 +527,12 @@ def _flat(row: dict) -> dict:
     `ValueError` if they are not one each.
     """
     if not isinstance(row, dict): raise ValueError("it has no names")
-    plain = {k: cell_of(_path_in(v) if plain_name(k) in KNOWN[0] else v) for k, v in row.items()}
+    plain = {k: to_cell(_path_in(v) if plain_name(k) in KNOWN[0] else v) for k, v in row.items()}
     if (turns := _turns(row)) is not None:
         file, text = _clip_in(row, turns)
         rest = {k: v for k, v in plain.items() if k not in TURNS}
         return rest | dict(audio_filepath=file, text=text)
-    if "audios" in row: plain |= dict(audio_filepath=cell_of(_path_in(row["audios"])))
+    if "audios" in row: plain |= dict(audio_filepath=to_cell(_path_in(row["audios"])))
     return plain
 
 # %% ../nbs/22_tables.ipynb #e46422b4
@@ -631,7 +631,7 @@ def read_jsonl(path: Path, encoding: str = "") -> Raw:
     A line or element that is no JSON object becomes a row with a problem.
     """
     text = _columnar(read_text(path, encoding).strip())
-    lines = lines_of(text)
+    lines = split_lines(text)
     if lines[0].strip() == "{" and any(line.startswith("}") for line in lines[1:]):
         text = f"[{text}]"                                      # objects over several lines
     objects = any(line.startswith("{") and line.rstrip().endswith("}") for line in lines[1:])
@@ -710,7 +710,7 @@ def _named(cells: list[str], names: list[str]) -> list[str]:
 # %% ../nbs/22_tables.ipynb #0c01b185
 def _text(value: object) -> str:
     "A value of Parquet as a cell; bytes that are no UTF-8 become lone surrogates."
-    return cell_of(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
+    return to_cell(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
 
 def _strings(column: pa.ChunkedArray) -> list[str]:
     "A column of any type as cells; bytes of a fixed size lose the NULs that fill them up."
@@ -1010,7 +1010,7 @@ def _base(path: Path) -> tuple[str, str]:
 def _said(folder: Path, path: Path, encoding: str) -> dict:
     "The text in a file (of JSON: also its speaker), or what is wrong with it."
     try:
-        text = read_text(inside(folder, path.relative_to(folder)), encoding).strip()
+        text = read_text(path_inside(folder, path.relative_to(folder)), encoding).strip()
     except (OSError, RuntimeError, ValueError) as e:
         return dict(problem=printable(e, 500).replace("the table", "the text"))
     if path.suffix.lower() != ".json":
@@ -1032,7 +1032,7 @@ _LISTED = re.compile(r"([^\s|,;]+)[\s|,;]+(.*)")
 def _list_of(path: Path, stems: set[str], encoding: str) -> dict[str, str] | None:
     """The lines of a transcript list as id -> text, where an id is the name of a sound: VIVOS' prompts.txt, LibriSpeech's
     trans.txt, `id|text`. None if most lines do not begin with such a name."""
-    try: lines = [line for line in lines_of(read_text(path, encoding)) if line.strip()]
+    try: lines = [line for line in split_lines(read_text(path, encoding)) if line.strip()]
     except (OSError, RuntimeError, ValueError): return None
     parts = [_LISTED.match(line.strip()) for line in lines]
     said = {m[1]: m[2].strip(" |") for m in parts if m}
@@ -1044,7 +1044,7 @@ def read_list(path: Path, root: Path, encoding: str = "") -> pd.DataFrame | None
 
     None for another file: one with delimiters, or whose lines begin with no names of sounds.
     """
-    lines = [line.strip() for line in lines_of(read_text(path, encoding)) if line.strip()]
+    lines = [line.strip() for line in split_lines(read_text(path, encoding)) if line.strip()]
     spaced = [re.match(r"([^\s|,;\"]+) +(\S.*)", line) for line in lines]
     if sum(map(bool, spaced)) < 0.8 * len(lines) or not lines:
         return None
@@ -1189,7 +1189,7 @@ def _folder_of(file: str) -> str:
     known = lambda p: p.lower() in SPLITS or p.lower() in _GENERIC
     return "/".join(p for p in parts[:-1] if not known(p))
 
-def by_folder(files: list[str], table: str) -> tuple[list[str], str]:
+def speakers_by_folder(files: list[str], table: str) -> tuple[list[str], str]:
     "Speakers for `files` by their folders (by `table` if that is one), and the sentence that says so."
     folders = [_folder_of(f) for f in files]
     kinds = list(dict.fromkeys(folders))
@@ -1211,15 +1211,15 @@ def by_folder(files: list[str], table: str) -> tuple[list[str], str]:
 def _as_one(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     "`rows` in which each person has one spelling, also among the speakers of references, and the sentence that says which were joined."
     usable = rows["problem"] == "" if "problem" in rows else pd.Series(True, rows.index)
-    same, several = one_spelling([n for n in map(str, rows["speaker"][usable]) if not is_nobody(n)])
-    one = lambda n: same.get(str(n), visible(n))
+    same, several = unify_spelling([n for n in map(str, rows["speaker"][usable]) if not is_unknown_speaker(n)])
+    one = lambda n: same.get(str(n), visible_name(n))
     rows = rows.assign(speaker=[one(n) for n in rows["speaker"]])
     if "ref_speakers" in rows:
         rows["ref_speakers"] = [[one(n) for n in ns] for ns in rows["ref_speakers"]]
     if not several:
         return rows, []
     shown = "; ".join(
-        ", ".join(ascii(n) if visible(n) != n else repr(n) for n in own) + f" -> {same[own[0]]!r}"
+        ", ".join(ascii(n) if visible_name(n) != n else repr(n) for n in own) + f" -> {same[own[0]]!r}"
         for own in several[:3]
     )
     return rows, [
@@ -1228,7 +1228,7 @@ def _as_one(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         + ")"
     ]
 
-def apart(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def separate_speakers(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """`rows` with one spelling for each speaker, of which one that several sources use has the source before it, and the
     sentences that say so."""
     rows, notes = _as_one(rows)
@@ -1496,7 +1496,7 @@ def _why_cell(row: dict, found: dict[str, str], where: str, is_file: Callable[[s
                 ours not in ("file", "text")
             )
     file = row["file"]
-    if row["blob"] or not is_nothing(file) or is_file(file):
+    if row["blob"] or not is_missing(file) or is_file(file):
         return ""
     return f"its path is empty ({file!r} in {where}, {shown['file']}): name the sound there"
 
@@ -1513,7 +1513,7 @@ def _ours(
             f"none of the {len(raw.cells)} rows of the table {path} is usable ({raw.problem[0]})"
         )
     if raw.kind == "ljspeech":
-        chosen = number_columns(sound, chosen, str(path), names_file)
+        chosen = guess_numbered_columns(sound, chosen, str(path), names_file)
     found = match_columns(sound, chosen, str(path), names_file, is_file)
     rows = pd.DataFrame(
         {ours: raw.cells[theirs] for ours, theirs in found.items()}, dtype=object
@@ -1538,7 +1538,7 @@ def _ours(
     return rows, notes
 
 # %% ../nbs/22_tables.ipynb #a04cce9d
-def legible(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def mark_illegible(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     "`rows` in which those with a cell that is no text in UTF-8, or holds a NUL, have a problem, and escapes in that cell."
     problem = list(rows["problem"]) if "problem" in rows else [""] * len(rows)
     for name in columns:
@@ -1645,7 +1645,7 @@ def _by_folder(rows: pd.DataFrame, root: Path, kind: str, path: Path) -> tuple[p
     only = folders if kind == "pairs" else set()
     name = only.pop() if len(only) == 1 else _label(path)
     rows = rows.assign(speaker=name)
-    rows.loc[used, "speaker"], note = by_folder(list(rows["file"][used]), name)
+    rows.loc[used, "speaker"], note = speakers_by_folder(list(rows["file"][used]), name)
     return rows, note
 
 def read_table(path: str | Path, audio: str | Path = "", columns: str = "", encoding: str = "") -> Table:
@@ -1661,7 +1661,7 @@ def read_table(path: str | Path, audio: str | Path = "", columns: str = "", enco
     if not len(rows): raise _empty(path)
     if kind == "pairs" and (rows["text"] == "").all() and (tables := _tables_in(path)):
         raise ValueError(f"{path} holds {len(rows)} sounds without texts beside them{tables}")
-    rows = legible(rows, [c for c in COLUMNS if c in rows])
+    rows = mark_illegible(rows, [c for c in COLUMNS if c in rows])
     rows, told = _found(rows, root)
     if kind == "ljspeech" and "speaker" in rows and "speaker" not in chosen and (why := _no_durations(rows, root)):
         rows, told = rows.drop(columns="speaker"), [*told, f"the column of numbers is taken for no speaker: {why}"]
@@ -1670,7 +1670,7 @@ def read_table(path: str | Path, audio: str | Path = "", columns: str = "", enco
         named, note = _by_folder(rows, root, kind, path)
         rows = named.assign(speaker=rows["speaker"].where(own, named["speaker"])) if own.any() else named
         told.append(note)
-    rows, note = apart(rows)
+    rows, note = separate_speakers(rows)
     return Table(rows.assign(row=range(1, len(rows) + 1)), root, kind, [*notes, *told, *filter(None, [note])])
 
 # %% ../nbs/22_tables.ipynb #ab2e8333
@@ -1680,7 +1680,7 @@ def _seconds(row: dict, key: str) -> float | None:
     except ValueError as e: raise ValueError(f"its {key}: {e}") from None
 
 # %% ../nbs/22_tables.ipynb #90123c1c
-def sound_of(
+def read_sound(
     row: dict, root: Path, blobs: Blobs, check: Callable[[float], None] = lambda seconds: None
 ) -> tuple[np.ndarray, str]:
     """The sound of a row, `(samples,)` at 24 kHz: of its bytes, its file, or the stretch of it from `start` to `end`; and its channel.
@@ -1696,7 +1696,7 @@ def sound_of(
         return decode(io.BytesIO(data), str(row["file"]), start=start, end=end, check=check)
     file = Finder(root)(row["file"]) if row.get("blob") else row["file"]
     try:
-        path = inside(root, file)
+        path = path_inside(root, file)
     except ValueError as e:
         raise ValueError(f"{e} (parameter audio)") from e
     return read_channel(path, start=start, end=end, check=check)

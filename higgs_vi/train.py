@@ -14,7 +14,7 @@ from pathlib import Path
 from .data import DataSettings, prepare
 from .manifest import read_higgs
 from .recipe import TrainSettings
-from .settings import from_cli, let_first_tell, project_root, read_options_first
+from .settings import from_cli, report_once, project_root, read_options_first
 
 # %% ../nbs/04_train.ipynb #f22e5925
 def load_rows(cfg: TrainSettings) -> list[dict]:
@@ -34,10 +34,10 @@ from accelerate import PartialState
 
 from .audio import read_audio, write_wav
 from .files import Damaged, read_json, write_text
-from .forecast import forecast, memory_settings, smaller, with_preset
+from .forecast import forecast, memory_settings, next_smaller_plan, apply_preset
 from .generate import Sampling, say
-from .loop import Run, Stopped, close_logs, echo, finish, open_run, train
-from .monitor import memory_gib, outcome
+from .loop import Run, Stopped, close_logs, print_now, save_best, open_run, train
+from .monitor import memory_gib, summarize_run
 from .step import OutOfMemory
 
 # %% ../nbs/04_train.ipynb #15403c46
@@ -75,7 +75,7 @@ def keep_samples(run: Run, rows: list[dict]):
     try:
         old = read_json(path, list) if path.is_file() else []
     except Damaged as e:
-        echo(f"{e}; it is written anew")
+        print_now(f"{e}; it is written anew")
         old = []
     old = [a if isinstance(a, dict) else {} for a in old]
     write_text(
@@ -114,18 +114,18 @@ def execute(cfg: TrainSettings) -> Run:
     try:
         samples_once(run, "before")
         train(run)
-        finish(run)
+        save_best(run)
         samples_once(run, "after")
     except OutOfMemory as e:
         asked = memory_settings(cfg)
         raise OutOfMemory(f"{e}; forecast {forecast(asked)['total']:.1f} GiB, measured peak {memory_gib(run.accelerator.device):.1f} GiB; "
-                          f"the next smaller plan: {smaller(asked)}") from e
+                          f"the next smaller plan: {next_smaller_plan(asked)}") from e
     finally: close_logs(run)
     return run
 
 def tiny_run(folder: str | Path) -> Run:
     "Four steps on the demo clips, all below `folder`: something for the later steps to try themselves on."
-    cfg = with_preset(
+    cfg = apply_preset(
         TrainSettings(
             data=f"{folder}/demo",
             output_dir=f"{folder}/run",
@@ -139,17 +139,17 @@ def tiny_run(folder: str | Path) -> Run:
 
 def main(argv: list[str] | None = None):
     "The command higgs-vi-train; also for several GPUs: accelerate launch -m higgs_vi.train --data …"
-    try: run = execute(with_preset(from_cli(TrainSettings, argv)))
+    try: run = execute(apply_preset(from_cli(TrainSettings, argv)))
     except Stopped as e:
-        if PartialState().is_main_process: echo(f"{e}; go on with --resume_from_checkpoint true")
+        if PartialState().is_main_process: print_now(f"{e}; go on with --resume_from_checkpoint true")
         raise SystemExit(128 + e.number) from e
     except KeyboardInterrupt as e:
         raise SystemExit("higgs-vi-train: interrupted; checkpoints that are written stay: "
                          "go on with --resume_from_checkpoint true") from e
     except (ValueError, OSError, OutOfMemory, FloatingPointError, torch.OutOfMemoryError) as e:
-        if not torch.distributed.is_initialized(): let_first_tell()
+        if not torch.distributed.is_initialized(): report_once()
         raise SystemExit(f"higgs-vi-train: {e}") from e
     if run.accelerator.is_main_process:
-        echo(f"{outcome(run.metrics.rows, run.total)}\nwritten to {run.cfg.output_dir}")
+        print_now(f"{summarize_run(run.metrics.rows, run.total)}\nwritten to {run.cfg.output_dir}")
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

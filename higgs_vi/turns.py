@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from .text import clean
+from .text import clean_text
 
 # %% ../nbs/15_turns.ipynb #ac00c270
 def task_of(text: str, cloning: bool) -> str:
@@ -76,13 +76,13 @@ def speaker_turns(text: str) -> list[tuple[int | None, str]]:
         )
     return turns[1:]
 
-def map_turns(text: str, reading: Callable[[str], str] = clean, between: str = " ") -> str:
+def map_turns(text: str, reading: Callable[[str], str] = clean_text, between: str = " ") -> str:
     """`text` with `reading` applied to the words of each turn, the tags written as the model knows them, [SPEAKERn].
 
     The turns are joined by `between`. Raises `ValueError` as `speaker_turns` and `reading` do; a text
-    that is no string goes to `clean`, which refuses it.
+    that is no string goes to `clean_text`, which refuses it.
     """
-    if not isinstance(text, str): return clean(text)
+    if not isinstance(text, str): return clean_text(text)
     tagged = lambda n, words: words if n is None else f"[SPEAKER{n}] {words}"
     return between.join(tagged(n, reading(words)) for n, words in speaker_turns(text))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .audio import read_audio
 from .codec import encode
-from .files import inside
+from .files import path_inside
 from .prompt import DEFAULT_SCENE, Prompt, Reference
 from .turns import task_of
 
@@ -34,7 +34,7 @@ def load_voice(codec, folder: str | Path, name: str) -> Reference:
         raise ValueError(
             f"there is no folder of voices {folder}: give one that holds name.wav and name.txt"
         )
-    text = inside(folder, f"{name}.txt")
+    text = path_inside(folder, f"{name}.txt")
     sound = _sound_of(folder, name)
     if not sound:
         raise ValueError(

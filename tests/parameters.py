@@ -24,18 +24,23 @@ def settings_of(path: Path) -> type[Settings]:
 
 
 def parameters(cls: type[Settings]) -> str:
-    "The text of the parameters cell of `cls`: `name: type = default  # comment`, a line each."
+    """The text of the parameters cell of `cls`: a line `name: type = default  # comment` per field.
+
+    A comment line right above a field is copied as a heading with a blank line before it.
+    """
     source, notes = textwrap.dedent(inspect.getsource(cls)), comments(cls)
-    lines = []
+    lines, rows = [], source.splitlines()
     for node in ast.parse(source).body[0].body:
         if not isinstance(node, ast.AnnAssign): continue
+        if (above := rows[node.lineno - 2].strip()).startswith("# "): lines += [("", ""), (above, "")]
         value = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
         default = ast.get_source_segment(source, value)
         if isinstance(value, ast.Tuple):
             default = "[" + ", ".join(ast.get_source_segment(source, e) for e in value.elts) + "]"
         lines.append((f"{node.target.id}: {node.annotation.id} = {default}", notes[node.target.id]))
-    width = max(len(code) for code, _ in lines)
-    return "\n".join(f"{code:<{width}}  # {note}" for code, note in lines)
+    width = max(len(code) for code, note in lines if note)
+    text = (f"{code:<{width}}  # {note}" if note else code for code, note in lines)
+    return "\n".join(text).lstrip()
 
 
 def main():

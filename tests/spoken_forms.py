@@ -6,7 +6,7 @@ variants of one number word do not count.
 """
 import re
 
-from higgs_vi.text import clean, nfc, place_tone
+from higgs_vi.text import clean_text, nfc, place_tone
 
 _NAMES = {
     "a": "a ây",
@@ -89,4 +89,4 @@ def matches(said: str, expected: str) -> bool:
 def engine_words(engine, text: str) -> str:
     "What sea-g2p alone says for `text`."
     said = nfc(engine.normalize(text))
-    return clean(said) if any(c.isalnum() for c in said) else ""
+    return clean_text(said) if any(c.isalnum() for c in said) else ""

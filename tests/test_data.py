@@ -17,7 +17,7 @@ from higgs_vi.adapters import add_lora, lora_config
 from higgs_vi.audio import DEMO, read_audio, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
 from higgs_vi.cache import CodeCache, encode_files
-from higgs_vi.data import DataSettings, conform, main, prepare, said
+from higgs_vi.data import DataSettings, main, prepare, spoken_text, write_clips
 from higgs_vi.files import atomic, write_text
 from higgs_vi.manifest import read_higgs
 from higgs_vi.model import nano
@@ -409,7 +409,7 @@ def test_two_hundred_clips_of_real_people(tmp_path):
     rows = read_table(table).rows
     cfg = DataSettings(table=str(table), output_dir=str(tmp_path / "out"))
     (tmp_path / "out").mkdir()
-    samples, rejected = conform(rows, REAL, tmp_path / "out", cfg)
+    samples, rejected = write_clips(rows, REAL, tmp_path / "out", cfg)
     assert len(samples) + len(rejected) == len(rows) == 200 and len(samples) > 180, rejected[
         "reason"
     ].tolist()
@@ -456,7 +456,7 @@ def test_texts_are_written_as_they_are_read_aloud_where_asked(tmp_path):
     assert [s.get("raw_text") for s in samples] == ["Giá 50.000 đồng.", None, None]
     assert ["foreign" in s for s in samples] == [False, False, True]
     assert (
-        said("[SPEAKER0] Ngày 2/9. [SPEAKER1] Có 3 con mèo.")
+        spoken_text("[SPEAKER0] Ngày 2/9. [SPEAKER1] Có 3 con mèo.")
         == "[SPEAKER0] Ngày hai tháng chín. [SPEAKER1] Có ba con mèo."
     )
     plain, _ = prepare(DataSettings(table=str(folder), output_dir=str(tmp_path / "plain")))

@@ -51,11 +51,11 @@ def prompt_of(case):
 def test_prompt_is_what_hf_s_published_template_renders(parts, case):
     prompt = prompt_of(case["prompt"])
     assert render(prompt) == case["rendered"]
-    e, (ids, columns) = (
+    e, (ids, delayed_codes) = (
         build_example(parts.tokenizer, prompt, np.ones((8, 5), int)),
         encode_prompt(parts.tokenizer, prompt),
     )
-    assert (e.input_ids[: len(ids)] == ids).all() and (e.columns[: len(columns)] == columns).all()
+    assert (e.input_ids[: len(ids)] == ids).all() and (e.delayed_codes[: len(delayed_codes)] == delayed_codes).all()
     assert len(ids) >= 8 and len(e) == len(ids) + 5 + 9
 
 

@@ -130,12 +130,12 @@ import json, sys, time
 import higgs_vi.data as data
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.monitor import memory_gib
-took, real = {}, data.examine
+took, real = {}, data.read_clip
 def timed(row, *rest):
     began = time.perf_counter()
     try: return real(row, *rest)
     finally: took[row["file"]] = time.perf_counter() - began
-data.examine = timed
+data.read_clip = timed
 samples, rejected = prepare(DataSettings(table=sys.argv[1], output_dir=sys.argv[2], num_workers=1))
 print("RESULT" + json.dumps(dict(samples=len(samples), rejected=rejected[["file", "reason"]].values.tolist(), took=took,
                                  gib=memory_gib())))

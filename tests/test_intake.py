@@ -20,9 +20,9 @@ import higgs_vi.data as data
 from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.check import BROKEN, ODD, CheckSettings, check
 from higgs_vi.check import main as check_command
-from higgs_vi.data import DataSettings, conform, main, prepare, read_source, reasons
+from higgs_vi.data import DataSettings, count_reasons, main, prepare, read_source, write_clips
 from higgs_vi.show import load_librosa
-from higgs_vi.subtitles import by_pauses, levels_of, parse_cues, speech
+from higgs_vi.subtitles import cut_at_pauses, levels_of, parse_cues, speech_spans
 from tests.sounds import spoken
 
 CLEAN = Path(__file__).parent/"voices"
@@ -61,7 +61,7 @@ def test_what_the_cap_keeps_is_the_first_good_clips_of_each(tmp_path):
         f for fs in first.values() for f in fs[:7]
     )
     over = rejected["reason"].str.contains("has 7 clips .parameter max_samples_per_speaker.")
-    assert over.sum() >= len(whole) - len(samples) and reasons(rejected)["rows"].sum() == len(
+    assert over.sum() >= len(whole) - len(samples) and count_reasons(rejected)["rows"].sum() == len(
         rejected
     )
 
@@ -144,21 +144,21 @@ def test_same_names_of_two_sources_are_two_people(tmp_path):
 def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     "Broken off after 30 rows, torn in its last line: the next run reads only the rest, and all equals an unbroken run."
     run(DEMO / "demo.csv", tmp_path / "whole")
-    out, real, read = tmp_path / "out", data.examine, []
+    out, real, read = tmp_path / "out", data.read_clip, []
 
     def stopped(row, *rest):
         if row["row"] == 30:
             raise KeyboardInterrupt
         return real(row, *rest)
 
-    monkeypatch.setattr(data, "examine", stopped)
+    monkeypatch.setattr(data, "read_clip", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(DEMO / "demo.csv", out)
     assert not list(out.glob(".row*")) and not (out / "metadata.json").exists()
     with (out / "journal.jsonl").open("ab") as f:
         f.write('{"stamp": "đ'.encode()[:-1])
     monkeypatch.setattr(
-        data, "examine", lambda row, *rest: (read.append(row["row"]), real(row, *rest))[1]
+        data, "read_clip", lambda row, *rest: (read.append(row["row"]), real(row, *rest))[1]
     )
     run(DEMO / "demo.csv", out)
     assert sorted(read) == list(range(30, 89)) and content(out) == content(tmp_path / "whole")
@@ -191,8 +191,8 @@ def test_a_changed_file_or_text_is_done_again(tmp_path):
 
 def slowly(out):
     "In a process of its own: the demo table, 20 ms slower a row."
-    real = data.examine
-    data.examine = lambda *a: (time.sleep(0.02), real(*a))[1]
+    real = data.read_clip
+    data.read_clip = lambda *a: (time.sleep(0.02), real(*a))[1]
     run(DEMO/"demo.csv", out, num_workers=2)
 
 
@@ -291,7 +291,7 @@ def test_as_fast_as_a_plain_pool(tmp_path):
     for _ in range(3):
         for name, way in (
             ("plain", plain),
-            ("ours", lambda: conform(source.rows, source.root, out, cfg)),
+            ("ours", lambda: write_clips(source.rows, source.root, out, cfg)),
         ):
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
@@ -444,7 +444,7 @@ def borders(found, limits):
 @pytest.mark.parametrize("snr, median, most", [(40, 20, 100), (20, 40, 200)])
 def test_the_borders_of_speech_are_found_in_noise(tmp_path, snr, median, most):
     _, limits = recording(tmp_path, snr=snr)
-    error = borders(speech(*levels_of(tmp_path/"talk.wav")), limits)
+    error = borders(speech_spans(*levels_of(tmp_path/"talk.wav")), limits)
     print(f"SNR {snr} dB: borders off by {np.median(error):.0f} ms (median), {np.percentile(error, 95):.0f} ms (95 %), {error.max():.0f} ms (most)")
     assert np.median(error) <= median and np.percentile(error, 95) <= most
 
@@ -505,14 +505,14 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
 def test_a_long_recording_is_cut_at_its_longest_pauses_if_they_fit_its_sentences(tmp_path):
     "Each clip is one sentence, whole; a transcript that lacks a sentence, has one twice, or is another's is refused."
     texts, limits = recording(tmp_path, gap_from=0.9)
-    spans = speech(*levels_of(tmp_path/"talk.wav"))
+    spans = speech_spans(*levels_of(tmp_path/"talk.wav"))
     ended = [x if x[-1] in ".!?" else x + "." for x in texts]
-    cues = by_pauses(" ".join(ended), spans)
+    cues = cut_at_pauses(" ".join(ended), spans)
     assert [c.text for c in cues] == ended
     assert all(abs(c.start - a) < 0.15 and abs(c.end - b) < 0.15 for c, (a, b) in zip(cues, limits))
     for i in range(len(ended)):
         for wrong in (ended[:i] + ended[i + 1:], ended[:i] + ended[i:i + 1]*2 + ended[i + 1:]):
-            with pytest.raises(ValueError): by_pauses(" ".join(wrong), spans)
+            with pytest.raises(ValueError): cut_at_pauses(" ".join(wrong), spans)
     (tmp_path/"talk.txt").write_text(" ".join(ended))
     samples, rejected = run(tmp_path, tmp_path/"out", max_seconds=10)[:2]
     assert len(samples) == len(texts) and not len(rejected)

@@ -13,17 +13,17 @@ from torch.utils._pytree import tree_leaves
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgs_vi import step
-from higgs_vi.adapters import add_lora, for_full_training, lora_config
+from higgs_vi.adapters import add_lora, lora_config, prepare_full_training
 from higgs_vi.forecast import (
     GIB,
     LENGTH,
     SHARE,
     SPARE,
-    configuration,
     forecast,
-    kept,
-    kept_compiled,
-    skeleton,
+    meta_model,
+    model_config,
+    saved_bytes,
+    saved_bytes_compiled,
 )
 from higgs_vi.recipe import MemorySettings
 
@@ -115,9 +115,9 @@ def batch_of(n):
 
 def peak_of_a_step(cfg):
     "GiB at the most in a step of the real training code, with the optimiser's state there from the start."
-    model = skeleton(configuration(cfg))
+    model = meta_model(model_config(cfg))
     if cfg.mode == "full":
-        model = for_full_training(model, torch.bfloat16)
+        model = prepare_full_training(model, torch.bfloat16)
     else:
         model = add_lora(
             model,
@@ -125,7 +125,7 @@ def peak_of_a_step(cfg):
         )
     with FakeTensorMode(), Live() as live:
         if cfg.mode == "qlora":
-            for m in list(step.base_of(model).model.layers.modules()):
+            for m in list(step.unwrap_peft(model).model.layers.modules()):
                 for name, child in list(m.named_children()):
                     if (
                         type(child) is torch.nn.Linear
@@ -134,7 +134,7 @@ def peak_of_a_step(cfg):
                     ):
                         setattr(m, name, In4Bits(tuple(child.weight.shape)))
         model = made_of(model).train()
-        core = step.base_of(model).model
+        core = step.unwrap_peft(model).model
         core.gradient_checkpointing = cfg.gradient_checkpointing
         trained = [p for p in model.parameters() if p.requires_grad]
         state = [
@@ -211,10 +211,10 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
         token_budget=2 * LENGTH,
         **how,
     )
-    n, sound, config = cfg.token_budget, int(cfg.token_budget * SHARE), configuration(cfg)
+    n, sound, config = cfg.token_budget, int(cfg.token_budget * SHARE), model_config(cfg)
     model = HiggsAudioV2ForConditionalGeneration(config).to(torch.bfloat16)
     layer = (
-        step.base_of(add_lora(model, lora_config(cfg.lora_rank, 32, cfg.lora_dropout, cfg.target_modules)))
+        step.unwrap_peft(add_lora(model, lora_config(cfg.lora_rank, 32, cfg.lora_dropout, cfg.target_modules)))
         .model.train()
         .layers[0]
     )
@@ -226,8 +226,8 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
         (torch.randn(n, config.head_dim, dtype=torch.bfloat16),) * 2,
     )
     for way, said in (
-        (step._layer, kept(cfg)),
-        (torch.compile(step._layer, backend="aot_eager_decomp_partition"), kept_compiled(cfg)),
+        (step._layer, saved_bytes(cfg)),
+        (torch.compile(step._layer, backend="aot_eager_decomp_partition"), saved_bytes_compiled(cfg)),
     ):
         seen = {}
         keep = lambda t: seen.setdefault(t.untyped_storage()._cdata, t) is None or t

@@ -13,12 +13,19 @@ from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import HiggsAudi
 
 from higgs_vi import generate as generation
 from higgs_vi.adapters import add_lora, lora_config
-from higgs_vi.batch import Example, build_example, collate, for_hf
+from higgs_vi.batch import Example, build_example, collate, to_hf_inputs
 from higgs_vi.delay import IGNORE, delay, undelay
-from higgs_vi.generate import GREEDY, Guidance, generate_columns, guided
+from higgs_vi.generate import GREEDY, Guidance, generate_delayed_codes, with_guidance
 from higgs_vi.loop import build_model
-from higgs_vi.model import Checkpoint, RoutedLayer, base_of, nano_config, routes
-from higgs_vi.prompt import TASKS, Prompt, Reference, column_ids, encode_prompt, tiny_tokenizer
+from higgs_vi.model import Checkpoint, RoutedLayer, nano_config, route_positions, unwrap_peft
+from higgs_vi.prompt import (
+    TASKS,
+    Prompt,
+    Reference,
+    audio_placeholder_ids,
+    encode_prompt,
+    tiny_tokenizer,
+)
 from higgs_vi.recipe import TrainSettings
 from higgs_vi.step import audio_loss, hidden_states, target_counts, target_logits, train_step
 
@@ -26,7 +33,7 @@ from higgs_vi.step import audio_loss, hidden_states, target_counts, target_logit
 def stock(model):
     "A copy of `model` with HF's own decoder layers."
     model = copy.deepcopy(model)
-    for layer in base_of(model).model.layers: layer.__class__ = HiggsAudioV2DecoderLayer
+    for layer in unwrap_peft(model).model.layers: layer.__class__ = HiggsAudioV2DecoderLayer
     return model
 
 
@@ -121,18 +128,18 @@ def test_targets_are_the_codes_and_the_first_eos(parts, frames):
     for k in range(8):
         asked = e.labels[:, k][e.labels[:, k] != IGNORE]
         assert asked.tolist() == codes[k].tolist() + [1025]
-    assert (undelay(delay(codes)) == codes).all() and len(e.columns) == frames + 9
+    assert (undelay(delay(codes)) == codes).all() and len(e.delayed_codes) == frames + 9
 
 
 # --- 3: a batch is the weighted mean of its clips ----------------------------------------------------------------------
 
 def plain_loss(model, e):
     "Independent of ours: stock HF forward on one clip, and a loop over columns and codebooks. Loss summed over codebooks, as HF's."
-    ids, columns = torch.from_numpy(e.input_ids)[None], torch.from_numpy(e.columns)[None]
+    ids, delayed_codes = torch.from_numpy(e.input_ids)[None], torch.from_numpy(e.delayed_codes)[None]
     out = model(
         input_ids=ids,
-        audio_input_ids=columns,
-        audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
+        audio_input_ids=delayed_codes,
+        audio_input_ids_mask=torch.ones(delayed_codes.shape[:2], dtype=torch.bool),
         use_cache=False,
     )
     logp = out.logits[0].unflatten(-1, (8, 1026)).log_softmax(-1)
@@ -205,7 +212,7 @@ def test_equal_weights_give_hf_s_own_number(parts, reference_step):
     batch = collate(reference_step[0], parts.tokenizer)
     with torch.no_grad():
         theirs = stock(parts.model)(
-            **for_hf(reference_step[0], parts.tokenizer), use_cache=False
+            **to_hf_inputs(reference_step[0], parts.tokenizer), use_cache=False
         ).loss
         assert abs(theirs.item() - audio_loss(parts.model, batch).total.item()) < 1e-5
 
@@ -231,11 +238,11 @@ def test_the_text_s_loss_is_hf_s_own(parts, reference_step):
             ids, torch.tensor([model.config.audio_token_id, model.config.audio_delay_token_id])
         )
         asked = text & torch.cat([text.new_zeros(1), text[:-1]])
-        columns = torch.from_numpy(e.columns)[None]
+        delayed_codes = torch.from_numpy(e.delayed_codes)[None]
         loss = model(
             input_ids=ids[None],
-            audio_input_ids=columns,
-            audio_input_ids_mask=torch.ones(columns.shape[:2], dtype=torch.bool),
+            audio_input_ids=delayed_codes,
+            audio_input_ids_mask=torch.ones(delayed_codes.shape[:2], dtype=torch.bool),
             labels=torch.where(asked, ids, -100)[None],
             use_cache=False,
         ).loss
@@ -277,7 +284,7 @@ def test_padding_and_company_change_nothing(parts, reference_step):
 def test_two_blocks_are_hf_s_forward(parts):
     "Last hidden states and gradients, with adapters on every group, recomputed activations too; text without sound before it."
     examples = mixed_examples(parts.tokenizer)
-    batch, padded, found = collate(examples, parts.tokenizer), for_hf(examples, parts.tokenizer), []
+    batch, padded, found = collate(examples, parts.tokenizer), to_hf_inputs(examples, parts.tokenizer), []
     padded.pop("audio_labels")
     for way in ("stock", "blocks", "recomputed"):
         torch.manual_seed(0)
@@ -290,7 +297,7 @@ def test_two_blocks_are_hf_s_forward(parts):
         for n, p in model.named_parameters():
             if "lora_B" in n:
                 torch.nn.init.normal_(p, std=0.05)  # they begin at zero, where nothing of A is seen
-        base_of(model).model.gradient_checkpointing = way == "recomputed"
+        unwrap_peft(model).model.gradient_checkpointing = way == "recomputed"
         model.train()
         rows = (
             model.get_base_model()
@@ -310,11 +317,11 @@ def test_two_blocks_are_hf_s_forward(parts):
 def branches(parts):
     "Arguments of a forward for each way through HF's layer."
     examples, rng = mixed_examples(parts.tokenizer), np.random.default_rng(5)
-    padded, columns = (
-        for_hf(examples, parts.tokenizer),
+    padded, delayed_codes = (
+        to_hf_inputs(examples, parts.tokenizer),
         torch.from_numpy(rng.integers(0, 1024, (2, 30, 8))),
     )
-    left = {k: v.clone() for k, v in for_hf(examples[:2], parts.tokenizer).items()}
+    left = {k: v.clone() for k, v in to_hf_inputs(examples[:2], parts.tokenizer).items()}
     for b, e in enumerate(examples[:2]):
         for k in ("input_ids", "attention_mask"):
             left[k][b] = left[k][b].roll(left[k].shape[1] - len(e))
@@ -322,7 +329,7 @@ def branches(parts):
     return dict(
         references=padded,
         left=left,
-        sound_alone=dict(audio_input_ids=columns),
+        sound_alone=dict(audio_input_ids=delayed_codes),
         text_alone=dict(
             input_ids=torch.arange(100, 160).view(2, 30),
             attention_mask=torch.ones(2, 30, dtype=torch.long),
@@ -366,18 +373,18 @@ def test_a_wrong_route_is_seen(parts, monkeypatch):
             assert (
                 parts.model(**inputs).logits - stock(parts.model)(**inputs).logits
             ).abs().max() < 0.05
-        monkeypatch.setattr("higgs_vi.model.routes", lambda mask: routes(~mask))
+        monkeypatch.setattr("higgs_vi.model.route_positions", lambda mask: route_positions(~mask))
         assert (parts.model(**inputs).logits - want).abs().max() > 0.1
 
 
 def test_routed_layers_decode_as_hf_s(parts):
     "HF's own `generate`, greedy, with cache and a reference: the same columns."
-    ids, columns = encode_prompt(parts.tokenizer, prompts()[1])
+    ids, delayed_codes = encode_prompt(parts.tokenizer, prompts()[1])
     inputs = dict(
         input_ids=torch.from_numpy(ids)[None],
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        audio_input_ids=torch.from_numpy(columns)[None],
-        audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool),
+        audio_input_ids=torch.from_numpy(delayed_codes)[None],
+        audio_input_ids_mask=torch.ones(1, len(delayed_codes), dtype=torch.bool),
     )
     said = [
         m.generate(**inputs, max_new_tokens=20, do_sample=False)
@@ -405,7 +412,7 @@ def test_the_parameter_checkpointing_recomputes_every_nth_layer(parts, monkeypat
     audio_loss(
         model, collate(mixed_examples(parts.tokenizer)[:1], parts.tokenizer)
     ).total.backward()
-    assert calls == (list(base_of(model).model.layers)[::checkpointing] if checkpointing else [])
+    assert calls == (list(unwrap_peft(model).model.layers)[::checkpointing] if checkpointing else [])
 
 
 def test_compiled_layers_are_the_layers(parts, monkeypatch):
@@ -422,7 +429,7 @@ def test_compiled_layers_are_the_layers(parts, monkeypatch):
     ).train()
     examples, seen = mixed_examples(parts.tokenizer), {}
     for compiled, every in ((False, 0), (True, 0), (True, 1)):
-        base_of(model).model.compiled, base_of(model).model.gradient_checkpointing = compiled, every
+        unwrap_peft(model).model.compiled, unwrap_peft(model).model.gradient_checkpointing = compiled, every
         for chosen in (examples, examples[:2], examples[1:]):
             audio_loss(model, collate(chosen, parts.tokenizer)).total.backward()
         seen[compiled, every] = {
@@ -449,7 +456,7 @@ def test_a_compiled_layer_is_given_no_names(parts, monkeypatch):
         step, "_compiled", lambda: lambda *args: given.append(args[-1]) or step._layer(*args)
     )
     model = copy.deepcopy(parts.model)
-    base_of(model).model.compiled = True
+    unwrap_peft(model).model.compiled = True
     audio_loss(model, collate(mixed_examples(parts.tokenizer), parts.tokenizer))
     assert given and all(
         type(v) in (torch.Tensor, tuple) for where in given for v in where.values()
@@ -490,18 +497,18 @@ def test_a_wrong_shift_is_seen(parts, reference_step):
 
 def greedy(own, prompt, limit=120):
     "Columns `(L, K)` that HF's `generate` speaks after a prompt, greedily and without RAS."
-    ids, columns = encode_prompt(own.tokenizer, prompt)
+    ids, delayed_codes = encode_prompt(own.tokenizer, prompt)
     inputs = dict(
         input_ids=torch.from_numpy(ids)[None],
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
     )
-    if len(columns):
+    if len(delayed_codes):
         inputs |= dict(
-            audio_input_ids=torch.from_numpy(columns)[None],
-            audio_input_ids_mask=torch.ones(1, len(columns), dtype=torch.bool),
+            audio_input_ids=torch.from_numpy(delayed_codes)[None],
+            audio_input_ids_mask=torch.ones(1, len(delayed_codes), dtype=torch.bool),
         )
     out = own.model.generate(**inputs, do_sample=False, max_new_tokens=limit, ras_win_len=None)
-    return out[0, len(columns) :].numpy()
+    return out[0, len(delayed_codes) :].numpy()
 
 
 def test_it_learnt_the_clips(overfitted):
@@ -510,7 +517,7 @@ def test_it_learnt_the_clips(overfitted):
 
 def test_offset_audit(overfitted):
     "Cross-entropy of what column j says against the ids at columns j-1, j, j+1, j+2 (codes only): least at j+1, which generation uses."
-    batch = for_hf(overfitted.examples, overfitted.tokenizer)
+    batch = to_hf_inputs(overfitted.examples, overfitted.tokenizer)
     with torch.no_grad():
         logits = overfitted.model(**batch, use_cache=False).logits
     logits, ce = logits.unflatten(-1, (8, 1026)), {}
@@ -524,14 +531,14 @@ def test_offset_audit(overfitted):
     for offset in (-1, 0, 1, 2):
         terms = []
         for b, places in enumerate(audio):
-            columns = batch["audio_input_ids"][b, : len(places)]
+            delayed_codes = batch["audio_input_ids"][b, : len(places)]
             for j in range(max(0, -offset), len(places) - max(0, offset)):
-                codes = columns[j + offset] < 1024
+                codes = delayed_codes[j + offset] < 1024
                 if codes.any():
                     terms.append(
                         F.cross_entropy(
                             logits[b, places[j]][codes],
-                            columns[j + offset][codes],
+                            delayed_codes[j + offset][codes],
                             reduction="none",
                         )
                     )
@@ -549,64 +556,64 @@ def test_greedy_generation_gives_the_clips_back_and_stops(overfitted, clips):
         assert np.mean(spoken[:, :n] == codes[:, :n]) >= 0.99
 
 
-def forced_logits(own, prompt, columns, words=True):
-    "Logits `(L - 1, K, V)` of the training forward at every column of `columns` `(L, K)` but the first."
+def forced_logits(own, prompt, delayed_codes, words=True):
+    "Logits `(L - 1, K, V)` of the training forward at every column of `delayed_codes` `(L, K)` but the first."
     ids, refs = encode_prompt(own.tokenizer, prompt, words=words)
     labels = np.concatenate(
-        [np.full_like(refs, IGNORE), np.full_like(columns[:1], IGNORE), columns[1:]]
+        [np.full_like(refs, IGNORE), np.full_like(delayed_codes[:1], IGNORE), delayed_codes[1:]]
     )
     e = Example(
-        np.concatenate([ids, column_ids(own.tokenizer, *columns.shape)]),
-        np.concatenate([refs, columns]),
+        np.concatenate([ids, audio_placeholder_ids(own.tokenizer, *delayed_codes.shape)]),
+        np.concatenate([refs, delayed_codes]),
         labels,
     )
     with torch.no_grad():
         return target_logits(own.model, collate([e], own.tokenizer))
 
 
-def teacher_forced(own, prompt, columns):
+def teacher_forced(own, prompt, delayed_codes):
     "What the training forward says for columns 1 to L-1, `(L - 1, K)`."
-    return forced_logits(own, prompt, columns).argmax(-1).numpy()
+    return forced_logits(own, prompt, delayed_codes).argmax(-1).numpy()
 
 
-def free_places(columns):
+def free_places(delayed_codes):
     "`(L - 1, K)`: where generation may say what it likes; codebook k is forced to BOS up to column k, and the ramp from its first EOS on."
-    ended = np.cumsum((columns == 1025).any(1))[:-1] > 0
-    return (np.arange(1, len(columns))[:, None] > np.arange(8)) & ~ended[:, None]
+    ended = np.cumsum((delayed_codes == 1025).any(1))[:-1] > 0
+    return (np.arange(1, len(delayed_codes))[:, None] > np.arange(8)) & ~ended[:, None]
 
 
 @pytest.mark.parametrize("which", range(6))
 def test_teacher_forcing_says_what_greedy_generation_says(parts, which):
     "At every (column, codebook) that generation does not force: an untrained model, all tasks."
     prompt = prompts()[which]
-    columns = greedy(parts, prompt, limit=30)
-    said = teacher_forced(parts, prompt, columns)
-    free = free_places(columns)
-    assert (said == columns[1:])[free].all() and free.sum() > 30
+    delayed_codes = greedy(parts, prompt, limit=30)
+    said = teacher_forced(parts, prompt, delayed_codes)
+    free = free_places(delayed_codes)
+    assert (said == delayed_codes[1:])[free].all() and free.sum() > 30
 
 
 @pytest.mark.parametrize("which", range(6))
 def test_guidance_is_the_difference_of_two_plain_forwards(parts, which):
     "Without a cache, prompt and columns in one row, with the words and without: all tasks."
     prompt = prompts()[which]
-    columns = generate_columns(parts, prompt, replace(GREEDY, max_seconds=1.2, guidance_scale=3.0))
-    c, u = (forced_logits(parts, prompt, columns, words) for words in (True, False))
-    free = free_places(columns)
-    assert ((u + 3*(c - u)).argmax(-1).numpy() == columns[1:])[free].all() and free.sum() > 30
-    assert (c.argmax(-1).numpy() != columns[1:])[free].any()
+    delayed_codes = generate_delayed_codes(parts, prompt, replace(GREEDY, max_seconds=1.2, guidance_scale=3.0))
+    c, u = (forced_logits(parts, prompt, delayed_codes, words) for words in (True, False))
+    free = free_places(delayed_codes)
+    assert ((u + 3*(c - u)).argmax(-1).numpy() == delayed_codes[1:])[free].all() and free.sum() > 30
+    assert (c.argmax(-1).numpy() != delayed_codes[1:])[free].any()
 
 
 def test_guidance_away_from_the_prompt_itself_changes_nothing(parts):
     for prompt in prompts()[:2]:
         plain, whole = greedy(parts, prompt, limit=30), generation._inputs(parts, prompt)
-        with guided(parts.model, Guidance(whole, 3.0)): again = greedy(parts, prompt, limit=30)
+        with with_guidance(parts.model, Guidance(whole, 3.0)): again = greedy(parts, prompt, limit=30)
         assert (again == plain).all() and not parts.model._forward_hooks
 
 
 def test_guidance_is_what_the_checkpoint_asks_for_or_nothing(parts):
     "And a hook that fails or is done leaves the model as it was."
     own, prompt = copy.deepcopy(parts), Prompt("Xin chào.")
-    said = lambda guidance: generate_columns(
+    said = lambda guidance: generate_delayed_codes(
         own, prompt, replace(GREEDY, max_seconds=0.6, guidance_scale=guidance)
     ).tolist()
     plain, strong = said(1.0), said(3.0)
@@ -624,7 +631,7 @@ def test_teacher_forcing_says_the_clip_and_every_first_eos(overfitted, clips):
         said = teacher_forced(overfitted, prompt, delay(codes))
         asked = e.labels[1:] != IGNORE
         assert (said[asked] == e.labels[1:][asked]).mean() >= 0.99
-        rows = min(len(spoken), len(e.columns)) - 1
+        rows = min(len(spoken), len(e.delayed_codes)) - 1
         assert (spoken[1:rows + 1] == said[:rows])[asked[:rows]].all()
 
 
@@ -636,8 +643,8 @@ def test_reference_codes_are_the_reference_s_own_and_never_asked(parts):
         e = build_example(parts.tokenizer, p, target)
         own = [delay(r.codes) for r in p.references]
         n = sum(map(len, own))
-        assert (e.columns[:n] == np.concatenate([np.zeros((0, 8), int), *own])).all() and (
-            e.columns[n:] == delay(target)
+        assert (e.delayed_codes[:n] == np.concatenate([np.zeros((0, 8), int), *own])).all() and (
+            e.delayed_codes[n:] == delay(target)
         ).all()
         assert (e.labels[:n] == IGNORE).all() and (e.labels[n:] != IGNORE).sum() == 8 * 21
     assert {p.task for p in prompts()} == set(TASKS)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from higgs_vi.audio import SAMPLE_RATE, frame_levels, read_audio
-from higgs_vi.show import HIGHEST, LOWEST, draw, pitch
+from higgs_vi.show import HIGHEST, LOWEST, draw_spectrogram, pitch
 
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
 
@@ -59,7 +59,7 @@ def test_silence_and_noise_have_no_pitch():
 
 def test_the_picture_has_an_axis_for_pitch():
     figure = Figure()
-    draw(figure.add_subplot(), voiced(TONES["sắc"]), "sắc")
+    draw_spectrogram(figure.add_subplot(), voiced(TONES["sắc"]), "sắc")
     line = figure.axes[1]
     assert line.get_yscale() == "log" and line.get_ylim() == (LOWEST, HIGHEST) == (75, 400)
     assert np.nanmax(line.lines[0].get_ydata()) > 240

@@ -6,11 +6,11 @@ import pytest
 from higgs_vi.audio import write_wav
 from higgs_vi.batch import prompt_from_row
 from higgs_vi.check import CheckSettings, text_faults
-from higgs_vi.data import DataSettings, prepare, said
+from higgs_vi.data import DataSettings, prepare, spoken_text
 from higgs_vi.files import write_text
-from higgs_vi.pairs import plain
+from higgs_vi.pairs import is_plain
 from higgs_vi.prompt import Prompt, Reference
-from higgs_vi.speakers import original
+from higgs_vi.speakers import original_rows
 from higgs_vi.splits import texts_of
 from higgs_vi.tags import tags_of
 from higgs_vi.turns import is_dialogue, map_turns, speaker_turns, task_of, without_tags
@@ -47,7 +47,7 @@ REFUSED = {
 @pytest.mark.parametrize("space", ["", " "])
 def test_every_writing_of_a_tag_is_read_as_the_one_that_the_model_knows(tag, space):
     text, tidy = f"{tag}{space}Chào chị.[SPEAKER1]Vâng.", "[SPEAKER0] Chào chị. [SPEAKER1] Vâng."
-    assert map_turns(text) == said(text) == tidy and map_turns(tidy) == tidy and is_dialogue(text)
+    assert map_turns(text) == spoken_text(text) == tidy and map_turns(tidy) == tidy and is_dialogue(text)
     assert (
         speaker_turns(text) == [(0, "Chào chị."), (1, "Vâng.")]
         and without_tags(text) == "Chào chị. Vâng."
@@ -58,7 +58,7 @@ def test_every_writing_of_a_tag_is_read_as_the_one_that_the_model_knows(tag, spa
             "SPEAKER0",
             "SPEAKER1",
         ]
-    assert texts_of(dict(text=text)) == {"chào chị", "vâng"} and not plain(dict(text=text))
+    assert texts_of(dict(text=text)) == {"chào chị", "vâng"} and not is_plain(dict(text=text))
     assert tags_of(text, None, "", None) == tags_of("Chào chị. Vâng.", None, "", None)
     assert [f for f, _ in text_faults(text, None, CheckSettings())] == ["odd text"] and text_faults(
         tidy, None, CheckSettings()
@@ -69,7 +69,7 @@ def test_every_writing_of_a_tag_is_read_as_the_one_that_the_model_knows(tag, spa
 def test_what_is_no_dialogue_is_refused_with_its_reason(text):
     for read in (
         map_turns,
-        said,
+        spoken_text,
         make_prompt,
         lambda t: prompt_from_row({}, t),
         lambda t: texts_of(dict(text=t)),
@@ -139,4 +139,4 @@ def test_a_row_with_a_bad_tag_is_left_out_and_the_others_stay(tmp_path):
     assert all(any(w in r for r in rejected["reason"]) for w in reasons)
     write_text(tmp_path / "out" / samples[1]["transcript_file"], "[SPEAKERx] Chào.")
     with pytest.raises(ValueError, match=f"{samples[1]['id']}.*no speaker tag"):
-        original(tmp_path / "out")
+        original_rows(tmp_path / "out")

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 import higgs_vi.loop as module
 from higgs_vi.batch import build_example, collate
 from higgs_vi.checkpoint import Average, checkpoints, random_state, read_metrics, set_random_state
-from higgs_vi.forecast import with_preset
-from higgs_vi.generate import GREEDY, Sampling, generate_columns
-from higgs_vi.loop import build_model, finish, load_step, train, validate
+from higgs_vi.forecast import apply_preset
+from higgs_vi.generate import GREEDY, Sampling, generate_delayed_codes
+from higgs_vi.loop import build_model, load_step, save_best, train, validate
 from higgs_vi.merge import MergeSettings, merge
-from higgs_vi.model import Checkpoint, base_of, load_model, save_checkpoint
-from higgs_vi.plan import rate_at
+from higgs_vi.model import Checkpoint, load_model, save_checkpoint, unwrap_peft
+from higgs_vi.plan import learning_rate_at
 from higgs_vi.prompt import Prompt, Reference, render
 from higgs_vi.recipe import TrainSettings
 from higgs_vi.step import audio_loss, target_logits, train_step
@@ -62,7 +62,7 @@ def settings(place, out, **change):
         )
         | change
     )
-    return with_preset(TrainSettings.of(given))
+    return apply_preset(TrainSettings.of(given))
 
 
 def trained(run): return [p.detach().clone() for p in run.model.parameters() if p.requires_grad]
@@ -114,7 +114,7 @@ def test_the_rate_of_every_step_is_its_schedule_s(place, tmp_path, monkeypatch):
     run = train(start(cfg))
     wanted = [5e-4, 1e-3, *(1e-3 * (1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7))]
     assert used == pytest.approx(wanted) and [
-        rate_at(cfg, s, 8) for s in range(1, 9)
+        learning_rate_at(cfg, s, 8) for s in range(1, 9)
     ] == pytest.approx(wanted)
     assert [r["rate"] for r in read_metrics(run.folder)] == pytest.approx(wanted)
 
@@ -163,7 +163,7 @@ def test_alpha_scales_the_adapter(parts, adapter, scale):
     model = build_model(
         TrainSettings(lora_rank=4, lora_alpha=24.0, lora_variant=adapter, lora_dropout=0.0, precision="fp32"), own
     ).eval()
-    layer = base_of(model).model.layers[0].self_attn.q_proj
+    layer = unwrap_peft(model).model.layers[0].self_attn.q_proj
     A, B = (getattr(layer, f"lora_{x}")["default"].weight for x in "AB")
     torch.nn.init.normal_(B)
     x = torch.randn(5, A.shape[1])
@@ -197,12 +197,12 @@ def test_noise_hides_its_share_of_the_codes_and_no_label(place, tmp_path):
         loaded(0.3, 1),
         loaded(0.3, 0),
     )
-    codes = clean["columns"] < 1024
-    share = (clean["columns"] != noisy["columns"])[codes].float().mean().item()
-    assert 0.25 < share < 0.35 and torch.equal(clean["columns"][~codes], noisy["columns"][~codes])
+    codes = clean["delayed_codes"] < 1024
+    share = (clean["delayed_codes"] != noisy["delayed_codes"])[codes].float().mean().item()
+    assert 0.25 < share < 0.35 and torch.equal(clean["delayed_codes"][~codes], noisy["delayed_codes"][~codes])
     assert torch.equal(clean["targets"], noisy["targets"]) and counts.tolist() == again.tolist()
-    assert torch.equal(noisy["columns"], same["columns"]) and not torch.equal(
-        noisy["columns"], other["columns"]
+    assert torch.equal(noisy["delayed_codes"], same["delayed_codes"]) and not torch.equal(
+        noisy["delayed_codes"], other["delayed_codes"]
     )
 
 
@@ -219,7 +219,7 @@ def test_text_weight_is_the_weight_of_the_step_s_mean_text_loss(place, tmp_path)
     head = torch.nn.Linear(
         run.parts.model.config.hidden_size, run.parts.model.config.vocab_size, bias=False
     )
-    base_of(run.model).text_lm_head = head
+    unwrap_peft(run.model).text_lm_head = head
     alone = [b | dict(text_weight=0.0) for b in batches]
     with torch.no_grad():
         losses, without = ([audio_loss(run.model.eval(), b) for b in bs] for bs in (batches, alone))
@@ -262,7 +262,7 @@ def test_the_average_is_validated_and_written(place, tmp_path):
     raw = validate(replace(run, average=None))["loss"]
     assert row["kind"] == "valid" and abs(raw - row["loss"]) > 1e-3
     assert all(torch.equal(a, b) for a, b in zip(own, trained(run)))
-    finish(run)
+    save_best(run)
     assert validate(replace(run, average=None))["loss"] == pytest.approx(row["loss"], abs=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(trained(run), run.average.mean))
 
@@ -346,7 +346,7 @@ def spoken_with(parts, monkeypatch, how):
         return real(self, input_ids, logits_processor, stopping_criteria, generation_config, **kw)
     with monkeypatch.context() as m:
         m.setattr(cls, "_sample", sample)
-        seen.columns = generate_columns(own, make_prompt("Xin chào."), how)
+        seen.delayed_codes = generate_delayed_codes(own, make_prompt("Xin chào."), how)
     return seen
 
 
@@ -430,7 +430,7 @@ def test_a_merged_model_is_base_and_adapter(place, tmp_path):
 def test_the_seed_decides_and_the_caller_s_random_state_stays(parts):
     state = torch.get_rng_state()
     said = [
-        generate_columns(parts, make_prompt("Xin chào."), Sampling(seed=s, max_seconds=0.4)).tolist()
+        generate_delayed_codes(parts, make_prompt("Xin chào."), Sampling(seed=s, max_seconds=0.4)).tolist()
         for s in (1, 1, 2)
     ]
     assert said[0] == said[1] != said[2] and torch.equal(state, torch.get_rng_state())

@@ -16,7 +16,7 @@ from higgs_vi.adapters import add_lora, load_adapter, lora_config, read_adapter_
 from higgs_vi.checkpoint import (
     checkpoints,
     load_state,
-    load_trained,
+    load_trained_weights,
     lock_run,
     read_metrics,
     save_state,
@@ -24,7 +24,7 @@ from higgs_vi.checkpoint import (
 )
 from higgs_vi.codec import load_codec
 from higgs_vi.delay import delay, undelay
-from higgs_vi.files import Damaged, atomic, atomic_folder, read_json, sweep, write_text
+from higgs_vi.files import Damaged, atomic, atomic_folder, read_json, remove_stale_files, write_text
 from higgs_vi.model import (
     NANO,
     build_processor,
@@ -104,7 +104,7 @@ def test_damaged_weights_are_refused_wherever_they_are_loaded(parts, saved, tmp_
     model = load_adapter(copy.deepcopy(parts.model), saved / "adapter")
     before = {n: w.clone() for n, w in model.state_dict().items()}
     with pytest.raises(Damaged):
-        load_trained(model, tmp_path / "adapter")
+        load_trained_weights(model, tmp_path / "adapter")
     assert all(torch.equal(w, before[n]) for n, w in model.state_dict().items())
     shutil.copytree(saved / "nano", tmp_path / "nano")
     hurt(tmp_path / "nano/model.safetensors")
@@ -118,7 +118,7 @@ def test_damaged_weights_are_refused_wherever_they_are_loaded(parts, saved, tmp_
     full.save_pretrained(tmp_path / "full")
     hurt(tmp_path / "full/model.safetensors")
     with pytest.raises(Damaged):
-        load_trained(full, tmp_path / "full")
+        load_trained_weights(full, tmp_path / "full")
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_what_a_killed_process_left_goes_at_the_next_start_and_what_a_living_one
     assert len(list(tmp_path.glob(".*.tmp"))) == 2
     (tmp_path / ".foreign.other-1.abc.tmp").write_text("another machine's")
     with atomic(tmp_path / "mine") as own:
-        sweep(tmp_path)
+        remove_stale_files(tmp_path)
         assert own.exists() and sorted(p.name for p in tmp_path.glob(".*.tmp")) == sorted(
             [".foreign.other-1.abc.tmp", own.name]
         )
@@ -525,13 +525,13 @@ def test_a_stray_marker_in_one_codebook_does_not_cut_the_sentence(parts, marker,
 def run(saved, tmp_path_factory):
     "A short run of an adapter, saved at steps 1, 2 and 3, and its settings."
     from higgs_vi.data import DataSettings, prepare
-    from higgs_vi.forecast import with_preset
+    from higgs_vi.forecast import apply_preset
     from higgs_vi.recipe import TrainSettings
     from higgs_vi.train import execute
 
     place = tmp_path_factory.mktemp("run")
     prepare(DataSettings(output_dir=str(place / "data")))
-    cfg = with_preset(
+    cfg = apply_preset(
         TrainSettings.of(
             dict(
                 model=str(saved / "nano"),
@@ -590,14 +590,14 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(run, t
 
 
 def test_the_best_checkpoint_damaged_is_said_and_another_one_written_out(run, tmp_path, capsys):
-    from higgs_vi.loop import close_logs, finish
+    from higgs_vi.loop import close_logs, save_best
     from higgs_vi.train import start
 
     begun = start(again(run, tmp_path))
     damage(
         tmp_path / f"run/checkpoints/step-{begun.best_step:06d}/adapter_model.safetensors", "nan"
     )
-    finish(begun)
+    save_best(begun)
     close_logs(begun)
     assert "is damaged" in capsys.readouterr().out
     assert (tmp_path / "run/adapter/adapter_model.safetensors").read_bytes() == (

@@ -6,9 +6,9 @@ import pytest
 
 import higgs_vi.generate as generate
 from higgs_vi.delay import delay
-from higgs_vi.generate import GREEDY, Sampling, odd_length, say, sounding_seconds, syllables_to_say
+from higgs_vi.generate import GREEDY, Sampling, length_problem, loud_seconds, say, syllables_to_say
 from higgs_vi.prompt import Prompt
-from higgs_vi.say import SaySettings, speak, words_to_say
+from higgs_vi.say import SaySettings, prepare_text, speak
 
 
 @pytest.mark.parametrize(
@@ -37,29 +37,29 @@ def sound(seconds, silence=0.4, noise=0.002):
     return x
 
 def test_silence_around_does_not_count():
-    assert abs(sounding_seconds(sound(1.5)) - 1.5) <= 0.04
+    assert abs(loud_seconds(sound(1.5)) - 1.5) <= 0.04
     assert (
-        sounding_seconds(np.zeros(24_000, np.float32))
-        == sounding_seconds(np.zeros(0, np.float32))
+        loud_seconds(np.zeros(24_000, np.float32))
+        == loud_seconds(np.zeros(0, np.float32))
         == 0
     )
 
 @pytest.mark.parametrize("seconds, fits", [(0.4, False), (0.52, True), (2.8, True), (3.0, False)])
 def test_four_syllables_take_between_048_and_29_seconds(seconds, fits):
-    off, why = odd_length("Xin chào các bạn.", sound(seconds))
+    off, why = length_problem("Xin chào các bạn.", sound(seconds))
     assert (off == 1, why == "") == (fits, fits)
 
 def test_a_take_that_was_cut_is_not_too_short():
-    assert odd_length("Xin chào các bạn.", sound(0.2), ended=False) == (1.0, "")
-    assert odd_length("Xin chào các bạn.", sound(4), ended=False)[0] > 1
+    assert length_problem("Xin chào các bạn.", sound(0.2), ended=False) == (1.0, "")
+    assert length_problem("Xin chào các bạn.", sound(4), ended=False)[0] > 1
 
 def speaking(monkeypatch, lengths):
     "A model whose take with seed i lasts `lengths[i]` seconds; 0: it says nothing. The seeds that were asked for."
     seeds = []
-    def columns(parts, prompt, how):
+    def delayed_codes(parts, prompt, how):
         seeds.append(how.seed)
         return delay(np.full((8, round(25*lengths[how.seed])), how.seed))
-    monkeypatch.setattr(generate, "generate_columns", columns)
+    monkeypatch.setattr(generate, "generate_delayed_codes", delayed_codes)
     monkeypatch.setattr(generate, "decode", lambda codec, codes: sound(codes.shape[1]/25))
     config = SimpleNamespace(audio_stream_bos_id=1024, audio_stream_eos_id=1025)
     return SimpleNamespace(model=SimpleNamespace(config=config), codec=None), seeds
@@ -90,7 +90,7 @@ def test_only_silence_is_an_error(monkeypatch):
 def test_a_file_of_another_kind_is_refused_and_digits_are_pointed_out(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="output_file is .*a.mp3.* ends in .wav"):
         speak(SaySettings(output_file=str(tmp_path / "a.mp3")), None)
-    assert words_to_say(SaySettings(text="Năm 2024.")) == "Năm 2024."
+    assert prepare_text(SaySettings(text="Năm 2024.")) == "Năm 2024."
     assert "aloud true" in capsys.readouterr().out
-    words_to_say(SaySettings(text="[SPEAKER0] Chào."))
+    prepare_text(SaySettings(text="[SPEAKER0] Chào."))
     assert "aloud true" not in capsys.readouterr().out

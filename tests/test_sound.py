@@ -16,16 +16,16 @@ from higgs_vi.audio import (
     DEMO,
     SAMPLE_RATE,
     _mp3_frame,
-    as_written,
     decode,
     read_audio,
     read_channel,
+    round_to_16_bits,
 )
 from higgs_vi.check import CheckSettings, check
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.sound import Recordings, fingerprint, no_speech
-from higgs_vi.speakers import SpeakersSettings, original
-from higgs_vi.splits import copies_of, divide
+from higgs_vi.sound import Recordings, fingerprint, why_not_speech
+from higgs_vi.speakers import SpeakersSettings, original_rows
+from higgs_vi.splits import divide, find_duplicates
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent/"shared/data/cv_vi"
@@ -276,15 +276,15 @@ def test_one_sound_as_float_and_as_16_bit_is_one(tmp_path):
     "00 keeps the first, and 08 finds nothing broken in what 00 made."
     (tmp_path / "in").mkdir()
     sf.write(tmp_path / "in/a.wav", VOICE, SAMPLE_RATE, subtype="FLOAT")
-    sf.write(tmp_path / "in/b.wav", as_written(VOICE), SAMPLE_RATE, subtype="PCM_16")
-    sf.write(tmp_path / "in/c.flac", as_written(VOICE), SAMPLE_RATE, subtype="PCM_24")
+    sf.write(tmp_path / "in/b.wav", round_to_16_bits(VOICE), SAMPLE_RATE, subtype="PCM_16")
+    sf.write(tmp_path / "in/c.flac", round_to_16_bits(VOICE), SAMPLE_RATE, subtype="PCM_24")
     samples, rejected = prepared(tmp_path / "in", tmp_path / "out")
     assert len(samples) == 1 and rejected["reason"].str.contains(
         "same sound as row 1"
     ).tolist() == [True, True]
     assert not check(CheckSettings(data=str(tmp_path / "out")))[1]["broken"].any()
     assert (
-        as_written(np.float32([-1e-9, 1e-9, -2, 2, 0.5]))
+        round_to_16_bits(np.float32([-1e-9, 1e-9, -2, 2, 0.5]))
         == np.float32([0, 0, -1, 32767 / 32768, 0.5])
     ).all()
 
@@ -318,7 +318,7 @@ def beds():
 
 @pytest.mark.parametrize("name", beds())
 def test_what_is_no_speech_is_refused(name):
-    assert no_speech(as_written(beds()[name]))
+    assert why_not_speech(round_to_16_bits(beds()[name]))
 
 
 def notes(hz, seconds, parts=8, fall=3.0):
@@ -372,7 +372,7 @@ def still():
 def test_tones_chords_and_narrow_noise_are_no_speech(name, noise):
     "Alone, and with noise; the reason names them."
     x = still()[name]
-    why = no_speech(as_written(x + np.random.default_rng(1).normal(0, noise, len(x))))
+    why = why_not_speech(round_to_16_bits(x + np.random.default_rng(1).normal(0, noise, len(x))))
     assert "no speech is heard" in why and "(parameter require_voice)" in why
     if name in ("440 Hz", "chords") and not noise: assert "as in tones, chords" in why
 
@@ -384,7 +384,7 @@ def test_somebody_who_speaks_over_such_a_sound_is_heard(name, share):
     for path in sorted((ROOT / "tests/voices/clips").glob("*.ogg"))[::20]:
         voice = read_audio(path)
         x = np.resize(still()[name], len(voice))
-        assert not no_speech(as_written(voice + share * x * voice.std() / x.std())), path
+        assert not why_not_speech(round_to_16_bits(voice + share * x * voice.std() / x.std())), path
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_speech_is_speech(change, request):
     "The nano's voice, which is weakly voiced: of its clips cut to a second one may be refused."
     clips = sorted((DEMO / "clips").glob("*_*.ogg"))[::8]
     refused = [
-        path.name for path in clips if no_speech(change(read_audio(path)).astype(np.float32))
+        path.name for path in clips if why_not_speech(change(read_audio(path)).astype(np.float32))
     ]
     assert len(refused) <= (request.node.callspec.id == "short") and len(clips) > 9, refused
 
@@ -411,7 +411,7 @@ def test_speech_is_speech(change, request):
 def test_real_people_are_heard():
     "Few real clips are refused for having no voice (of all 10,376, 68 with the silent ones, when measured; here every 50th)."
     lines = [json.loads(line) for line in (REAL/"manifest.jsonl").open(encoding="utf-8")][7::50]
-    why = [no_speech(as_written(read_audio(REAL/r["audio"]))) for r in lines]
+    why = [why_not_speech(round_to_16_bits(read_audio(REAL/r["audio"]))) for r in lines]
     assert sum("no speech" in w for w in why) <= 2, [w for w in why if w]
 
 
@@ -455,9 +455,9 @@ COPIES = {
     "8 kHz": lambda x: at_rate(x, 8_000, format="WAV"),
     "44.1 kHz": lambda x: at_rate(x, 44_100, format="WAV"),
     "telephone": lambda x: at_rate(x, 8_000, format="WAV", subtype="ULAW"),
-    "too loud": lambda x: as_written(np.clip(2 * x, -1, 1)),
-    "gain": lambda x: as_written(0.5 * x),
-    "whisper of it": lambda x: as_written(0.05 * x),
+    "too loud": lambda x: round_to_16_bits(np.clip(2 * x, -1, 1)),
+    "gain": lambda x: round_to_16_bits(0.5 * x),
+    "whisper of it": lambda x: round_to_16_bits(0.05 * x),
     "mp3": lambda x: again(x, format="MP3"),
     "opus": lambda x: again(x, format="OGG", subtype="OPUS"),
     "vorbis": lambda x: again(x, format="OGG", subtype="VORBIS"),
@@ -521,13 +521,13 @@ def test_00_keeps_one_of_several_copies_and_02_keeps_them_on_one_side(tmp_path):
     for name, change in (
         ("in_000001", COPIES["mp3"]),
     ):  # somebody puts a copy under another text into the folder
-        sf.write(tmp_path / "out" / f"{name}.wav", as_written(change(VOICE)), SAMPLE_RATE)
+        sf.write(tmp_path / "out" / f"{name}.wav", round_to_16_bits(change(VOICE)), SAMPLE_RATE)
         (tmp_path / "out" / f"{name}.txt").write_text("Câu khác hẳn.", encoding="utf-8")
     assert "same recording as in_000000" in " ".join(
         check(CheckSettings(data=str(tmp_path / "out")))[1]["what"]
     )
-    rows = original(tmp_path / "out")[1]
-    assert copies_of(tmp_path / "out", rows) == dict.fromkeys(
+    rows = original_rows(tmp_path / "out")[1]
+    assert find_duplicates(tmp_path / "out", rows) == dict.fromkeys(
         ("in_000000", "in_000001"), "in_000000"
     )
     rows = [rows[0] | dict(split="train"), rows[1] | dict(split="test")] + [
@@ -535,7 +535,7 @@ def test_00_keeps_one_of_several_copies_and_02_keeps_them_on_one_side(tmp_path):
         for i, s in enumerate(["train", "test"] * 3)
     ]
     cfg = SpeakersSettings(disjoint="given")
-    sides, owners = divide(rows, cfg, copies_of(tmp_path / "out", rows[:2]))
+    sides, owners = divide(rows, cfg, find_duplicates(tmp_path / "out", rows[:2]))
     assert (
         sum(s != o for s, o in zip(sides, owners)) == 1
         and divide(rows, cfg)[0] == divide(rows, cfg)[1]
@@ -556,7 +556,7 @@ def test_fingerprints_that_00_noted_are_not_computed_again(tmp_path, monkeypatch
         "How many sounds were read, and fingerprints computed, by 02's search for copies; and the latter by 08."
         computed.clear()
         reads.clear()
-        assert not copies_of(folder, original(folder)[1])
+        assert not find_duplicates(folder, original_rows(folder)[1])
         found = len(reads), len(computed)
         computed.clear()
         assert not check(CheckSettings(data=str(folder)))[1]["broken"].any()
@@ -572,7 +572,7 @@ def test_fingerprints_that_00_noted_are_not_computed_again(tmp_path, monkeypatch
     sf.write(name, read_audio(name) * np.float32(0.5), SAMPLE_RATE)
     assert looked(tmp_path / "out") == (1, 1, 1)
     shutil.copy(other, name)
-    assert copies_of(tmp_path / "out", original(tmp_path / "out")[1]) == dict.fromkeys(
+    assert find_duplicates(tmp_path / "out", original_rows(tmp_path / "out")[1]) == dict.fromkeys(
         (samples[0]["id"], samples[1]["id"]), samples[0]["id"]
     )
     for text in (

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 import higgs_vi.speakers as speakers
-from higgs_vi.batch import draw_clips, epoch_batches
+from higgs_vi.batch import epoch_batches, sample_by_weight
 from higgs_vi.check import CheckSettings
 from higgs_vi.check import check as look_through
 from higgs_vi.checkpoint import read_metrics
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.forecast import with_preset
+from higgs_vi.forecast import apply_preset
 from higgs_vi.loop import train
 from higgs_vi.manifest import read_higgs
-from higgs_vi.plan import Dataset, plan_epoch, plan_from, split
+from higgs_vi.plan import Dataset, plan_after, plan_epoch, split
 from higgs_vi.recipe import TrainSettings
-from higgs_vi.speakers import SpeakersSettings, balance, execute, kind_of, original
-from higgs_vi.splits import SIDES, effective, seconds_by, speakers_of, texts_of
+from higgs_vi.speakers import SpeakersSettings, balance, execute, kind_of, original_rows
+from higgs_vi.splits import SIDES, effective_number, seconds_by, speakers_of, texts_of
 from higgs_vi.train import start
 
 CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
@@ -178,7 +178,7 @@ def test_time_goes_with_the_power_of_what_there_is(temperature):
         assert np.allclose(ratio, ratio[0], rtol=1e-3) and any("weight" in s for s in samples) == (
             temperature > 1
         )
-        assert effective(got) > effective(want) - 1e-6
+        assert effective_number(got) > effective_number(want) - 1e-6
 
 
 def test_what_cannot_be_is_refused_with_counts():
@@ -286,8 +286,8 @@ def test_weights_are_met_in_every_process_and_every_epoch_and_nothing_changes_wi
             and len(one) == 300
         )
         assert (np.abs(np.bincount(one, minlength=300) - ideal) < 1).all()
-    steps = list(plan_from(cfg, heavy, 0, 2))
-    assert all(list(plan_from(cfg, heavy, n, 2)) == steps[n:] for n in (1, 7, len(steps) - 1))
+    steps = list(plan_after(cfg, heavy, 0, 2))
+    assert all(list(plan_after(cfg, heavy, n, 2)) == steps[n:] for n in (1, 7, len(steps) - 1))
     mixed = replace(heavy, train=data.train + data.train[:50], replayed=50)
     met = [i for s in plan_epoch(cfg, mixed, 0, 1) for b in s for i in b]
     assert len(met) == 400 and sum(i >= 300 for i in met) == 100
@@ -295,7 +295,7 @@ def test_weights_are_met_in_every_process_and_every_epoch_and_nothing_changes_wi
 
 def plan_batches(cfg, data, epoch):
     "The batches of an epoch, told apart from the plan."
-    chosen = draw_clips(data.weights, cfg.seed, epoch)
+    chosen = sample_by_weight(data.weights, cfg.seed, epoch)
     return [
         [chosen[i] for i in b]
         for b in epoch_batches([len(data.train[i]) for i in chosen], cfg.token_budget, cfg.seed, epoch)
@@ -367,7 +367,7 @@ def test_a_folder_balanced_again_is_the_same_and_other_settings_begin_from_all_r
     execute(small(folder))
     assert files(folder) == first
     prepare(DataSettings(output_dir=str(folder)))  # 00_data again: its rows count, not those kept aside
-    assert "mood" not in original(folder)[1][0]
+    assert "mood" not in original_rows(folder)[1][0]
 
 
 def test_a_run_broken_off_leaves_the_folder_usable_and_the_next_one_ends_as_if_unbroken(
@@ -403,7 +403,7 @@ def test_tags_given_after_balancing_are_not_lost_silently(folder):
 
 def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
     _, samples, _ = execute(small(folder, temperature=3))
-    cfg = with_preset(
+    cfg = apply_preset(
         TrainSettings.of(
             dict(
                 data=str(folder),
@@ -464,7 +464,7 @@ def test_common_voice_is_balanced():
         seconds_by(train).values()
     )
     assert sum(v for _, v in before.most_common(3)) / sum(before.values()) > 0.4 and three < 0.06
-    assert effective(before) < 15 and effective(seconds_by(train)) > 120
+    assert effective_number(before) < 15 and effective_number(seconds_by(train)) > 120
 
 
 def test_a_balanced_folder_is_not_broken(folder):
@@ -523,8 +523,8 @@ def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_pa
     "A balanced folder as 00's table: who speaks in its dialogues is known, so no speaker is on two sides."
     execute(small(folder, valid_share=0, test_share=0, dialogue_share=0.3))
     prepare(DataSettings(table=str(folder), output_dir=str(tmp_path/"again")))
-    talks = [r for r in original(tmp_path/"again")[1] if "[SPEAKER" in r["text"]]
-    people = {r["speaker_id"] for r in original(folder)[1]}
+    talks = [r for r in original_rows(tmp_path/"again")[1] if "[SPEAKER" in r["text"]]
+    people = {r["speaker_id"] for r in original_rows(folder)[1]}
     assert talks and all(len(speakers_of(r)) == 2 and set(speakers_of(r)) <= people for r in talks)
 
 

@@ -8,7 +8,15 @@ import soundfile as sf
 
 from higgs_vi.audio import SAMPLE_RATE, read_audio
 from higgs_vi.data import DataSettings, prepare, read_source
-from higgs_vi.subtitles import Cue, is_labels, levels_of, misfit, parse_cues, speech, subtitles
+from higgs_vi.subtitles import (
+    Cue,
+    is_labels,
+    levels_of,
+    parse_cues,
+    speech_spans,
+    subtitles,
+    why_misfit,
+)
 
 SRT = "{n}\n00:00:{a:06.3f} --> 00:00:{b:06.3f}\n{text}\n\n"
 
@@ -218,7 +226,7 @@ HABITS = {"as spoken": (0, 0), "ends linger": (0, 0.45), "ends linger long": (0,
 def dialogue(tmp_path_factory):
     "The limits of five spoken clips, and the speech that is found in their recording."
     folder = tmp_path_factory.mktemp("dialogue")
-    return [(a, b) for a, b, _ in talk(folder)], speech(*levels_of(folder/"a.wav"))
+    return [(a, b) for a, b, _ in talk(folder)], speech_spans(*levels_of(folder/"a.wav"))
 
 
 @pytest.mark.parametrize("habit", HABITS)
@@ -228,13 +236,13 @@ def dialogue(tmp_path_factory):
 def test_habits_of_subtitlers_and_partial_subtitles_are_no_misfit(dialogue, habit, part):
     limits, spans = dialogue
     early, linger = HABITS[habit]
-    assert not misfit([Cue(a + early, b + linger, "x") for a, b in limits[part]], spans)
+    assert not why_misfit([Cue(a + early, b + linger, "x") for a, b in limits[part]], spans)
 
 
 def test_cues_that_touch_and_one_far_after_the_end_are_no_misfit(dialogue):
     limits, spans = dialogue
     touching = [Cue(a, b, "x") for (a, _), (b, _) in zip(limits, [*limits[1:], (limits[-1][1], 0)])]
-    assert not misfit(touching, spans) and not misfit([*touching, Cue(900, 903, "x")], spans)
+    assert not why_misfit(touching, spans) and not why_misfit([*touching, Cue(900, 903, "x")], spans)
 
 
 @pytest.mark.parametrize("by", [b for b in np.arange(-6, 6.25, 0.25) if abs(b) >= 1])
@@ -243,7 +251,7 @@ def test_any_large_shift_of_all_cues_is_seen(dialogue, by):
     limits, spans = dialogue
     cues = [Cue(a + by, b + by, "x") for a, b in limits if a + by >= 0]
     if len(cues) <= 3: pytest.skip("too few cues are left")
-    assert abs(float(re.search(r"moved by (\S+) s", misfit(cues, spans))[1]) + by) < 0.3
+    assert abs(float(re.search(r"moved by (\S+) s", why_misfit(cues, spans))[1]) + by) < 0.3
 
 
 @pytest.fixture(scope="module")
@@ -265,11 +273,11 @@ def test_times_for_another_rate_of_frames_are_refused(long_talk, by, n):
         Cue(a * by + rng.uniform(-0.15, 0.05), b * by + rng.uniform(0, 0.3), "x")
         for a, b in long_talk[:n]
     ]
-    why = misfit(cues, long_talk)
+    why = why_misfit(cues, long_talk)
     assert "the times drift" in why and "frames a second" in why
     a, b = map(float, re.search(r"from (\S+) to (\S+) frames", why).groups())
     assert abs(by * a / b - 1) < 0.002
-    assert not misfit([Cue(c.start / by, c.end / by, "x") for c in cues], long_talk)
+    assert not why_misfit([Cue(c.start / by, c.end / by, "x") for c in cues], long_talk)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -297,8 +305,8 @@ def test_labels_beside_a_sound_are_times_and_rows_are_all_accounted_for(tmp_path
     assert (tmp_path / "out" / samples[0]["transcript_file"]).read_text(
         encoding="utf-8"
     ) == "Câu số 0.\n"
-    assert not misfit(
-        [Cue(a, b, "x") for a, b, _ in cues], speech(*levels_of(tmp_path / "in/a.wav"))
+    assert not why_misfit(
+        [Cue(a, b, "x") for a, b, _ in cues], speech_spans(*levels_of(tmp_path / "in/a.wav"))
     )
 
 

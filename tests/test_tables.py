@@ -23,7 +23,7 @@ from higgs_vi.check import CheckSettings, check
 from higgs_vi.data import DataSettings, gender_of, main, prepare, read_source
 from higgs_vi.manifest import read_higgs
 from higgs_vi.splits import given_sides
-from higgs_vi.tables import Blobs, by_folder, read_parquet, read_table
+from higgs_vi.tables import Blobs, read_parquet, read_table, speakers_by_folder
 from tests.sounds import spoken
 
 TEXTS = ["Một con mèo.", "Hai con chó.", "Ba con gà.", "Bốn con vịt."]
@@ -475,7 +475,7 @@ def test_names_are_told_apart_by_what_they_say_not_by_their_bytes(tmp_path):
     (tmp_path / "again/metadata.json").write_text('{"samples": []}')
     with pytest.raises(ValueError, match="made from something else"):
         run(table, tmp_path / "again")
-    assert len(set(by_folder(["a.wav", "lan/b.wav"], "lan")[0])) == 2
+    assert len(set(speakers_by_folder(["a.wav", "lan/b.wav"], "lan")[0])) == 2
 
 
 def test_cells_that_say_nothing_and_times_that_are_none(tmp_path):
@@ -613,7 +613,7 @@ def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_p
 
     import higgs_vi.data as data
 
-    table, real = jsonl(some(tmp_path) / "t.jsonl", *map(row, range(3))), data.examine
+    table, real = jsonl(some(tmp_path) / "t.jsonl", *map(row, range(3))), data.read_clip
     for number, error in enumerate(
         (
             KeyError("x"),
@@ -629,11 +629,11 @@ def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_p
                 raise error
             return real(r, *rest)
 
-        monkeypatch.setattr(data, "examine", odd)
+        monkeypatch.setattr(data, "read_clip", odd)
         got = run(table, tmp_path / f"out{number}")
         assert len(got.texts) == 2 and len(got.reasons) == 1 and got.reasons[0]
     for error in (OSError(errno.ENOSPC, "full"), ImportError("sea-g2p")):
-        monkeypatch.setattr(data, "examine", lambda *_: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(data, "read_clip", lambda *_: (_ for _ in ()).throw(error))
         with pytest.raises(type(error)):
             run(table, tmp_path / "full")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from higgs_vi import aloud
 from higgs_vi.aloud import agrees, number, spoken, tokens
-from higgs_vi.text import clean, is_syllable, place_tone, plain_letters, why_foreign, words
+from higgs_vi.text import clean_text, is_syllable, place_tone, plain_letters, why_foreign, words
 from tests.spoken_forms import engine_words, matches
 
 
@@ -313,7 +313,7 @@ def seconds(function, text):
 
 def test_time_grows_with_the_length_alone():
     "Each public text function; ten times the text may take at most some 20 times as long."
-    functions = (spoken, tokens, clean, plain_letters, why_foreign, words, place_tone, is_syllable)
+    functions = (spoken, tokens, clean_text, plain_letters, why_foreign, words, place_tone, is_syllable)
     spoken("a 5")
     for unit, text in long_texts(10_000):
         for function in functions:
@@ -323,7 +323,7 @@ def test_time_grows_with_the_length_alone():
 
 @pytest.mark.slow
 def test_a_hundred_kilobytes_take_under_a_second():
-    functions = (spoken, tokens, clean, plain_letters, why_foreign, words, place_tone, is_syllable)
+    functions = (spoken, tokens, clean_text, plain_letters, why_foreign, words, place_tone, is_syllable)
     spoken("a 5")
     slow = [(unit, f.__name__, took) for unit, text in long_texts() for f in functions
             if (took := min(seconds(f, text) for _ in range(2))) > 1]
@@ -352,9 +352,9 @@ def test_sentences_a_second():
     )
 )
 def test_cleaning_twice_changes_nothing(text):
-    try: once = clean(text)
+    try: once = clean_text(text)
     except ValueError: return
-    assert clean(once) == once
+    assert clean_text(once) == once
 
 
 @settings(max_examples=200, deadline=None)
@@ -382,12 +382,12 @@ def test_any_text_is_read_or_refused(text):
         ("Ⅳ", "IV"),
     ],
 )
-def test_letters_that_look_alike_become_plain(written, plain): assert clean(written) == plain
+def test_letters_that_look_alike_become_plain(written, plain): assert clean_text(written) == plain
 
 
 def test_foreign_words_keep_their_marks():
     for word in ("Noé", "Où", "Ñu", "Zoé", "cúii", "señor", "café", "Muý"):
-        assert place_tone(word) == word and clean(word) == word
+        assert place_tone(word) == word and clean_text(word) == word
     for old, new in dict(
         hoà="hòa", khoẻ="khỏe", thuỷ="thủy", cuả="của", muà="mùa", goá="góa", loé="lóe"
     ).items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from higgs_vi.generate import Sampling, generate_columns, one_thread
+from higgs_vi.generate import Sampling, generate_delayed_codes, one_thread
 from higgs_vi.prompt import Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +87,7 @@ def test_a_small_model_speaks_on_one_thread_and_gives_the_others_back(parts):
     torch.set_num_threads(2)
     hook = parts.model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     try:
-        generate_columns(parts, Prompt("Xin chào."), Sampling(max_seconds=0.2))
+        generate_delayed_codes(parts, Prompt("Xin chào."), Sampling(max_seconds=0.2))
         assert set(seen) == {1} and torch.get_num_threads() == 2
         with pytest.raises(KeyError), one_thread(parts.model): raise KeyError
         assert torch.get_num_threads() == 2

@@ -21,27 +21,27 @@ from safetensors.torch import load_file
 
 from higgs_vi.adapters import add_lora, fingerprint, load_adapter, lora_config
 from higgs_vi.audio import DEMO, read_audio, write_wav
-from higgs_vi.batch import build_example, collate, without_words
+from higgs_vi.batch import build_example, collate, drop_prompt_text
 from higgs_vi.checkpoint import checkpoints, lock_run, read_metrics, unlock_run
 from higgs_vi.codec import decode, encode
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.files import write_text
-from higgs_vi.forecast import fitting, forecast, with_preset
-from higgs_vi.generate import Sampling, Speech, generate_columns, say
-from higgs_vi.loop import Stopped, finish, load_step, open_folder, train, validate
+from higgs_vi.forecast import apply_preset, fastest_plan, forecast
+from higgs_vi.generate import Sampling, Speech, generate_delayed_codes, say
+from higgs_vi.loop import Stopped, load_step, open_folder, save_best, train, validate
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import (
     NANO,
-    base_of,
+    device_map_for,
     keep_text_on_host,
     load_checkpoint,
     load_model,
-    places,
     save_checkpoint,
+    unwrap_peft,
     write_nano,
 )
-from higgs_vi.monitor import outcome
-from higgs_vi.plan import plan_epoch, plan_from, rate_at, total_steps
+from higgs_vi.monitor import summarize_run
+from higgs_vi.plan import learning_rate_at, plan_after, plan_epoch, total_steps
 from higgs_vi.recipe import MemorySettings, TrainSettings
 from higgs_vi.say import SaySettings, load_speaker, speak
 from higgs_vi.say import main as say_main
@@ -83,7 +83,7 @@ def settings(place, out, **change):
         )
         | change
     )
-    return with_preset(TrainSettings.of(given))
+    return apply_preset(TrainSettings.of(given))
 
 
 def test_the_embedded_nano_is_small_and_ends_by_itself():
@@ -159,8 +159,8 @@ def test_a_share_of_the_prompts_loses_its_words_and_nothing_else(unbroken):
         run.cfg = replace(run.cfg, prompt_dropout=share)
         (batch,), counts, size = load_step(run, 0, everyone)
         sizes[share] = size["tokens"]
-        asked.append((counts.tolist(), batch["targets"].tolist(), batch["columns"].tolist()))
-    silent = [without_words(e, unbroken.parts.tokenizer) for e in unbroken.data.train]
+        asked.append((counts.tolist(), batch["targets"].tolist(), batch["delayed_codes"].tolist()))
+    silent = [drop_prompt_text(e, unbroken.parts.tokenizer) for e in unbroken.data.train]
     assert (
         sizes[0.999999]
         == sum(map(len, silent))
@@ -248,14 +248,14 @@ def test_early_stopping_stops_and_keeps_the_best(place, capsys):
         )
     )
     assert adapter == best != last
-    assert outcome(run.metrics.rows, 40).endswith(
+    assert summarize_run(run.metrics.rows, 40).endswith(
         "training did not help: no step was better than the model before it."
     )
 
 
 def test_the_rate_rises_and_falls():
     cfg = replace(TrainSettings(), learning_rate=1.0, warmup_ratio=0.1)
-    rates = [rate_at(cfg, s, 100) for s in range(1, 101)]
+    rates = [learning_rate_at(cfg, s, 100) for s in range(1, 101)]
     assert (
         rates[0] == 0.1
         and max(rates) == rates[9] == 1.0
@@ -266,12 +266,12 @@ def test_the_rate_rises_and_falls():
 
 def test_the_plan_resumes_at_the_very_batch(place):
     run = start(settings(place, place / "plan", num_train_epochs=3, max_steps=0))
-    whole = list(plan_from(run.cfg, run.data, 0, 1))
+    whole = list(plan_after(run.cfg, run.data, 0, 1))
     assert len(whole) == total_steps(run.cfg, run.data, 1) == run.total
     for done in (1, len(whole) // 3, len(whole) - 1):
-        assert list(plan_from(run.cfg, run.data, done, 1)) == whole[done:]
+        assert list(plan_after(run.cfg, run.data, done, 1)) == whole[done:]
     for world in (2, 3):
-        assert sum(len(b) for _, s in plan_from(run.cfg, run.data, 0, world) for b in s) == 3 * len(
+        assert sum(len(b) for _, s in plan_after(run.cfg, run.data, 0, world) for b in s) == 3 * len(
             run.data.train
         )
 
@@ -304,8 +304,8 @@ import json, shutil, sys
 from pathlib import Path
 from higgs_vi.recipe import TrainSettings
 from higgs_vi.train import execute
-from higgs_vi.forecast import with_preset
-*plain, whole, cut = [with_preset(TrainSettings.of(c)) for c in json.loads(sys.argv[1])]
+from higgs_vi.forecast import apply_preset
+*plain, whole, cut = [apply_preset(TrainSettings.of(c)) for c in json.loads(sys.argv[1])]
 for cfg in plain: execute(cfg)
 run = execute(whole)
 if run.accelerator.is_main_process:
@@ -338,7 +338,7 @@ def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
         own | dict(max_steps=4, lora_dropout=0.3, eval_steps=2),
     )
     one = execute(
-        with_preset(TrainSettings.of(plain | dict(gradient_accumulation_steps=2, output_dir=str(place / "one"))))
+        apply_preset(TrainSettings.of(plain | dict(gradient_accumulation_steps=2, output_dir=str(place / "one"))))
     )
     runs = [
         plain | dict(output_dir=str(place / "two")),
@@ -477,7 +477,7 @@ def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch)
     assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     again = start(settings(place, place / "told", save_steps=100, eval_steps=4))
     assert again.step == 6 and train(again).step == 12
-    finish(again)
+    save_best(again)
     assert steps_of(run.folder) == steps_of(unbroken.folder)
     assert (run.folder / "adapter/adapter_model.safetensors").read_bytes() == (
         unbroken.folder / "adapter/adapter_model.safetensors"
@@ -552,7 +552,7 @@ def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_pat
     def fails(run):
         raise OSError("no space left")
 
-    monkeypatch.setattr(module, "finish", fails)
+    monkeypatch.setattr(module, "save_best", fails)
     with pytest.raises(OSError, match="no space"):
         execute(replace(cfg, output_dir=str(tmp_path / "failed")))
     assert [e.step for e in events(tmp_path / "failed").Scalars("train/loss")] == [1, 2]
@@ -782,7 +782,7 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
     )
     shutil.rmtree(mean.folder / "checkpoints/step-000006")
     before = adapter(mean)
-    finish(train(start(settings(place, mean.folder, ema_decay=0.9, resume_from_checkpoint=True, **given))))
+    save_best(train(start(settings(place, mean.folder, ema_decay=0.9, resume_from_checkpoint=True, **given))))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values()))
 
 
@@ -837,7 +837,7 @@ def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
         torch.uint8
     }  # attention and audio FFN of two layers
     assert {w.dtype for w in run.model.parameters() if w.requires_grad} == {torch.float32}
-    assert "model.embed_tokens.weight" in base_of(run.model).state_dict() and "embed_tokens" in str(
+    assert "model.embed_tokens.weight" in unwrap_peft(run.model).state_dict() and "embed_tokens" in str(
         fingerprint(run.model).keys()
     )
     assert not any(
@@ -855,7 +855,7 @@ def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
 def test_what_accelerate_hangs_on_a_model_in_two_places_comes_off_again(place):
     model, plain = (load_model(place / "nano") for _ in range(2))
     where, words = (
-        places("cuda", False),
+        device_map_for("cuda", False),
         {k: v for k, v in model.state_dict().items() if "embed_tokens" in k},
     )
     attach_align_device_hook_on_blocks(
@@ -882,7 +882,7 @@ def test_loading_four_bits_keeps_the_text_embedding_off_the_gpu_and_speaks_there
     used = torch.cuda.memory_allocated() - before
     assert words.device.type == "cpu" and parts.model.device.type == "cuda"
     assert torch.cuda.max_memory_allocated() - before - used < words.nbytes
-    assert len(generate_columns(parts, make_prompt("Xin chào các bạn."), Sampling(max_seconds=1.0)))
+    assert len(generate_delayed_codes(parts, make_prompt("Xin chào các bạn."), Sampling(max_seconds=1.0)))
 
 
 @pytest.mark.parametrize(
@@ -1014,8 +1014,8 @@ def test_every_kind_of_voice_speaks(place, by_heart):
     for change, message in (
         (dict(voice=["ai"]), "unknown voice 'ai'"),
         (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"),
-        (dict(reference_position="head"), "place is 'head': choose one of turns, scene"),
-        (dict(top_p=2.0), "topp is 2.0: it must be above 0 and at most 1"),
+        (dict(reference_position="head"), "reference_position is .head': choose one of turns, scene"),
+        (dict(top_p=2.0), "top_p is 2.0: it must be above 0 and at most 1"),
         (dict(text=" "), "no letter or digit"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -1033,7 +1033,7 @@ def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
         "adamw",
     )  # what is given stays
     big = MemorySettings(target_modules=["attention", "audio_ffn"])
-    plans = [fitting(big, room) for room in (6, 14, 80)]
+    plans = [fastest_plan(big, room) for room in (6, 14, 80)]
     assert (
         [p.mode for p in plans] == ["qlora", "lora", "lora"]
         and plans[1].gradient_checkpointing
@@ -1189,18 +1189,18 @@ def test_yaml_files_name_real_parameters():
     for path in files:
         head = path.read_text(encoding="utf-8").splitlines()[0]
         assert re.match(r"# papermill nbs/04_train\.ipynb \S+ -f exps/" + path.name, head), path
-        with_preset(TrainSettings.of(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        apply_preset(TrainSettings.of(yaml.safe_load(path.read_text(encoding="utf-8"))))
 
 
 def test_the_best_so_far_may_be_worse_than_before_training_and_says_so(monkeypatch, capsys):
     import higgs_vi.loop as module
 
-    monkeypatch.setattr(module, "keep_row", lambda run, row: None)
+    monkeypatch.setattr(module, "log_metrics", lambda run, row: None)
     run = SimpleNamespace(
         step=4, total=8, best=float("inf"), best_step=0, stale=0, stop="", before=3.0,
         cfg=SimpleNamespace(early_stopping_patience=0), accelerator=SimpleNamespace(is_main_process=True),
     )
     for loss, said in ((3.5, "best so far, but worse than before training (3.000)"), (2.5, "best so far\n")):
         monkeypatch.setattr(module, "validation_row", lambda *_, x=loss: dict(loss=x, eos_loss=0.1))
-        module.judge(run, 0)
+        module.evaluate(run, 0)
         assert said in capsys.readouterr().out
