@@ -19,10 +19,10 @@ from higgs_vi.prompt import (
     Prompt,
     Reference,
     audio_placeholder_ids,
+    describe_voice,
     encode_prompt,
     scene_sentence,
     token_id,
-    describe_voice,
 )
 from .turns import as_list, task_of
 

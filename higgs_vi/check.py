@@ -19,7 +19,14 @@ import pandas as pd
 import soundfile as sf
 from tqdm import tqdm
 
-from .audio import SAMPLE_RATE, round_to_16_bits, clip_key, clipped_share, loudest_level, read_audio
+from higgs_vi.audio import (
+    SAMPLE_RATE,
+    clip_key,
+    clipped_share,
+    loudest_level,
+    read_audio,
+    round_to_16_bits,
+)
 from .cells import why_noted
 from .files import atomic, check_file, path_inside
 from .journal import Fingerprints

@@ -24,11 +24,19 @@ import pandas as pd
 from tqdm import tqdm
 
 from .aloud import spoken
-from .audio import DEMO, SAMPLE_RATE, round_to_16_bits, clip_key, clipped_share, read_audio, write_wav
+from higgs_vi.audio import (
+    DEMO,
+    SAMPLE_RATE,
+    clip_key,
+    clipped_share,
+    read_audio,
+    round_to_16_bits,
+    write_wav,
+)
 from higgs_vi.cells import (
     has_words,
-    is_unknown_speaker,
     is_missing,
+    is_unknown_speaker,
     is_yes,
     printable,
     seconds_of,
@@ -38,7 +46,7 @@ from higgs_vi.cells import (
     why_misread,
     why_noted,
 )
-from .files import atomic, path_inside, make_folder, write_in_place, write_text
+from .files import atomic, make_folder, path_inside, write_in_place, write_text
 from .journal import Journal, row_stamp
 from .manifest import read_higgs_rows, read_samples
 from .monitor import memory_gib
@@ -46,7 +54,7 @@ from .prompt import reference_text
 from .settings import Settings, from_cli, option, project_root
 from .sound import FINGERPRINT, Recordings, fingerprint, why_not_speech
 from .subtitles import has_recordings, read_recordings
-from .tables import COLUMNS, Blobs, Table, separate_speakers, layout, read_table, read_sound
+from .tables import COLUMNS, Blobs, Table, layout, read_sound, read_table, separate_speakers
 from .text import why_foreign
 from .turns import as_list, map_turns, task_of, without_tags
 

@@ -19,7 +19,7 @@ import torch
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedConfig
 
 from . import step
-from .adapters import add_lora, prepare_full_training, lora_config
+from .adapters import add_lora, lora_config, prepare_full_training
 from .model import NANO
 from .recipe import PRESETS, MemorySettings, TrainSettings
 from .settings import local_or_id

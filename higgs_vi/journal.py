@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import round_to_16_bits, clip_key, read_audio
+from .audio import clip_key, read_audio, round_to_16_bits
 from .files import path_inside, write_text
 from .sound import FINGERPRINT, fingerprint
 

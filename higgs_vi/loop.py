@@ -32,22 +32,22 @@ from accelerate.utils import broadcast_object_list, gather_object
 from higgs_vi.adapters import (
     add_lora,
     fingerprint,
-    prepare_full_training,
-    lora_config,
-    read_base,
     is_same_base,
+    lora_config,
+    prepare_full_training,
+    read_base,
     save_adapter,
     write_base,
 )
-from .batch import collate, randomize_codes, epoch_batches, has_next_text, drop_prompt_text
+from .batch import collate, drop_prompt_text, epoch_batches, has_next_text, randomize_codes
 from higgs_vi.checkpoint import (
     Average,
     Metrics,
     checkpoints,
+    delete_old_checkpoints,
     load_state,
     load_trained_weights,
     lock_run,
-    delete_old_checkpoints,
     random_state,
     read_trainer,
     save_state,
@@ -56,18 +56,18 @@ from higgs_vi.checkpoint import (
     verify,
 )
 from .files import Damaged, atomic_folder, read_json, write_text
-from .model import NANO, Checkpoint, unwrap_peft, load_checkpoint, save_checkpoint
-from .monitor import LiveFigure, hours_minutes, gpu_use, memory_gib
+from .model import NANO, Checkpoint, load_checkpoint, save_checkpoint, unwrap_peft
+from .monitor import LiveFigure, gpu_use, hours_minutes, memory_gib
 from higgs_vi.plan import (
     Dataset,
-    prefetch,
+    add_replay,
     build_examples,
-    select_speaker,
-    plan_after,
     learning_rate_at,
+    plan_after,
+    prefetch,
+    select_speaker,
     split,
     total_steps,
-    add_replay,
 )
 from .recipe import TrainSettings
 from .settings import exit_quietly, local_or_id, project_root

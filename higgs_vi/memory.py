@@ -16,7 +16,7 @@ read_options_first(MemorySettings, __name__)
 # %% ../nbs/03_memory.ipynb #b23fe7c7
 import pandas as pd
 
-from .forecast import plans_by_card, fastest_plan, forecast, free_memory, describe_plan
+from .forecast import describe_plan, fastest_plan, forecast, free_memory, plans_by_card
 
 # %% ../nbs/03_memory.ipynb #split22
 def main(argv: list[str] | None = None):

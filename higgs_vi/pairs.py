@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import SAMPLE_RATE, clipped_share, frame_levels, rms_level, peak, read_audio
+from .audio import SAMPLE_RATE, clipped_share, frame_levels, peak, read_audio, rms_level
 from .files import path_inside
 from .settings import Settings
 from .splits import seeded_hash, texts_of

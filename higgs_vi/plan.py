@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .batch import Example, build_example, sample_by_weight, epoch_batches, prompt_from_row
+from .batch import Example, build_example, epoch_batches, prompt_from_row, sample_by_weight
 from .cache import CodeCache, encode_files
 from .cells import split_of
 from .files import write_text

@@ -25,9 +25,9 @@ from .settings import Settings, from_cli, option, project_root
 from higgs_vi.splits import (
     SIDES,
     add_weights,
-    find_duplicates,
     divide,
     effective_number,
+    find_duplicates,
     find_over_cap,
     seconds_by,
     speakers_of,

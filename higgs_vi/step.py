@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rotary_pos_emb
 
 from .delay import IGNORE
-from .model import unwrap_peft, need_bitsandbytes
+from .model import need_bitsandbytes, unwrap_peft
 
 # %% ../nbs/40_step.ipynb #af059b68
 class _Spread(torch.autograd.Function):

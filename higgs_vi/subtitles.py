@@ -21,7 +21,7 @@ from .audio import decode_with_ffmpeg, frame_levels, pick_channel, sound_file
 from .cells import SOUNDS, without_notes
 from .delimited import read_text
 from .files import path_inside
-from .tables import Table, speakers_by_folder, read_pairs
+from .tables import Table, read_pairs, speakers_by_folder
 from .text import nfc
 
 # %% ../nbs/23_subtitles.ipynb #635d711c

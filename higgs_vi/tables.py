@@ -33,22 +33,29 @@ from higgs_vi.cells import (
     SPLITS,
     Typed,
     fold_text,
-    to_cell,
-    is_unknown_speaker,
     is_missing,
     is_sound,
+    is_unknown_speaker,
     is_yes,
     kind_of,
-    unify_spelling,
     printable,
     seconds_of,
     split_of,
+    to_cell,
+    unify_spelling,
     visible_name,
     why_illegible,
     why_no_speaker,
     why_type,
 )
-from .delimited import Records, detect_form, split_lines, plain_name, read_text, vietnamese_share
+from higgs_vi.delimited import (
+    Records,
+    detect_form,
+    plain_name,
+    read_text,
+    split_lines,
+    vietnamese_share,
+)
 from .files import path_inside
 from .text import nfc
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from .data import DataSettings, prepare
 from .manifest import read_higgs
 from .recipe import TrainSettings
-from .settings import from_cli, report_once, project_root, read_options_first
+from .settings import from_cli, project_root, read_options_first, report_once
 
 # %% ../nbs/04_train.ipynb #f22e5925
 def load_rows(cfg: TrainSettings) -> list[dict]:
@@ -34,9 +34,9 @@ from accelerate import PartialState
 
 from .audio import read_audio, write_wav
 from .files import Damaged, read_json, write_text
-from .forecast import forecast, memory_settings, next_smaller_plan, apply_preset
+from .forecast import apply_preset, forecast, memory_settings, next_smaller_plan
 from .generate import Sampling, say
-from .loop import Run, Stopped, close_logs, print_now, save_best, open_run, train
+from .loop import Run, Stopped, close_logs, open_run, print_now, save_best, train
 from .monitor import memory_gib, summarize_run
 from .step import OutOfMemory
 

@@ -103,7 +103,7 @@ def batch_of(n):
     )
     return dict(
         text_ids=zeros(n - sound),
-        columns=zeros(sound, 8),
+        delayed_codes=zeros(sound, 8),
         place=zeros(n),
         order=zeros(n),
         predict_at=zeros(sound),
