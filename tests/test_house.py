@@ -49,7 +49,7 @@ def test_settings_ini_and_pyproject_say_the_same():
         as_ini
     )
     assert (
-        re.search(r'"(.*)"', (ROOT / "higgs_vi/__init__.py").read_text())[1]
+        re.search(r'__version__ = "(.*)"', (ROOT / "higgs_vi/__init__.py").read_text())[1]
         == ini["DEFAULT"]["version"]
     )
 
