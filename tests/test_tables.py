@@ -494,7 +494,7 @@ def test_cells_that_say_nothing_and_times_that_are_none(tmp_path):
         got.texts == ["Ba."] and got.samples[0]["emotion"] == got.samples[0]["gender"] == "unknown"
     )
     assert ["speaker is empty" in r for r in got.reasons] == [True, True, False, False] and all(
-        "takes seconds" in r for r in got.reasons[2:]
+        "write seconds" in r for r in got.reasons[2:]
     )
 
 
@@ -565,7 +565,7 @@ BAD_ROWS = {
     "no path": (row(1, audio=""), r"its path is empty \('' in row 2 of t.jsonl, column 'audio'\)"),
     "a dash for a path": (row(1, audio="-"), "its path is empty"),
     "null for a path": (row(1, audio=None), "its path is empty"),
-    "a duration that is a word": (row(1, duration="long"), "duration 'long' is no time"),
+    "a duration that is a word": (row(1, duration="long"), "duration 'long' is not a time"),
     "a truth value of neither kind": (row(1, valid="maybe"), "neither yes nor no"),
     "a split of no kind": (row(1, split="fold3"), "the split is 'fold3'"),
     "tags alone": (row(1, text="[SPEAKER1]"), "text is empty"),
@@ -769,7 +769,7 @@ def test_line_ends_and_a_byte_that_is_no_letter(tmp_path, ends):
     got = run(tmp_path / "t.csv", tmp_path / "out")
     assert (
         len(got.texts) == 2
-        and "its text cannot be used: it is no UTF-8 text (byte 0xe1)" in got.reasons[0]
+        and "its text cannot be used: it is not valid UTF-8 (byte 0xe1)" in got.reasons[0]
     )
 
 
@@ -1412,7 +1412,7 @@ def test_parquet_cells_that_are_no_sound_or_no_text(tmp_path):
         pa.table(dict(audio=several, text=[b"M\xe1t.", b"Hai.", b"Ba."])), tmp_path / "l.parquet"
     )
     got = run(tmp_path / "l.parquet", tmp_path / "out2")
-    assert got.texts == ["Ba."] and "no UTF-8 text" in got.reasons[0]
+    assert got.texts == ["Ba."] and "not valid UTF-8" in got.reasons[0]
 
 
 def test_names_of_columns_that_utf8_does_not_have(tmp_path):
@@ -1614,7 +1614,7 @@ def test_a_value_of_another_type_costs_its_own_row(tmp_path, name, kind, source)
         assert "no such audio file" in got.reasons[0]
     else:
         assert re.match(
-            rf"its {ours} is an? {kind} \(.*\): it takes a string.*row 2 of .*column '{name}'",
+            rf"its {ours} is an? {kind} \(.*\): it must be a string.*row 2 of .*column '{name}'",
             got.reasons[0],
         ), got.reasons
     assert got.texts == ["Câu số 0.", "Câu số 2."] and len(got.reasons) == 1
@@ -1631,10 +1631,10 @@ def test_numbers_that_are_no_text_no_path_and_are_speakers(tmp_path):
     got = run(jsonl(some(tmp_path, 5) / "t.jsonl", *rows), tmp_path / "out")
     assert (
         got.speakers == ["7", "8"]
-        and "its text is a whole number (5): it takes a string" in got.reasons[0]
+        and "its text is an integer (5): it must be a string" in got.reasons[0]
     )
     assert (
-        "its file is a whole number (2)" in got.reasons[1] and "speaker is empty" in got.reasons[2]
+        "its file is an integer (2)" in got.reasons[1] and "speaker is empty" in got.reasons[2]
     )
 
 
@@ -1891,11 +1891,11 @@ SWIFT_FAULTS = {
     "query alone": (dict(query="Một.", audios=["1.wav"]), "has audios and query without a text"),
     "a number": (
         dict(query="<audio>", response=5, audios=["1.wav"]),
-        r"a message is a whole number \(5\): it takes a string",
+        r"a message is an integer \(5\): it must be a string",
     ),
     "a path that is true": (
         dict(query="<audio>", response="Một.", audios=[True]),
-        r"path in audios is a boolean \(True\): it takes a string",
+        r"path in audios is a boolean \(True\): it must be a string",
     ),
     "two texts": (
         dict(
