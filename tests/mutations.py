@@ -104,15 +104,15 @@ MUTATIONS = [
         "test_text_weight_is_the_weight_of_the_step_s_mean_text_loss",
     ),
     # labels
-    plant("labels: no EOS", "delay.py", "(c > k + T + 1)", "(c > k + T)", OBJECTIVE, SHIFT),
+    plant("labels: no EOS", "delay.py", "(t > k + T + 1)", "(t > k + T)", OBJECTIVE, SHIFT),
     plant(
-        "labels: every EOS", "delay.py", "(c <= k) | (c > k + T + 1)", "c <= k", OBJECTIVE, SHIFT
+        "labels: every EOS", "delay.py", "(t <= k) | (t > k + T + 1)", "t <= k", OBJECTIVE, SHIFT
     ),
     plant(
         "labels: BOS too",
         "delay.py",
-        "(c <= k) | (c > k + T + 1)",
-        "(c < k) | (c > k + T + 1)",
+        "(t <= k) | (t > k + T + 1)",
+        "(t < k) | (t > k + T + 1)",
         OBJECTIVE,
         SHIFT,
     ),
@@ -137,7 +137,7 @@ MUTATIONS = [
         "delay: none",
         "delay.py",
         "frames = np.stack([delayed_codes[k:max(k, L - K + 1 + k), k]",
-        "frames = np.stack([columns[0:max(0, L - K + 1), k]",
+        "frames = np.stack([delayed_codes[0:max(0, L - K + 1), k]",
         OBJECTIVE,
         SHIFT,
     ),
