@@ -538,7 +538,7 @@ def row(i, **change): return dict(audio=f"{i}.wav", text=f"Câu số {i}.", spea
 
 
 BAD_ROWS = {
-    "a link to itself": (row("loop"), "is no path of a file"),
+    "a link to itself": (row("loop"), "is not a usable path"),
     "NUL in a path": (row("a\0b"), "its file cannot be used: it holds a NUL character"),
     "half a surrogate in a text": (
         row(1, text="Xin \ud83d"),
@@ -1734,7 +1734,7 @@ def test_a_file_where_a_folder_belongs_and_the_reverse(tmp_path):
         )
     assert table.read_text(encoding="utf-8").startswith("path")
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")
-    with pytest.raises(ValueError, match="nowhere is a link that leads nowhere: .*parameter output_dir"):
+    with pytest.raises(ValueError, match="nowhere is a broken link: .*parameter output_dir"):
         run(table, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="t.csv is no Higgs dataset folder: it is a file"):
         read_higgs(table)
