@@ -283,6 +283,10 @@ def _parser(cls: type[Settings]) -> argparse.ArgumentParser:
         )
     return parser
 
+def _underscored(argument: str) -> str:
+    "Return an option with its name in underscores: --learning-rate is --learning_rate."
+    return re.sub(r"^--[a-z][\w-]*", lambda m: "--" + m[0][2:].replace("-", "_"), argument)
+
 def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     """Read settings from command-line options `--name value` (`sys.argv` by default).
 
@@ -292,7 +296,8 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     """
     _START["folder"] = Path.cwd()
     parser = _parser(cls)
-    given = vars(parser.parse_args(argv))
+    argv = sys.argv[1:] if argv is None else argv
+    given = vars(parser.parse_args([_underscored(a) for a in argv]))
     try:
         settings = cls.of(given)
     except ValueError as e:

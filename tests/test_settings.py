@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from higgs_vi import settings as module
+from higgs_vi.recipe import TrainSettings
 from higgs_vi.settings import (
     find_root,
     from_cli,
@@ -99,6 +100,14 @@ def test_every_parameter_of_a_command_reaches_its_settings(path, monkeypatch, st
             and getattr(cfg, f.name) == expected != getattr(cls(), f.name)
             and cfg.given == {f.name}
         ), f.name
+
+
+@pytest.mark.parametrize(
+    "written", [["--learning-rate", "2e-5"], ["--learning_rate=2e-5"], ["--learning-rate=2e-5"]]
+)
+def test_hyphens_and_underscores_name_the_same_option(written):
+    run = from_cli(TrainSettings, [*written, "--speaker", "a-b_c", "--data=x-y"])
+    assert run.learning_rate == 2e-5 and run.speaker == "a-b_c" and run.data.endswith("/x-y")
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
