@@ -4,7 +4,7 @@ Each module is exported from a notebook in `nbs/`: steps (`nbs/0N_*`) are what a
 hold the code that steps share. This file only sets up the process before torch is imported.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import logging
 import os

@@ -2,6 +2,7 @@
 import ast
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -192,3 +193,22 @@ for argv in sys.argv[2:]:
 def test_the_library_does_not_need_nbdev():
     for path in (ROOT / "higgs_vi").glob("[a-z]*.py"):
         assert not re.search(r"^\s*(import|from) (nbdev|execnb)", path.read_text(), re.M)
+
+
+def test_the_wheel_works_in_an_empty_folder(tmp_path):
+    "A wheel contains the nano and the demo clips: without the checkout a command prepares and speaks."
+    for name in ("pyproject.toml", "README.md", "LICENSE"): shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "higgs_vi", tmp_path / "higgs_vi")
+    build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "wheel", "."]
+    subprocess.run([sys.executable, "-m", *build], cwd=tmp_path, check=True, capture_output=True)
+    shutil.unpack_archive(next((tmp_path / "wheel").glob("*.whl")), tmp_path / "site", "zip")
+    (empty := tmp_path / "empty").mkdir()
+    env = os.environ | dict(PYTHONPATH=str(tmp_path / "site"), CUDA_VISIBLE_DEVICES="")
+    for step, *options in (
+        ("data", "--output_dir", "mine"),
+        ("say", "--text", "Xin chào.", "--output_file", "hello.wav"),
+    ):
+        command = [sys.executable, "-m", f"higgs_vi.{step}", *options]
+        done = subprocess.run(command, cwd=empty, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (empty / "mine/metadata.json").exists() and (empty / "hello.wav").stat().st_size > 10_000
