@@ -555,4 +555,4 @@ def test_voices_of_recordings_and_cues_are_kept_apart(tmp_path):
     assert ["Lan + Minh speak in one cue" in r for r in rejected["reason"]] == [
         True,
         False,
-    ] * 2 and rejected["reason"].str.contains("is not in it").sum() == 2
+    ] * 2 and rejected["reason"].str.contains("is not inside it").sum() == 2

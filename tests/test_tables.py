@@ -140,7 +140,7 @@ def test_jsonl_of_nemo_and_of_swift(tmp_path):
     )
     assert (
         "line 4 of the table is no JSON" in got.reasons[0]
-        and "a stretch from 7 to 8 s is not in it" in got.reasons[1]
+        and "the segment from 7 to 8 s is not inside it" in got.reasons[1]
     )
     for i in range(3):
         wav(tmp_path / f"{i}.wav", i)
