@@ -1,4 +1,8 @@
-"""The test command, `python -m tests`: ruff, exported code and parameters in step, notebooks clean, notebooks run, pytest. Stops at the first failure."""
+"""The test command, `python -m tests`.
+
+It runs ruff, checks that exported code, parameters cells and notebooks are up to date, runs the
+notebooks and pytest, and stops at the first failure.
+"""
 import os
 import subprocess
 import sys
@@ -12,14 +16,17 @@ def contents(*patterns):
 
 
 def unchanged(what, command, *patterns):
-    "Run `command`; stop if it changes a file: what is committed is then out of step. The working tree keeps the change."
+    """Run `command` and stop if it changes a file matching `patterns`: the committed file was
+    stale. The working tree keeps the change.
+    """
     before = contents(*patterns)
     subprocess.run(command, cwd=ROOT, check=True)
     if changed := [
         p.relative_to(ROOT) for p, b in contents(*patterns).items() if before.get(p) != b
     ]:
         sys.exit(
-            f"{what}: `{' '.join(command)}` changes {', '.join(map(str, changed))}; look at it and commit"
+            f"{what}: `{' '.join(command)}` changes {', '.join(map(str, changed))}; look at it and "
+            f"commit"
         )
     print(f"{what}: in step", flush=True)
 

@@ -1,4 +1,4 @@
-"""What several tests share: an untrained nano, and one that has learnt four clips by heart."""
+"""Shared fixtures: an untrained nano, and one that is overfitted on four clips."""
 import os
 from types import SimpleNamespace
 
@@ -27,30 +27,34 @@ FOUR = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp
 
 @pytest.fixture(scope="session")
 def parts():
-    "An untrained nano; tests that change its model take a copy."
+    "An untrained nano. Tests that change its model must copy it."
     return nano()
 
 
 @pytest.fixture(scope="session")
 def clips(parts):
-    "The clips of `FOUR`: (prompt, codes)."
+    "The clips of `FOUR` as (prompt, codes)."
     codes = encode(parts.codec, [read_audio(DEMO/f"clips/{name}.ogg") for name in FOUR])
-    return [(Prompt(text), c) for text, c in zip(FOUR.values(), codes)]
+    return [(Prompt(text), c) for text, c in zip(FOUR.values(), codes, strict=True)]
 
 
 @pytest.fixture(scope="session")
 def four(tmp_path_factory):
-    "A Higgs folder of the clips of `FOUR`; tests only read it."
+    "A Higgs folder with the clips of `FOUR`, read-only by convention."
     folder = tmp_path_factory.mktemp("four")
     rows = "".join(f"clips/{name}.ogg,{text},{name[:-4]}\n" for name, text in FOUR.items())
-    write_text(folder/"four.csv", "wav_filename,text,speaker\n" + rows)
-    prepare(DataSettings(table=str(folder/"four.csv"), audio=str(DEMO), output_dir=str(folder/"four")))
-    return folder/"four"
+    write_text(folder / "four.csv", "wav_filename,text,speaker\n" + rows)
+    prepare(
+        DataSettings(
+            table=str(folder / "four.csv"), audio=str(DEMO), output_dir=str(folder / "four")
+        )
+    )
+    return folder / "four"
 
 
 @pytest.fixture(scope="session")
 def overfitted(clips):
-    "A nano trained in full on four clips until it knows them by heart."
+    "A nano after full fine-tuning on four clips until it reproduces them."
     own = nano(seed=1)
     examples = [build_example(own.tokenizer, p, c, p.text) for p, c in clips]
     batch = collate(examples, own.tokenizer)

@@ -1,8 +1,9 @@
 """Planted faults, and the tests that must fail under each.
 
-`python -m tests.mutations [part of a name …]` plants them one by one in a copy of the package and runs the named tests; the slow
-test in tests/test_reach.py does the same. A fault is named by the text that it replaces: if that text is gone (the code has moved), this fails
-and the entry has to follow. `REACH`, `OBJECTIVE` … are files of tests, the words behind them names of tests in it.
+`python -m tests.mutations [part of a name …]` plants each fault in a copy of the package and runs
+the named tests; the slow test in tests/test_reach.py does the same. A fault is defined by the text
+that it replaces. If the code has changed and that text is gone, the check fails and the entry must
+be updated. `REACH`, `OBJECTIVE` … are test files; the words after them are names of tests in them.
 """
 import os
 import re
@@ -21,7 +22,10 @@ REACH, OBJECTIVE, TRAINING = "test_reach", "test_objective", "test_training"
 
 @dataclass(frozen=True)
 class Mutation:
-    "In `file` of the package the text `old`, which stands there once, becomes `new`; then one of `tests` in `where` has to fail."
+    """A fault to plant: `old`, which occurs once in `file` of the package, becomes `new`.
+
+    At least one of `tests` in `where` must then fail.
+    """
     name: str
     file: str
     old: str
@@ -30,7 +34,7 @@ class Mutation:
     tests: tuple[str, ...]
 
     def places(self, text: str) -> list[tuple[int, int]]:
-        "Where `old` stands in `text`, however its tokens are spaced and its lines are broken."
+        "Return the positions of `old` in `text`, ignoring differences in spacing and line breaks."
         tokens = re.findall(r"\w+|[^\w\s]", self.old)
         return [m.span() for m in re.finditer(r",?\s*".join(map(re.escape, tokens)), text)]
 
@@ -555,7 +559,7 @@ MUTATIONS = [
 
 
 def check(m: Mutation) -> str:
-    "An empty string if the tests of `m` catch it, else what is wrong."
+    "Return an empty string if the tests of `m` catch the fault, else a description of the problem."
     text = (ROOT / "higgs_vi" / m.file).read_text(encoding="utf-8")
     if len(places := m.places(text)) != 1:
         return (
@@ -586,7 +590,10 @@ def check(m: Mutation) -> str:
 
 
 def run_tests(folder: Path, args: list[str]) -> str:
-    "pytest in `folder`, in a fork of this process (torch is imported once); what it prints, which begins with the package it took."
+    """Run pytest in `folder` in a fork of this process, so that torch is imported only once.
+
+    Returns its output, which begins with the path of the package under test.
+    """
     read, write = os.pipe()
     if not (child := os.fork()):
         os.dup2(write, 1)
@@ -611,7 +618,10 @@ def run_tests(folder: Path, args: list[str]) -> str:
 
 
 def main(parts: list[str]) -> int:
-    "Check the mutations whose name holds one of `parts`, all by default; the number that was not caught."
+    """Check the mutations whose name contains one of `parts` (default: all).
+
+    Returns the number of faults not caught.
+    """
     import peft  # noqa: F401 - once, before the forks
     import torch
 
@@ -621,7 +631,7 @@ def main(parts: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not parts or any(p in m.name for p in parts)]
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         wrong = []
-        for m, said in zip(chosen, pool.map(check, chosen)):
+        for m, said in zip(chosen, pool.map(check, chosen), strict=True):
             print(f"{'NOT CAUGHT ' + said if said else 'caught      ' + m.name}", flush=True)
             wrong += [said] * bool(said)
     print(f"{len(chosen) - len(wrong)} of {len(chosen)} caught")

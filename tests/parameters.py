@@ -1,6 +1,7 @@
 """Write each step's parameters cell from its settings class: `python -m tests.parameters`.
 
-The class is the one place of names, types, defaults and comments; papermill needs them in a cell.
+The class is the only place where names, types, defaults and comments are defined; papermill needs
+them in a cell.
 """
 import ast
 import inspect
@@ -17,7 +18,7 @@ STEPS = sorted((Path(__file__).parents[1]/"nbs").glob("0*.ipynb"))
 
 
 def settings_of(path: Path) -> type[Settings]:
-    "The class that the notebook of a step hands to `from_notebook`, from the module that it exports."
+    "Return the settings class that a step's notebook passes to `from_notebook`."
     text = "\n".join(c.source for c in nbformat.read(path, 4).cells)
     module = import_module("higgs_vi." + re.search(r"default_exp (\w+)", text)[1])
     return getattr(module, re.search(r"from_notebook\((\w+), globals", text)[1])
@@ -31,8 +32,10 @@ def parameters(cls: type[Settings]) -> str:
     source, notes = textwrap.dedent(inspect.getsource(cls)), comments(cls)
     lines, rows = [], source.splitlines()
     for node in ast.parse(source).body[0].body:
-        if not isinstance(node, ast.AnnAssign): continue
-        if (above := rows[node.lineno - 2].strip()).startswith("# "): lines += [("", ""), (above, "")]
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        if (above := rows[node.lineno - 2].strip()).startswith("# "):
+            lines += [("", ""), (above, "")]
         value = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
         default = ast.get_source_segment(source, value)
         if isinstance(value, ast.Tuple):

@@ -1,11 +1,12 @@
-"Sounds that are made for tests."
+"""Synthetic sounds for tests."""
 import numpy as np
 
 
 def spoken(seed=0, seconds=1.0, rate=24_000):
-    """A voice that babbles, `(samples,)`: its pitch rises and falls, and a resonance moves as mouths move it.
+    """A synthetic babbling voice, `(samples,)`: pitch and one formant vary over time.
 
-    Each `seed` gives another sound; a longer one begins as a shorter one.
+    Each `seed` gives a different sound. A longer sound starts with the shorter sound of the same
+    seed.
     """
     rng, t = np.random.default_rng(seed), np.arange(int(seconds * rate)) / rate
     steps = np.arange(0, 60, 0.1)  # seconds of syllables

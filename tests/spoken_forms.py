@@ -49,7 +49,7 @@ _SAME = (
 
 
 def canonical(said: str) -> str:
-    "The words of `said` in small letters, with one spelling for what means the same."
+    "The words of `said` in lower case, with one spelling for equivalent forms."
     letters = "".join(c if c.isalnum() else " " for c in nfc(re.sub("</?en>", " ", said)).lower())
     text = f" {' '.join(map(place_tone, letters.split()))} "
     for variant, one in _SAME:
@@ -87,6 +87,6 @@ def matches(said: str, expected: str) -> bool:
 
 
 def engine_words(engine, text: str) -> str:
-    "What sea-g2p alone says for `text`."
+    "The words that sea-g2p alone produces for `text`."
     said = nfc(engine.normalize(text))
     return clean_text(said) if any(c.isalnum() for c in said) else ""

@@ -1,4 +1,4 @@
-"""Clips padded into few shapes keep the codes that each has alone."""
+"""Encoding padded batches gives the same codes as encoding each clip alone."""
 import json
 import random
 from pathlib import Path
@@ -19,7 +19,9 @@ SHARED = Path(__file__).parents[1]/"../shared/data/cv_vi"
 
 @pytest.fixture(scope="module", params=["group", "layer"])
 def codec(request, parts):
-    "HuBERT's two norms: over a clip's whole time, as the released codec's, and within a frame, as the nano's."
+    """Codecs with both of HuBERT's norms: over the whole clip (as in the released codec) and within
+    a frame (as in the nano).
+    """
     own = parts.codec if request.param == "group" else load_codec(NANO/"codec")
     assert own.config.semantic_model_config.feat_extract_norm == request.param
     return own
@@ -27,19 +29,21 @@ def codec(request, parts):
 
 @pytest.fixture(scope="module")
 def waves():
-    "Demo clips cut to 1 to 40 frames, two of a length: few shapes, some smaller than HuBERT's own edge."
+    """Demo clips cut to 1 to 40 frames, two of each length: few padded shapes, some smaller than
+    HuBERT's receptive field.
+    """
     clips = [read_audio(p) for p in sorted((DEMO / "clips").glob("*_0*.ogg"))[:12]]
     return [
         x[9600 : 9600 + n]
         for x, n in zip(
             clips,
-            [900, 960, 4800, 8000, 9700, 16_000, 19_200, 20_000, 23_900, 30_000, 33_000, 38_400],
+            [900, 960, 4800, 8000, 9700, 16_000, 19_200, 20_000, 23_900, 30_000, 33_000, 38_400], strict=True,
         )
     ]
 
 
 def alone(codec, waves):
-    "The codes of HF's own `encode`, clip by clip, padded to whole frames."
+    "The codes from HF's own `encode`, one clip at a time, padded to whole frames."
     with torch.inference_mode():
         return [
             codec.encode(
@@ -53,17 +57,19 @@ def alone(codec, waves):
 
 
 def share(codes, others):
-    return np.mean(np.concatenate([(a == b).ravel() for a, b in zip(codes, others)]))
+    return np.mean(np.concatenate([(a == b).ravel() for a, b in zip(codes, others, strict=True)]))
 
 
 def check(codec, waves, codes):
-    "99.9 % of the codes are those of each clip alone, and every first difference is a near tie."
+    """Assert that 99.9 % of the codes equal those of each clip alone, and that every first
+    difference is a near tie.
+    """
     true = alone(codec, waves)
-    assert all(a.shape == b.shape for a, b in zip(codes, true)) and share(codes, true) >= 0.999
+    assert all(a.shape == b.shape for a, b in zip(codes, true, strict=True)) and share(codes, true) >= 0.999
     # HF takes distances as |z|² - 2z·e + |e|², whose fp32 rounding alone is some 1e-4 of them
     assert all(
         abs(g) < 5e-4
-        for x, a, b in zip(waves, codes, true)
+        for x, a, b in zip(waves, codes, true, strict=True)
         for g in first_differences(codec, x, a, b)
     )
 
@@ -79,7 +85,9 @@ def test_padding_keeps_the_codes(codec, waves):
 
 
 def test_products_are_not_rounded_to_tf32(codec, waves, monkeypatch):
-    "Whatever the caller allows: TF32 changes some 2 % of the nano's codes. Afterwards it is allowed again."
+    """TF32 would change about 2 % of the nano's codes, so it is off while encoding whatever the
+    caller allows, and restored afterwards.
+    """
     seen, own = [], codec.encode
 
     def spy(x):
@@ -123,7 +131,9 @@ def test_padding_keeps_the_codes_on_a_gpu(waves, size):
 
 @pytest.mark.parametrize("left_out", ["_clear", "_norm", "attention"])
 def test_what_stands_behind_a_clip_would_be_heard(codec, waves, monkeypatch, left_out):
-    "Each of the three parts is needed: without it the check above fails."
+    """Without any one of the three masking steps, padding changes the codes and the check above
+    fails.
+    """
     if left_out == "_norm" and codec.config.semantic_model_config.feat_extract_norm == "layer":
         pytest.skip("its norm is within a frame")
     if left_out == "_clear":

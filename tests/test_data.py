@@ -1,4 +1,4 @@
-"""Tables with faults, other people's folders, and real people where their clips are at hand."""
+"""Tables with faults, folders of other tools, and real recordings where available."""
 import csv
 import json
 import subprocess
@@ -26,8 +26,9 @@ from higgs_vi.step import train_step
 from higgs_vi.tables import read_table
 from tests.sounds import spoken
 
-FIELDS = ("id audio_file transcript_file duration speaker_id speaker_name scene emotion language gender quality_score original_audio_path "
-          "user_instruction task_type topic dialect sample_rate").split()
+FIELDS = ("id audio_file transcript_file duration speaker_id speaker_name scene emotion language "
+          "gender quality_score original_audio_path user_instruction task_type "
+          "topic dialect sample_rate").split()
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
 
 
@@ -66,7 +67,7 @@ def test_the_demo_table_gives_its_clips_and_names_its_faults(tmp_path):
         "not valid",
         "leaves the folder",
     ]
-    for row, word in zip(range(81, 89), words):
+    for row, word in zip(range(81, 89), words, strict=True):
         assert word in rejected.set_index("row")["reason"][row]
     meta = json.loads((tmp_path / "out/metadata.json").read_text())
     assert list(meta) == ["dataset_info", "samples"] and all(
@@ -76,7 +77,8 @@ def test_the_demo_table_gives_its_clips_and_names_its_faults(tmp_path):
     assert (
         list(info)
         == (
-            "total_samples speakers languages total_duration avg_duration created_from dataset_type "
+            "total_samples speakers languages total_duration avg_duration created_from "
+            "dataset_type "
             "sample_rate speaker_counts"
         ).split()
     )
@@ -126,7 +128,9 @@ def test_a_folder_written_anew_names_the_later_steps_to_run_again(tmp_path, caps
 
 
 def test_a_table_with_little_in_it(tmp_path):
-    "Stereo at 48 kHz, two speakers whose names differ by a mark, no optional column, an absolute path inside the folder, the word nan."
+    """Stereo at 48 kHz, two speakers whose names differ by one diacritic, no optional columns, an
+    absolute path inside the folder, and the word "nan" as text.
+    """
     tone(tmp_path / "x/a.wav", rate=48_000)
     sf.write(tmp_path / "b.flac", np.stack([spoken(7, 1.8, 22_050)] * 2, 1), 22_050)
     tone(tmp_path / "c.wav", hz=330)
@@ -181,7 +185,10 @@ def test_a_folder_of_pairs_and_a_higgs_folder_with_references(tmp_path):
 
 
 def test_sources_are_never_overwritten(tmp_path):
-    "A folder prepared into itself is refused; a second run whose clips are gone keeps the first one's."
+    """Preparing a folder into itself is refused.
+
+    A second run whose source clips are gone keeps the first run's clips.
+    """
     for i in range(3):
         tone(tmp_path / f"lan/lan_{i:06d}.wav", hz=200 + 50 * i)
         (tmp_path / f"lan/lan_{i:06d}.txt").write_text(f"Câu số {i}.")
@@ -200,7 +207,9 @@ def test_sources_are_never_overwritten(tmp_path):
 
 
 def test_ragged_samples_of_others(tmp_path):
-    "Some samples lack a scene, a speaker's name, a transcript; one names its own clip as reference, one a very long file name."
+    """Samples without a scene, speaker name or transcript, one that names itself as its reference,
+    and one with a very long file name.
+    """
     for i in range(5):
         tone(tmp_path / f"in/{i}.wav", hz=200 + 50 * i)
         (tmp_path / f"in/{i}.txt").write_text(f"Câu số {i}.")
@@ -219,7 +228,7 @@ def test_ragged_samples_of_others(tmp_path):
     assert [s["scene"] for s in kept] == ["studio", "unknown", "unknown"] and {
         s["speaker_name"] for s in kept
     } == {"lan"}
-    reasons = dict(zip(rejected["row"], rejected["reason"]))
+    reasons = dict(zip(rejected["row"], rejected["reason"], strict=True))
     assert (
         len(kept) + len(rejected) == 6
         and "reference is the clip itself" in reasons[2]
@@ -315,7 +324,9 @@ def test_a_mistyped_parameter_stops_papermill(tmp_path):
 
 
 def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
-    "The third clip finds no room: the error says so, two clips are whole, and no half file is left."
+    """The disk is full at the third clip: the error says so, two clips are complete and no partial
+    file is left.
+    """
     import errno
 
     import higgs_vi.audio as audio
@@ -352,7 +363,10 @@ def test_atomic_leaves_the_old_file(tmp_path):
 
 
 def train_one_step(folder, cache, own):
-    "A Higgs folder through codes, prompts, batches and one optimiser step; the clips that made it and the step's report."
+    """Run a Higgs folder through codes, prompts, batches and one optimiser step.
+
+    Returns the usable clips and the step's report.
+    """
     manifest = read_higgs(folder)
     codes, bad = encode_files(manifest["audio_path"], CodeCache(cache, own.codec))
     rows = [r for r in manifest.to_dict("records") if r["audio_path"] in codes]
@@ -389,7 +403,7 @@ def test_a_clip_that_breaks_later_is_named_and_the_rest_trains(tmp_path):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the Common Voice clips are not at hand")
 def test_two_hundred_clips_of_real_people(tmp_path):
-    "From a table to one optimiser step, every clip accounted for."
+    "From a table to one optimiser step, with every clip accounted for."
     lines = [json.loads(line) for line in (REAL / "manifest.jsonl").open(encoding="utf-8")][::50][
         :200
     ]
@@ -439,7 +453,10 @@ def test_what_the_table_says_of_validation_reaches_training(tmp_path):
 
 
 def test_texts_are_written_as_they_are_read_aloud_where_asked(tmp_path):
-    "The text as it was stays in the metadata; what is no Vietnamese says so and stays."
+    """The original text stays in the metadata.
+
+    Text that is not Vietnamese is reported and left unchanged.
+    """
     folder = tmp_path / "in"
     for i, text in enumerate(
         ["Giá 50.000 đồng.", "Trời đẹp quá.", "This is not Vietnamese at all."]

@@ -1,4 +1,6 @@
-"""Prompts, tokenizer and checkpoints agree with what Boson and HF released (facts in released.json)."""
+"""Prompts, tokenizer and checkpoints agree with what Boson and HF released (facts in
+released.json).
+"""
 import json
 import re
 import shutil
@@ -41,7 +43,7 @@ def prompt_of(case):
     )
 
 
-# --- 8: one prompt --------------------------------------------------------------------------------------------------------
+# --- 8: one prompt --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     "case",
@@ -55,22 +57,29 @@ def test_prompt_is_what_hf_s_published_template_renders(parts, case):
         build_example(parts.tokenizer, prompt, np.ones((8, 5), int)),
         encode_prompt(parts.tokenizer, prompt),
     )
-    assert (e.input_ids[: len(ids)] == ids).all() and (e.delayed_codes[: len(delayed_codes)] == delayed_codes).all()
+    assert (e.input_ids[: len(ids)] == ids).all() and (
+        e.delayed_codes[: len(delayed_codes)] == delayed_codes
+    ).all()
     assert len(ids) >= 8 and len(e) == len(ids) + 5 + 9
 
 
-# --- 10: the real tokenizer -------------------------------------------------------------------------------------------------
+# --- 10: the real tokenizer -----------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def llama_tokenizer():
-    "Llama 3's text tokenizer with Higgs' control tokens, rebuilt from the BPE ranks that llama-models carries."
+    """Llama 3's text tokenizer with Higgs' control tokens, rebuilt from the BPE ranks in
+    llama-models.
+    """
     import importlib.util
 
     ranks = (
         Path(importlib.util.find_spec("llama_models").submodule_search_locations[0])
         / "llama3/tokenizer.model"
     )
-    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     bpe = TikTokenConverter(
         str(ranks), pattern=pattern, extra_special_tokens=SPECIAL_TOKENS
     ).converted()
@@ -132,10 +141,10 @@ def test_released_configuration_is_hf_s_big_model(llama_tokenizer):
         assert r["factor"] == 32 and r["rope_theta"] == 500_000
 
 
-# --- 9: Boson's layout --------------------------------------------------------------------------------------------------------
+# --- 9: Boson's layout ----------------------------------------------------------------------------
 
 def to_boson(weights):
-    "Boson's names for HF's weights: the map of part 33 backwards, written again."
+    "Boson's names for HF's weights: the mapping of 33_boson inverted, written independently."
     new = {}
     for n, w in weights.items():
         n = n.replace("model.embed_audio_tokens.embed_audio_tokens", "audio_codebook_embeddings")
@@ -147,7 +156,7 @@ def to_boson(weights):
 
 
 def boson_config(config):
-    "The released config.json with a model's own sizes and ids."
+    "The released config.json with another model's sizes and ids."
     c, rope = config, dict(config.rope_parameters)
     text = RELEASED["config"]["text_config"] | {
         k: getattr(c, k)
@@ -165,7 +174,9 @@ def boson_config(config):
 
 
 def codec_to_boson(weights):
-    "Boson's names for a codec's weights, its acoustic convolutions split into direction and length as weight norm does."
+    """Boson's names for a codec's weights, with the acoustic convolutions split into direction and
+    magnitude as weight norm does.
+    """
     unit, new = dict(snake1=0, conv1=1, snake2=2, conv2=3), {}
     for n, w in weights.items():
         n = re.sub(
@@ -217,7 +228,10 @@ def codec_to_boson(weights):
 
 
 def write_boson(folder, parts, split=False):
-    "A checkpoint folder in Boson's first layout; `split` halves the tensors that some of their checkpoints halve."
+    """Write a checkpoint folder in Boson's first layout.
+
+    `split` halves the tensors that some of their checkpoints store in two parts.
+    """
     folder.mkdir()
     weights = to_boson(parts.model.state_dict())
     for name in ("embed_tokens", "audio_decoder_proj.audio_lm_head") if split else ():
@@ -306,7 +320,10 @@ def test_the_released_codec_configuration_means_eight_codebooks(parts):
 
 
 def test_generation_stops_after_conversion(overfitted, clips, tmp_path):
-    "The old folder's generation_config says 128001, an id that decoding never emits; the converted model stops all the same."
+    """The old folder's generation_config names the end id 128001, which decoding never emits.
+
+    The converted model stops all the same.
+    """
     save_checkpoint(tmp_path / "new", load_checkpoint(write_boson(tmp_path / "old", overfitted)))
     stale = json.loads((tmp_path / "new/generation_config.json").read_text()) | dict(
         eos_token_id=overfitted.model.config.pad_token_id

@@ -1,4 +1,6 @@
-"""Tables broken at random, seeded: a clear error that names the file, or every row accounted for, in little time and memory."""
+"""Randomly damaged tables (seeded): either a clear error that names the file, or every row
+accounted for, within bounded time and memory.
+"""
 import contextlib
 import io
 import json
@@ -134,7 +136,9 @@ def good(rng):
 
 
 def odd_rows(rng, typed):
-    "Good rows of which some have an odd cell, come twice, or lack a cell; names that lie."
+    """Good rows, some of which have an odd cell, are duplicated, lack a cell, or have misleading
+    column names.
+    """
     rows = good(rng)
     keys = list(rows[0])
     rows = [{k: r[k] for k in keys if k in r} for r in rows]
@@ -148,7 +152,7 @@ def odd_rows(rng, typed):
         elif kind < 0.92:
             r.pop(k, None)
         else:
-            rows = [dict(zip(rng.sample(list(q), len(q)), q.values())) for q in rows]
+            rows = [dict(zip(rng.sample(list(q), len(q)), q.values(), strict=True)) for q in rows]
     if rng.random() < 0.01:
         rng.choice(rows)["text"] = rng.choice(["a", "a ", '"', "ă.", "1/2 "]) * (10_000_000 // 2)
     return rows
@@ -171,7 +175,7 @@ def delimited(rng, path):
 
 
 def swift(rng, row):
-    "A row as ms-swift's turns, of which one part may be odd."
+    "A row in ms-swift's message format, one part of which may be odd."
     said = [dict(role="user", content="<audio>"), dict(role="assistant", content=row.get("text"))]
     out = dict(messages=said, audios=[row.get("audio")])
     if rng.random() < 0.3:
@@ -306,7 +310,7 @@ WRITERS = {
 
 
 def one(seed, folder, out):
-    "What is wrong with case `seed`, or None, and how it ended."
+    "Run case `seed`. Returns what is wrong with it, or None, and how it ended."
     from higgs_vi.data import DataSettings, prepare, read_source
 
     rng = random.Random(seed)
@@ -341,7 +345,9 @@ def one(seed, folder, out):
 
 
 def main(first, n, folder):
-    "Cases `first` to `first + n` in this process; prints what went wrong, how the cases ended and the peak memory in GiB."
+    """Run cases `first` to `first + n` in this process; print failures, outcomes and peak memory in
+    GiB.
+    """
     import soundfile as sf
     from sounds import spoken  # beside this file, which runs as a script
 

@@ -1,6 +1,7 @@
-"""Broken sounds by the hundred: none ends a run or takes its memory, and every row becomes a sample or a rejected row.
+"""Hundreds of damaged sound files: none ends a run or exhausts memory, and every row becomes a
+sample or a rejected row.
 
-`pytest -m slow` makes 1,000 of them; the short version, 60.
+`pytest -m slow` runs 1,000 of them; the short version runs 60.
 """
 import io
 import json
@@ -50,7 +51,7 @@ def truncated(rng, data):
 
 
 def torn(rng, data):
-    "Some bytes are others: anywhere, or in the header."
+    "Replace some bytes, anywhere or in the header."
     data = bytearray(data)
     for _ in range(rng.choice([1, 4, 40])):
         data[rng.randrange(rng.choice([60, len(data)]))] = rng.randrange(256)
@@ -58,7 +59,7 @@ def torn(rng, data):
 
 
 def lying(rng, data):
-    "A RIFF header that states another size, rate or number of channels, or ten hours."
+    "A RIFF header with a wrong size, rate or channel count, or one that states ten hours."
     at = data.find(b"data") + 4
     where, what = rng.choice(
         [
@@ -79,7 +80,7 @@ def lying(rng, data):
 
 
 def long_flac(rng, data):
-    "A FLAC that states ten hours, or a rate of its choice."
+    "A FLAC whose header states ten hours, or an arbitrary rate."
     out = bytearray(packed(VOICE[:12_000], format="FLAC"))
     out[21:26] = bytes([out[21] & 0xF0]) + struct.pack(
         ">I", rng.choice([36_000 * 24_000, 2**32 - 1, 0])
@@ -137,14 +138,14 @@ def timed(row, *rest):
     finally: took[row["file"]] = time.perf_counter() - began
 data.read_clip = timed
 samples, rejected = prepare(DataSettings(table=sys.argv[1], output_dir=sys.argv[2], num_workers=1))
-print("RESULT" + json.dumps(dict(samples=len(samples), rejected=rejected[["file", "reason"]].values.tolist(), took=took,
-                                 gib=memory_gib())))
+rows = rejected[["file", "reason"]].values.tolist()
+print("RESULT" + json.dumps(dict(samples=len(samples), rejected=rows, took=took, gib=memory_gib())))
 """
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_no_broken_sound_ends_a_run(tmp_path, n):
-    "A good clip beside `n` broken ones, links in a circle and a folder named like a sound among them."
+    "A good clip beside `n` damaged ones, circular links and a folder named like a sound file."
     rng, whole = random.Random(n), {end: packed(VOICE, **kind) for end, kind in KINDS.items()}
     rows = ["file|text|speaker"]
     for i in range(n):
@@ -178,7 +179,8 @@ def test_no_broken_sound_ends_a_run(tmp_path, n):
     ]
     slowest = sorted(found["took"].items(), key=lambda t: -t[1])[:3]
     print(
-        f"{n} broken sounds: {found['samples']} kept, peak {found['gib']:.2f} GiB, slowest {slowest}"
+        f"{n} broken sounds: {found['samples']} kept, peak {found['gib']:.2f} GiB, slowest "
+        f"{slowest}"
     )
     assert found["gib"] < 1.5
     limit = 1.0 + 4 * max(

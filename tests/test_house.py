@@ -1,4 +1,4 @@
-"""The rules of the house that can be checked."""
+"""Rules of layout and style that can be checked automatically."""
 import ast
 import configparser
 import json
@@ -36,7 +36,7 @@ def module_of(path):
 
 
 def settings_class(name):
-    "The settings of the step whose module is `name`."
+    "The settings class of the step whose module is `name`."
     return settings_of(next(p for p in STEPS if module_of(p) == name))
 
 
@@ -56,7 +56,7 @@ def test_settings_ini_and_pyproject_say_the_same():
 
 
 def test_parts_import_smaller_parts_and_nothing_imports_upwards():
-    "A part (1N) imports parts of smaller number; a step (0N) imports parts and earlier steps."
+    "A part imports only parts with smaller numbers; a step imports parts and earlier steps."
     number = {module_of(p): int(p.name[:2]) for p in NOTEBOOKS}
     for path in NOTEBOOKS:
         for node in [
@@ -98,7 +98,10 @@ def test_notebooks_are_light_and_carry_no_widgets_players_or_paths(path):
     "path", sorted((ROOT / "higgs_vi").glob("[a-z]*.py")), ids=lambda p: p.stem
 )
 def test_exported_code_keeps_the_style(path):
-    "Functions of at most 40 lines (the training loop 80), lines of at most 100 columns (200 while texts are rewritten), a docstring on everything public."
+    """Functions have at most 40 lines (the training loop 80), everything public has a docstring.
+
+    Lines have at most 100 columns (200 while texts are being rewritten); ruff checks the rest.
+    """
     text = path.read_text(encoding="utf-8")
     assert [n for n, line in enumerate(text.splitlines(), 1) if len(line) > 200] == []
     for node in ast.walk(ast.parse(text)):
@@ -109,7 +112,7 @@ def test_exported_code_keeps_the_style(path):
 
 
 def test_every_step_is_a_command():
-    "higgs-vi-<module> for each step; each answers --help with every parameter."
+    "Each step has a command higgs-vi-<module> that answers --help with every parameter."
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {f"higgs-vi-{m}": f"higgs_vi.{m}:main" for m in map(module_of, STEPS)}
     for name, target in scripts.items():
@@ -122,14 +125,19 @@ def test_every_step_is_a_command():
 
 
 def in_one_process(code, *args):
-    "The lines that `code` prints in a fresh process; `go(step, as_module, *argv)` runs a step there and returns how it ends."
+    """Run `code` in a fresh process and return the lines it prints.
+
+    In `code`, `go(step, as_module, *argv)` runs a step and returns how it ended.
+    """
     head = """
 import contextlib, io, runpy, shutil, sys
 def go(step, as_module, *argv):
     sys.argv[:] = [shutil.which(f"higgs-vi-{step}"), *argv]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try: runpy.run_module(f"higgs_vi.{step}", run_name="__main__", alter_sys=True) if as_module else runpy.run_path(sys.argv[0], run_name="__main__")
+        try:
+            if as_module: runpy.run_module(f"higgs_vi.{step}", run_name="__main__", alter_sys=True)
+            else: runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end: return end.code, said.getvalue()
     return None, said.getvalue()
 """
@@ -141,7 +149,7 @@ def go(step, as_module, *argv):
 
 
 def test_every_step_runs_as_a_module(tmp_path):
-    "`python -m higgs_vi.<step>` goes on to the step's own work, which here refuses a folder that is not there."
+    "`python -m higgs_vi.<step>` reaches the step's own work, which here refuses a missing folder."
     wrong = dict(
         data="table",
         tags="data",
@@ -156,18 +164,19 @@ def test_every_step_runs_as_a_module(tmp_path):
     code = """
 steps, nowhere = sys.argv[1].split(","), sys.argv[2]
 for step, option in (s.split(":") for s in steps):
-    print(step, go(step, True, f"--{option}", nowhere, *["--resume_from_checkpoint", "true"]*(step == "train"))[0])
+    more = ["--resume_from_checkpoint", "true"] if step == "train" else []
+    print(step, go(step, True, f"--{option}", nowhere, *more)[0])
 """
     steps = [module_of(p) for p in STEPS]
     lines = in_one_process(code, ",".join(f"{s}:{wrong[s]}" for s in steps), f"{tmp_path}/nowhere")
     assert len(steps) == len(lines) == 9
-    for step, line in zip(steps, lines):
+    for step, line in zip(steps, lines, strict=True):
         assert line.startswith(f"{step} higgs-vi-{step}: ") and "nowhere" in line
 
 
 @pytest.mark.parametrize("step", [module_of(p) for p in STEPS])
 def test_help_and_wrong_options_come_before_torch_is_imported(step):
-    "As a module and as a script; torch and transformers take seconds to import."
+    "Both as a module and as a script, because torch and transformers take seconds to import."
     number = next((f.name for f in fields(settings_class(step)) if f.type in (int, float)), None)
     cases = [["--help"], ["--no_such_parameter=1"], *[[f"--{number}=nan"]] * bool(number)]
     code = """
@@ -175,7 +184,8 @@ step = sys.argv[1]
 for argv in sys.argv[2:]:
     for as_module in (True, False):
         code, said = go(step, as_module, argv)
-        print(code, *[m for m in ("torch", "transformers", "matplotlib") if m in sys.modules], said.count("usage:"), said.strip().splitlines()[-1])
+        loaded = [m for m in ("torch", "transformers", "matplotlib") if m in sys.modules]
+        print(code, *loaded, said.count("usage:"), said.strip().splitlines()[-1])
 """
     lines = in_one_process(code, step, *[c[0] for c in cases])
     help_, unknown, nan = lines[:2], lines[2:4], lines[4:]

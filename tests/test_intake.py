@@ -1,4 +1,6 @@
-"""Preparing many rows: the cap, the threads, runs that are broken off, settings that cannot be, a finished folder that is checked."""
+"""Preparing many rows: the cap per speaker, threads, interrupted runs, impossible settings, and
+checking a finished folder.
+"""
 import csv
 import json
 import random
@@ -40,7 +42,9 @@ def content(folder):
 
 
 def test_what_the_cap_keeps_is_the_first_good_clips_of_each(tmp_path):
-    "A bad row does not count; what comes behind the cap is not even read; whatever the number of threads."
+    """A bad row does not count towards the cap, and rows beyond the cap are not read, whatever the
+    number of threads.
+    """
     for workers in (1, 3):
         samples, rejected = run(
             DEMO / "demo.csv",
@@ -83,7 +87,9 @@ def noise(path, i, seconds=0.04):
 
 
 def uneven(folder, speakers, rows):
-    "A table in the README's CSV form, `rows` rows by `speakers` people of unlike number, a 40 ms file each."
+    """A table in the README's CSV format: `rows` rows by `speakers` people with different numbers
+    of clips, one 40 ms file each.
+    """
     (folder / "wavs").mkdir(parents=True)
     share = np.random.default_rng(0).dirichlet(np.full(speakers, 2.0))
     who = np.random.default_rng(1).choice(speakers, rows, p=share)
@@ -108,7 +114,9 @@ def uneven(folder, speakers, rows):
     "rows, speakers, cap", [(1000, 91, 8), pytest.param(38_625, 91, 500, marks=pytest.mark.slow)]
 )
 def test_at_most_so_many_of_each_speaker_exactly(tmp_path, rows, speakers, cap):
-    "Of each of 91 people the first `cap`, or all; not one more or less; every other row with its reason."
+    """Of each of 91 speakers exactly the first `cap` clips (or all) are kept, and every other row
+    has a reason.
+    """
     table, had = uneven(tmp_path, speakers, rows)
     samples, rejected = run(table, tmp_path / "out", max_samples_per_speaker=cap, min_seconds=0.01)
     assert Counter(s["speaker_name"] for s in samples) == {
@@ -142,7 +150,10 @@ def test_same_names_of_two_sources_are_two_people(tmp_path):
 
 
 def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
-    "Broken off after 30 rows, torn in its last line: the next run reads only the rest, and all equals an unbroken run."
+    """A run is interrupted after 30 rows with a torn last journal line.
+
+    The next run reads only the remaining rows, and the result equals an uninterrupted run.
+    """
     run(DEMO / "demo.csv", tmp_path / "whole")
     out, real, read = tmp_path / "out", data.read_clip, []
 
@@ -190,7 +201,7 @@ def test_a_changed_file_or_text_is_done_again(tmp_path):
 
 
 def slowly(out):
-    "In a process of its own: the demo table, 20 ms slower a row."
+    "Prepare the demo table in a separate process, 20 ms slower per row."
     real = data.read_clip
     data.read_clip = lambda *a: (time.sleep(0.02), real(*a))[1]
     run(DEMO/"demo.csv", out, num_workers=2)
@@ -198,7 +209,9 @@ def slowly(out):
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path, kills):
-    "`kill -9` at random moments, then once to the end: the folder equals that of an unbroken run, nothing is done twice."
+    """`kill -9` at random moments, then one complete run: the folder equals that of an
+    uninterrupted run and no row is done twice.
+    """
     run(DEMO / "demo.csv", tmp_path / "whole")
     out, rng, held = tmp_path / "out", random.Random(0), []
     for _ in range(kills):
@@ -230,7 +243,10 @@ def test_killed_at_random_moments(tmp_path, kills):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(min_seconds=5, max_seconds=2), "max_seconds is 2.0: it takes seconds above min_seconds .5."),
+        (
+            dict(min_seconds=5, max_seconds=2),
+            "max_seconds is 2.0: it takes seconds above min_seconds .5.",
+        ),
         (dict(min_seconds=-1), "min_seconds is -1.0: it must be from 0"),
         (dict(duration_tolerance=-0.1), "tolerance is -0.1"),
         (dict(silence_dbfs=3), "silence_dbfs is 3.0: it must be from -200 to below 0"),
@@ -249,7 +265,14 @@ def test_impossible_settings_stop(change, message):
 def test_everything_dropped_says_how_many_for_what(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(
-            ["--table", str(DEMO / "demo.csv"), "--output_dir", str(tmp_path / "out"), "--max_seconds", "0.4"]
+            [
+                "--table",
+                str(DEMO / "demo.csv"),
+                "--output_dir",
+                str(tmp_path / "out"),
+                "--max_seconds",
+                "0.4",
+            ]
         )
     assert (
         "none of the 88 rows" in str(end.value)
@@ -262,10 +285,12 @@ def test_everything_dropped_says_how_many_for_what(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the Common Voice clips are not at hand")
 def test_as_fast_as_a_plain_pool(tmp_path):
-    """400 clips of real people, each way in turn, three times: soundfile, soxr and soundfile in a pool against the whole stage.
+    """Compare the whole stage with a plain pool of soundfile and soxr on 400 real clips,
+    alternating, three times each.
 
-    Judged is the processor time of one thread, by the least of three, for other programs take wall time from both. The stage is
-    allowed half as much again: it reads containers, hears whether anybody speaks, and makes fingerprints and texts besides.
+    The minimum single-thread processor time counts, because other programs affect wall time. The
+    stage may take 1.5 times as long: it also reads containers, detects speech, computes
+    fingerprints and processes texts.
     """
     lines = (REAL / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[:400]
     (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -286,7 +311,9 @@ def test_as_fast_as_a_plain_pool(tmp_path):
         with ThreadPoolExecutor(cfg.threads) as pool:
             list(pool.map(one, enumerate(sounds)))
 
-    cfg = DataSettings(table=str(tmp_path / "t.jsonl"), audio=str(REAL), output_dir=str(out), num_workers=1)
+    cfg = DataSettings(
+        table=str(tmp_path / "t.jsonl"), audio=str(REAL), output_dir=str(out), num_workers=1
+    )
     source = read_source(cfg)[0]
     for _ in range(3):
         for name, way in (
@@ -298,15 +325,16 @@ def test_as_fast_as_a_plain_pool(tmp_path):
             began, used = time.perf_counter(), time.process_time()
             way()
             times[name].append((time.process_time() - used, time.perf_counter() - began))
-    best = {name: [round(min(t), 2) for t in zip(*ts)] for name, ts in times.items()}
+    best = {name: [round(min(t), 2) for t in zip(*ts, strict=True)] for name, ts in times.items()}
     print(
-        f"400 clips, {cfg.threads} thread(s), least of three, seconds of processor and of wall: {best}"
+        f"400 clips, {cfg.threads} thread(s), least of three, seconds of processor and of wall: "
+        f"{best}"
     )
     assert best["ours"][0] <= 1.5 * best["plain"][0], times
 
 
 def spoil(out, name, key, value):
-    "Change an entry of the metadata."
+    "Change one entry of the metadata."
     meta = json.loads((out/"metadata.json").read_text(encoding="utf-8"))
     next(s for s in meta["samples"] if s["id"] == name)[key] = value
     (out/"metadata.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -363,7 +391,10 @@ def sound_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_and_named(sound_folder, tmp_path, capsys, fault):
-    "A good folder passes; each fault planted in it is found at its clip, and what is broken ends the command with an error."
+    """A good folder passes.
+
+    Each planted fault is reported for its clip, and broken clips end the command with an error.
+    """
     out, name = tmp_path / "demo", "minh_000001"
     shutil.copytree(sound_folder, out)
     assert check(CheckSettings(data=str(out)))[1].empty
@@ -386,11 +417,14 @@ def test_each_fault_is_found_and_named(sound_folder, tmp_path, capsys, fault):
 
 
 def test_a_folder_that_cannot_be_checked(tmp_path, sound_folder):
-    with pytest.raises(SystemExit, match="no metadata.json"): check_command([str(tmp_path)])
-    with pytest.raises(SystemExit, match="name the folder"): check_command([])
-    with pytest.raises(ValueError, match="max_chars_per_second is 2"): CheckSettings(max_chars_per_second=2)
-    check_command([str(sound_folder), "--report_file", str(tmp_path/"report.csv")])
-    assert (tmp_path/"report.csv").read_text().splitlines() == ["clip,fault,broken,what"]
+    with pytest.raises(SystemExit, match="no metadata.json"):
+        check_command([str(tmp_path)])
+    with pytest.raises(SystemExit, match="name the folder"):
+        check_command([])
+    with pytest.raises(ValueError, match="max_chars_per_second is 2"):
+        CheckSettings(max_chars_per_second=2)
+    check_command([str(sound_folder), "--report_file", str(tmp_path / "report.csv")])
+    assert (tmp_path / "report.csv").read_text().splitlines() == ["clip,fault,broken,what"]
 
 
 @pytest.mark.slow
@@ -416,7 +450,9 @@ def test_a_broken_folder_stops_papermill(sound_folder, tmp_path):
 
 
 def recording(folder, n=14, snr=30, seed=0, gap_from=0.4):
-    "A long recording of clean clips, trimmed, 0.4 (`gap_from`) to 1.5 s apart, in noise `snr` dB below: the texts and the true borders in seconds."
+    """A long recording of clean clips, trimmed, 0.4 (`gap_from`) to 1.5 s apart, with noise at
+    `snr` dB. Returns the texts and the true boundaries in seconds.
+    """
     rows, rng = (
         list(csv.DictReader((CLEAN / "demo.csv").open(encoding="utf-8")))[:n],
         np.random.default_rng(seed),
@@ -437,7 +473,7 @@ def recording(folder, n=14, snr=30, seed=0, gap_from=0.4):
 
 
 def borders(found, limits):
-    "How far, in ms, each true border is from the nearest found one of its kind."
+    "The distance in ms from each true boundary to the nearest detected one of its kind."
     return np.array([1000*min(abs(f[k] - t[k]) for f in found) for t in limits for k in (0, 1)])
 
 
@@ -445,7 +481,8 @@ def borders(found, limits):
 def test_the_borders_of_speech_are_found_in_noise(tmp_path, snr, median, most):
     _, limits = recording(tmp_path, snr=snr)
     error = borders(speech_spans(*levels_of(tmp_path/"talk.wav")), limits)
-    print(f"SNR {snr} dB: borders off by {np.median(error):.0f} ms (median), {np.percentile(error, 95):.0f} ms (95 %), {error.max():.0f} ms (most)")
+    print(f"SNR {snr} dB: borders off by {np.median(error):.0f} ms (median), "
+          f"{np.percentile(error, 95):.0f} ms (95 %), {error.max():.0f} ms (most)")
     assert np.median(error) <= median and np.percentile(error, 95) <= most
 
 
@@ -455,7 +492,9 @@ def stamped(t, dot):
 
 @pytest.mark.parametrize("kind", ["wav", "m4a"])
 def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
-    "Times off by up to 0.25 s, a sentence over two cues: each clip has its own words' sound, whole, with silence at both ends."
+    """Cue times are off by up to 0.25 s and a sentence spans two cues: each clip contains exactly
+    its own words, with silence at both ends.
+    """
     (tmp_path / "in").mkdir()
     texts, limits = recording(tmp_path / "in")
     if kind == "m4a":  # what libsndfile does not read
@@ -467,7 +506,7 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
         )
         (tmp_path / "in/talk.wav").unlink()
     rng, cues = np.random.default_rng(1), []
-    for i, (text, (a, b)) in enumerate(zip(texts, limits)):
+    for i, (text, (a, b)) in enumerate(zip(texts, limits, strict=True)):
         a, b, words = a + rng.uniform(-0.25, 0.25), b + rng.uniform(-0.25, 0.25), text.split()
         halves = (
             [(a, (a + b) / 2, " ".join(words[:1])), ((a + b) / 2, b, " ".join(words[1:]))]
@@ -495,7 +534,7 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
         and "has no cue" in rejected["reason"].tolist()[0]
     )
     off = np.array(
-        [(a - float(s), float(e) - b) for (a, b), s, e in zip(limits, rows["start"], rows["end"])]
+        [(a - float(s), float(e) - b) for (a, b), s, e in zip(limits, rows["start"], rows["end"], strict=True)]
     )
     print(f"air around the words: {1000 * off.min():.0f} to {1000 * off.max():.0f} ms")
     assert (off > 0).all() and (off < 0.25).all(), off
@@ -503,13 +542,16 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
 
 
 def test_a_long_recording_is_cut_at_its_longest_pauses_if_they_fit_its_sentences(tmp_path):
-    "Each clip is one sentence, whole; a transcript that lacks a sentence, has one twice, or is another's is refused."
+    """Each clip is one whole sentence.
+
+    A transcript with a missing, repeated or foreign sentence is refused.
+    """
     texts, limits = recording(tmp_path, gap_from=0.9)
     spans = speech_spans(*levels_of(tmp_path/"talk.wav"))
     ended = [x if x[-1] in ".!?" else x + "." for x in texts]
     cues = cut_at_pauses(" ".join(ended), spans)
     assert [c.text for c in cues] == ended
-    assert all(abs(c.start - a) < 0.15 and abs(c.end - b) < 0.15 for c, (a, b) in zip(cues, limits))
+    assert all(abs(c.start - a) < 0.15 and abs(c.end - b) < 0.15 for c, (a, b) in zip(cues, limits, strict=True))
     for i in range(len(ended)):
         for wrong in (ended[:i] + ended[i + 1:], ended[:i] + ended[i:i + 1]*2 + ended[i + 1:]):
             with pytest.raises(ValueError): cut_at_pauses(" ".join(wrong), spans)
@@ -530,12 +572,16 @@ def test_a_long_recording_without_times_is_refused_with_a_way_out(tmp_path):
     "text",
     [
         "1\n00:00:01,000 --> 00:00:02,500\n<i>Một</i>\n2\n00:00:03,000 --> 00:00:04,000\nHai 2\n",
-        "WEBVTT\r\rx\r00:01.000 --> 00:02.500 line:0\r{\\an8}Một\r\rNOTE no\r\r00:03.000 --> 00:04.000\rHai 2\r",
-        "\ufeff2\r\n00:00:03,000 --> 00:00:04,000\r\nHai 2\r\n\r\n1\r\n00:00:01,000 --> 00:00:02,5\r\nMột\r\n",
+        "WEBVTT\r\rx\r00:01.000 --> 00:02.500 line:0\r{\\an8}Một\r\rNOTE no\r\r00:03.000 --> "
+        "00:04.000\rHai 2\r",
+        "\ufeff2\r\n00:00:03,000 --> 00:00:04,000\r\nHai 2\r\n\r\n1\r\n00:00:01,000 --> "
+        "00:00:02,5\r\nMột\r\n",
     ],
 )
 def test_cues_in_the_forms_people_have(text):
-    "Without lines between them, with the line ends of an old Mac or Windows, out of order: each cue has its own words only."
+    """Cues without blank lines, with old Mac or Windows line ends, or out of order: each cue keeps
+    its own words only.
+    """
     assert [(c.start, c.end, c.text) for c in parse_cues(text.removeprefix("\ufeff"), "x")] == [
         (1.0, 2.5, "Một"),
         (3.0, 4.0, "Hai 2"),
@@ -543,12 +589,17 @@ def test_cues_in_the_forms_people_have(text):
 
 
 def test_voices_of_recordings_and_cues_are_kept_apart(tmp_path):
-    "'Speaker 1' of two recordings is two people, Lan is one; a cue of two voices, and one that ends behind the recording, say why they go."
+    """'Speaker 1' of two recordings is two people, a named speaker is one.
+
+    A cue with two voices and a cue that ends after the recording are rejected with a reason.
+    """
     for i, name in enumerate("ab"):
         sf.write(tmp_path / f"{name}.wav", spoken(i, 9), 24_000)
         (tmp_path / f"{name}.vtt").write_text(
-            f"WEBVTT\n\n00:01.000 --> 00:02.000\n<v Speaker 1>Xin chào {name}.\n\n00:03.000 --> 00:04.000\n<v Lan>Chào {name}."
-            f"\n\n00:05.000 --> 00:06.000\n<v Lan>Đi {name}.</v> <v Minh>Ừ.</v>\n\n00:08.000 --> 00:14.000\n<v Lan>Dài {name}.\n"
+            f"WEBVTT\n\n00:01.000 --> 00:02.000\n<v Speaker 1>Xin chào {name}.\n\n00:03.000 --> "
+            f"00:04.000\n<v Lan>Chào {name}."
+            f"\n\n00:05.000 --> 00:06.000\n<v Lan>Đi {name}.</v> <v Minh>Ừ.</v>\n\n00:08.000 --> "
+            f"00:14.000\n<v Lan>Dài {name}.\n"
         )
     samples, rejected = run(tmp_path, tmp_path.with_name("cut"))
     assert [s["speaker_name"] for s in samples] == ["a/Speaker 1", "Lan", "b/Speaker 1", "Lan"]

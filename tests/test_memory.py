@@ -1,4 +1,6 @@
-"""The forecast of 03_memory against what the training code really keeps: counted on tensors without memory, and by the compiler."""
+"""The forecast of 03_memory compared with the memory that the training code really uses, counted on
+fake tensors and by the compiler.
+"""
 import os
 import subprocess
 import sys
@@ -31,7 +33,7 @@ WIDE = dict(lora_rank=32, target_modules=["attention", "text_ffn", "audio_ffn"])
 
 
 class Live(TorchDispatchMode):
-    "Bytes of all tensors made under it that are still alive, and the most there were."
+    "Dispatch mode that counts the bytes of all live tensors created under it, and their peak."
 
     def __init__(self):
         super().__init__()
@@ -56,7 +58,7 @@ class Live(TorchDispatchMode):
 
 
 class Unpacked(torch.autograd.Function):
-    "What bitsandbytes does with a matrix in 4 bits: unpacks it for each product, and keeps it packed."
+    "Imitates bitsandbytes: a 4-bit matrix is unpacked for each product and stored packed."
     @staticmethod
     def forward(ctx, x, packed, shape):
         ctx.packed, ctx.shape = packed, shape
@@ -67,7 +69,7 @@ class Unpacked(torch.autograd.Function):
 
 
 class In4Bits(torch.nn.Module):
-    "A linear layer of `shape` in 4 bits, a byte of scale for each 64."
+    "A 4-bit linear layer of `shape` with one byte of scale per 64 values."
 
     def __init__(self, shape):
         super().__init__()
@@ -81,7 +83,7 @@ class In4Bits(torch.nn.Module):
 
 
 def made_of(model):
-    "Give a model on the meta device tensors of the mode in force."
+    "Replace a model's meta tensors by tensors of the active mode."
     for m in model.modules():
         for name, p in m._parameters.items():
             if p is not None:
@@ -95,7 +97,7 @@ def made_of(model):
 
 
 def batch_of(n):
-    "A batch of `n` positions, every clip as long as the others."
+    "A batch of `n` positions in clips of equal length."
     clips, zeros, sound = (
         n // LENGTH,
         lambda *shape: torch.zeros(*shape, dtype=torch.long),
@@ -114,14 +116,20 @@ def batch_of(n):
 
 
 def peak_of_a_step(cfg):
-    "GiB at the most in a step of the real training code, with the optimiser's state there from the start."
+    "Peak GiB of one step of the real training code, with the optimiser state already allocated."
     model = meta_model(model_config(cfg))
     if cfg.mode == "full":
         model = prepare_full_training(model, torch.bfloat16)
     else:
         model = add_lora(
             model,
-            lora_config(cfg.lora_rank, 2 * cfg.lora_rank, cfg.lora_dropout, cfg.target_modules, cfg.audio_embeddings),
+            lora_config(
+                cfg.lora_rank,
+                2 * cfg.lora_rank,
+                cfg.lora_dropout,
+                cfg.target_modules,
+                cfg.audio_embeddings,
+            ),
         )
     with FakeTensorMode(), Live() as live:
         if cfg.mode == "qlora":
@@ -157,7 +165,7 @@ def peak_of_a_step(cfg):
 
 
 def small(folder, **change):
-    "A configuration in `folder`, the released one with some numbers changed; its path."
+    "Write the released configuration with some numbers changed to `folder` and return its path."
     config = HiggsAudioV2Config(codebook_size=1026, **change)
     config.save_pretrained(folder)
     return str(folder)
@@ -174,14 +182,24 @@ def small(folder, **change):
         dict(gradient_checkpointing=1, audio_embeddings=True, **WIDE),
         dict(gradient_checkpointing=0, mode="qlora"),
         dict(gradient_checkpointing=1, mode="qlora", **WIDE),
-        dict(gradient_checkpointing=1, mode="full", optim="rounded8bit", gradient_accumulation_steps=1),
+        dict(
+            gradient_checkpointing=1,
+            mode="full",
+            optim="rounded8bit",
+            gradient_accumulation_steps=1,
+        ),
     ],
     ids=lambda how: ",".join(f"{k}={v}" for k, v in how.items() if k != "rank"),
 )
 def test_a_step_takes_what_the_forecast_says(tmp_path, how):
-    "Full width, six layers, 24 clips, not compiled: within 3 % of the forecast, its spare workspace left out."
+    """Full width, six layers, 24 clips, not compiled: the peak is within 3 % of the forecast
+    without its spare workspace.
+    """
     cfg = MemorySettings(
-        model=small(tmp_path, num_hidden_layers=6), token_budget=24 * LENGTH, torch_compile=False, **how
+        model=small(tmp_path, num_hidden_layers=6),
+        token_budget=24 * LENGTH,
+        torch_compile=False,
+        **how,
     )
     parts, peak = forecast(cfg), 0
     with mock.patch.object(step, "codebook_weights", lambda weights, n: torch.ones(n)):
@@ -195,7 +213,9 @@ def test_a_step_takes_what_the_forecast_says(tmp_path, how):
     "how", [dict(), dict(lora_dropout=0.0, **WIDE)], ids=["attention, dropout", "wide"]
 )
 def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
-    "A layer of a quarter of the width on the CPU, as it is and divided by the compiler: bytes kept for the backward pass, by position."
+    """One layer at a quarter of the width on the CPU, eager and partitioned by the compiler: bytes
+    per position saved for the backward pass.
+    """
     torch._dynamo.reset()
     cfg = MemorySettings(
         model=small(
@@ -214,7 +234,9 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
     n, sound, config = cfg.token_budget, int(cfg.token_budget * SHARE), model_config(cfg)
     model = HiggsAudioV2ForConditionalGeneration(config).to(torch.bfloat16)
     layer = (
-        step.unwrap_peft(add_lora(model, lora_config(cfg.lora_rank, 32, cfg.lora_dropout, cfg.target_modules)))
+        step.unwrap_peft(
+            add_lora(model, lora_config(cfg.lora_rank, 32, cfg.lora_dropout, cfg.target_modules))
+        )
         .model.train()
         .layers[0]
     )
@@ -227,10 +249,13 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
     )
     for way, said in (
         (step._layer, saved_bytes(cfg)),
-        (torch.compile(step._layer, backend="aot_eager_decomp_partition"), saved_bytes_compiled(cfg)),
+        (
+            torch.compile(step._layer, backend="aot_eager_decomp_partition"),
+            saved_bytes_compiled(cfg),
+        ),
     ):
         seen = {}
-        keep = lambda t: seen.setdefault(t.untyped_storage()._cdata, t) is None or t
+        keep = lambda t, seen=seen: seen.setdefault(t.untyped_storage()._cdata, t) is None or t
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
             torch.autocast("cpu", torch.bfloat16),
@@ -256,7 +281,9 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
     ],
 )
 def test_the_allocator_is_set_by_the_library(users, told):
-    "Who imports the package gets segments that grow, unless the user asked for something."
+    """Importing the package turns on expandable segments unless the user has configured the
+    allocator.
+    """
     env = {k: v for k, v in os.environ.items() if not k.endswith("ALLOC_CONF")} | users
     out = subprocess.run(
         [

@@ -1,4 +1,7 @@
-"""The training loss is the objective of generation. Each of these fails when the thing it names is broken."""
+"""The training loss equals the objective of generation.
+
+Each test fails when the part it names is broken.
+"""
 import copy
 import math
 from dataclasses import replace
@@ -41,7 +44,7 @@ def sound(seed, frames): return np.random.default_rng(seed).integers(0, 1024, (8
 
 
 def prompts():
-    "One prompt of each task, and both places of a reference."
+    "One prompt of each task, with the reference in both positions."
     refs = tuple(
         Reference(t, sound(i, 9 + 4 * i)) for i, t in enumerate(["Cảm ơn chị.", "Chào bác ạ."])
     )
@@ -57,14 +60,14 @@ def prompts():
 
 
 def mixed_examples(tokenizer):
-    "Examples of unlike lengths, with and without references."
+    "Examples of different lengths, with and without references."
     return [
         build_example(tokenizer, p, sound(10 + i, 3 + 7 * i), str(i))
         for i, p in enumerate(prompts())
     ]
 
 
-# --- 1: no copy task -------------------------------------------------------------------------------------------------
+# --- 1: no copy task ------------------------------------------------------------------------------
 
 def noise_batch(tokenizer, rng, clips=4, frames=50):
     return collate(
@@ -82,16 +85,18 @@ def unshifted(batch): return batch | dict(predict_at=batch["predict_at"] + 1)
 
 
 def code_cross_entropy(model, batch):
-    "Mean cross-entropy over targets that are codes."
+    "Mean cross-entropy over the targets that are codes (not EOS)."
     with torch.no_grad(): logits = target_logits(model, batch)
     codes = (batch["targets"] >= 0) & (batch["targets"] < 1024)
     return F.cross_entropy(logits[codes], batch["targets"][codes]).item()
 
 
 def train_on_noise(spoil):
-    """Held-out cross-entropy after 200 steps on codes that are fresh noise at every step; `spoil` may damage the batch.
+    """Return the held-out cross-entropy after 200 steps on fresh random codes; `spoil` may damage
+    the batch.
 
-    Head and embedding begin equal, the best start for a copying model, so that 200 steps suffice to see one.
+    Head and embedding start equal, which helps a model that copies its input most, so that 200
+    steps reveal leaking labels.
     """
     tokenizer, rng = (
         tiny_tokenizer(["Xin chào. Generate audio following instruction."]),
@@ -119,7 +124,7 @@ def test_an_unshifted_label_would_be_a_copy_task():
     assert train_on_noise(unshifted) < 1
 
 
-# --- 2: targets ------------------------------------------------------------------------------------------------------
+# --- 2: targets -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 40])
 def test_targets_are_the_codes_and_the_first_eos(parts, frames):
@@ -131,11 +136,17 @@ def test_targets_are_the_codes_and_the_first_eos(parts, frames):
     assert (undelay(delay(codes)) == codes).all() and len(e.delayed_codes) == frames + 9
 
 
-# --- 3: a batch is the weighted mean of its clips ----------------------------------------------------------------------
+# --- 3: a batch is the weighted mean of its clips -------------------------------------------------
 
 def plain_loss(model, e):
-    "Independent of ours: stock HF forward on one clip, and a loop over columns and codebooks. Loss summed over codebooks, as HF's."
-    ids, delayed_codes = torch.from_numpy(e.input_ids)[None], torch.from_numpy(e.delayed_codes)[None]
+    """An independent loss: HF's forward on one clip and a loop over frames and codebooks.
+
+    Returns the loss summed over codebooks, as HF does.
+    """
+    ids, delayed_codes = (
+        torch.from_numpy(e.input_ids)[None],
+        torch.from_numpy(e.delayed_codes)[None],
+    )
     out = model(
         input_ids=ids,
         audio_input_ids=delayed_codes,
@@ -170,10 +181,12 @@ def assert_equal_gradients(a, b, tol=1e-5):
 
 @pytest.fixture(scope="module")
 def reference_step(parts):
-    "Loss and gradients of the weighted mean of single clips by `plain_loss` on the stock model."
+    """Loss and gradients of the weighted mean of single-clip losses by `plain_loss` on the stock
+    model.
+    """
     model, examples = stock(parts.model), mixed_examples(parts.tokenizer)
     targets = [(e.labels != IGNORE).sum() for e in examples]
-    loss = sum(plain_loss(model, e)*n for e, n in zip(examples, targets))/sum(targets)
+    loss = sum(plain_loss(model, e)*n for e, n in zip(examples, targets, strict=True))/sum(targets)
     loss.backward()
     return examples, loss.item(), gradients(model)
 
@@ -182,7 +195,7 @@ def reference_step(parts):
 def test_loss_and_gradients_of_a_step_do_not_depend_on_its_split(parts, reference_step, split):
     examples, want, grads = reference_step
     model, cuts = copy.deepcopy(parts.model), np.cumsum([0, *split])
-    batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:])]
+    batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:], strict=True)]
     counts, total = target_counts(batches), 0.0
     for batch in batches:
         loss = audio_loss(model, batch, counts)
@@ -194,17 +207,17 @@ def test_loss_and_gradients_of_a_step_do_not_depend_on_its_split(parts, referenc
 
 @pytest.mark.parametrize("split", [[1, 1, 1, 1, 1, 1], [2, 4]])
 def test_train_step_counts_the_targets_of_all_its_batches(parts, reference_step, split):
-    "One step of plain gradient descent ends at the same weights, however the clips are split."
+    "One SGD step ends at the same weights however the clips are split into batches."
     examples, ends = reference_step[0], []
     for sizes in ([6], split):
         model, cuts = copy.deepcopy(parts.model), np.cumsum([0, *sizes])
-        batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:])]
+        batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:], strict=True)]
         train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batches, max_norm=1e9)
         ends.append(model)
-    for (n, a), (_, b), (_, c) in zip(*(m.named_parameters() for m in (*ends, parts.model))):
+    for (n, a), (_, b) in zip(*(m.named_parameters() for m in ends), strict=True):
         assert (a - b).abs().max() <= 2e-5, n
     assert any(
-        (b - c).abs().max() > 1e-2 for b, c in zip(ends[1].parameters(), parts.model.parameters())
+        (b - c).abs().max() > 1e-2 for b, c in zip(ends[1].parameters(), parts.model.parameters(), strict=True)
     )
 
 
@@ -271,7 +284,9 @@ def test_the_text_s_loss_is_hf_s_own(parts, reference_step):
 
 
 def test_padding_and_company_change_nothing(parts, reference_step):
-    "Through LoRA with whole-trained audio embeddings too: the adapter path is the plain path."
+    """Padding and batch mates do not change a clip's loss, also with LoRA and trainable audio
+    embeddings.
+    """
     model = add_lora(
         copy.deepcopy(parts.model),
         lora_config(targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True),
@@ -282,9 +297,15 @@ def test_padding_and_company_change_nothing(parts, reference_step):
 
 
 def test_two_blocks_are_hf_s_forward(parts):
-    "Last hidden states and gradients, with adapters on every group, recomputed activations too; text without sound before it."
+    """Last hidden states and gradients equal HF's, with adapters on every group, with recomputed
+    activations, and for text without audio.
+    """
     examples = mixed_examples(parts.tokenizer)
-    batch, padded, found = collate(examples, parts.tokenizer), to_hf_inputs(examples, parts.tokenizer), []
+    batch, padded, found = (
+        collate(examples, parts.tokenizer),
+        to_hf_inputs(examples, parts.tokenizer),
+        [],
+    )
     padded.pop("audio_labels")
     for way in ("stock", "blocks", "recomputed"):
         torch.manual_seed(0)
@@ -315,7 +336,7 @@ def test_two_blocks_are_hf_s_forward(parts):
 
 
 def branches(parts):
-    "Arguments of a forward for each way through HF's layer."
+    "Arguments that reach each branch of HF's layer forward."
     examples, rng = mixed_examples(parts.tokenizer), np.random.default_rng(5)
     padded, delayed_codes = (
         to_hf_inputs(examples, parts.tokenizer),
@@ -340,7 +361,9 @@ def branches(parts):
 @pytest.mark.parametrize("branch", ["references", "left", "sound_alone", "text_alone"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_routed_layers_are_hf_s_layers(parts, branch, recompute):
-    "Logits, and gradients of every weight, in each branch of HF's layer; HF's layers are there under their own names."
+    """Logits and all gradients are equal in each branch of HF's layer, and HF's layers keep their
+    names.
+    """
     inputs, found = branches(parts)[branch], []
     for model in (stock(parts.model), copy.deepcopy(parts.model)):
         if recompute:
@@ -365,7 +388,9 @@ def test_routed_layers_are_hf_s_layers(parts, branch, recompute):
 
 
 def test_a_wrong_route_is_seen(parts, monkeypatch):
-    "The comparison above fails when text and sound change places, and under a mixed precision it still holds."
+    """The comparison above fails when text and audio positions are swapped, and holds under mixed
+    precision.
+    """
     inputs = branches(parts)["references"]
     with torch.no_grad():
         want = stock(parts.model)(**inputs).logits
@@ -378,7 +403,7 @@ def test_a_wrong_route_is_seen(parts, monkeypatch):
 
 
 def test_routed_layers_decode_as_hf_s(parts):
-    "HF's own `generate`, greedy, with cache and a reference: the same columns."
+    "HF's own greedy `generate` with cache and a reference gives the same delayed codes."
     ids, delayed_codes = encode_prompt(parts.tokenizer, prompts()[1])
     inputs = dict(
         input_ids=torch.from_numpy(ids)[None],
@@ -412,7 +437,9 @@ def test_the_parameter_checkpointing_recomputes_every_nth_layer(parts, monkeypat
     audio_loss(
         model, collate(mixed_examples(parts.tokenizer)[:1], parts.tokenizer)
     ).total.backward()
-    assert calls == (list(unwrap_peft(model).model.layers)[::checkpointing] if checkpointing else [])
+    assert calls == (
+        list(unwrap_peft(model).model.layers)[::checkpointing] if checkpointing else []
+    )
 
 
 def test_compiled_layers_are_the_layers(parts, monkeypatch):
@@ -429,7 +456,10 @@ def test_compiled_layers_are_the_layers(parts, monkeypatch):
     ).train()
     examples, seen = mixed_examples(parts.tokenizer), {}
     for compiled, every in ((False, 0), (True, 0), (True, 1)):
-        unwrap_peft(model).model.compiled, unwrap_peft(model).model.gradient_checkpointing = compiled, every
+        unwrap_peft(model).model.compiled, unwrap_peft(model).model.gradient_checkpointing = (
+            compiled,
+            every,
+        )
         for chosen in (examples, examples[:2], examples[1:]):
             audio_loss(model, collate(chosen, parts.tokenizer)).total.backward()
         seen[compiled, every] = {
@@ -448,7 +478,9 @@ def test_compiled_layers_are_the_layers(parts, monkeypatch):
 
 
 def test_a_compiled_layer_is_given_no_names(parts, monkeypatch):
-    "PyTorch 2.11 compiles anew for every length of a list: after eight batches with other numbers of clips it gave up."
+    """PyTorch 2.11 recompiles for every new list length and gives up after eight; batches with
+    different numbers of clips must not trigger that.
+    """
     from higgs_vi import step
 
     given = []
@@ -465,7 +497,9 @@ def test_a_compiled_layer_is_given_no_names(parts, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["other network", "other place", "other company"])
 def test_a_wrong_way_through_the_blocks_is_seen(parts, reference_step, fault):
-    "The comparison with HF's forward fails when a block goes through the wrong network, or attention gets the wrong sequence."
+    """The comparison with HF's forward fails when a block uses the wrong FFN, or attention gets the
+    wrong sequence.
+    """
     model, batch = copy.deepcopy(parts.model), collate(reference_step[0], parts.tokenizer)
     if fault == "other network":
         model.model.layers[0].mlp, model.model.layers[0].audio_mlp = (
@@ -484,7 +518,9 @@ def test_a_wrong_way_through_the_blocks_is_seen(parts, reference_step, fault):
 
 
 def test_a_wrong_shift_is_seen(parts, reference_step):
-    "The comparison above can fail: labels one column late give another loss and other gradients."
+    """The comparison above can fail: labels shifted by one frame give another loss and other
+    gradients.
+    """
     batch = unshifted(collate(reference_step[0], parts.tokenizer))
     model = copy.deepcopy(parts.model)
     loss = audio_loss(model, batch)
@@ -493,10 +529,10 @@ def test_a_wrong_shift_is_seen(parts, reference_step):
     with pytest.raises(AssertionError): assert_equal_gradients(gradients(model), reference_step[2])
 
 
-# --- 4 to 6: what was trained is what is spoken ------------------------------------------------------------------------
+# --- 4 to 6: what was trained is what is spoken ---------------------------------------------------
 
 def greedy(own, prompt, limit=120):
-    "Columns `(L, K)` that HF's `generate` speaks after a prompt, greedily and without RAS."
+    "Delayed codes `(L, K)` from HF's greedy `generate` without RAS."
     ids, delayed_codes = encode_prompt(own.tokenizer, prompt)
     inputs = dict(
         input_ids=torch.from_numpy(ids)[None],
@@ -516,7 +552,9 @@ def test_it_learnt_the_clips(overfitted):
 
 
 def test_offset_audit(overfitted):
-    "Cross-entropy of what column j says against the ids at columns j-1, j, j+1, j+2 (codes only): least at j+1, which generation uses."
+    """The cross-entropy of frame j's prediction against the ids at frames j-1, j, j+1 and j+2
+    (codes only) is smallest at j+1, the offset that generation uses.
+    """
     batch = to_hf_inputs(overfitted.examples, overfitted.tokenizer)
     with torch.no_grad():
         logits = overfitted.model(**batch, use_cache=False).logits
@@ -557,7 +595,9 @@ def test_greedy_generation_gives_the_clips_back_and_stops(overfitted, clips):
 
 
 def forced_logits(own, prompt, delayed_codes, words=True):
-    "Logits `(L - 1, K, V)` of the training forward at every column of `delayed_codes` `(L, K)` but the first."
+    """Logits `(L - 1, K, V)` of the training forward at every frame of `delayed_codes` `(L, K)` but
+    the first.
+    """
     ids, refs = encode_prompt(own.tokenizer, prompt, words=words)
     labels = np.concatenate(
         [np.full_like(refs, IGNORE), np.full_like(delayed_codes[:1], IGNORE), delayed_codes[1:]]
@@ -572,19 +612,24 @@ def forced_logits(own, prompt, delayed_codes, words=True):
 
 
 def teacher_forced(own, prompt, delayed_codes):
-    "What the training forward says for columns 1 to L-1, `(L - 1, K)`."
+    "Predictions `(L - 1, K)` of the training forward for frames 1 to L-1."
     return forced_logits(own, prompt, delayed_codes).argmax(-1).numpy()
 
 
 def free_places(delayed_codes):
-    "`(L - 1, K)`: where generation may say what it likes; codebook k is forced to BOS up to column k, and the ramp from its first EOS on."
+    """A mask `(L - 1, K)` of the places where generation chooses freely.
+
+    Codebook k is forced to BOS up to frame k, and to the EOS ramp from the first EOS on.
+    """
     ended = np.cumsum((delayed_codes == 1025).any(1))[:-1] > 0
     return (np.arange(1, len(delayed_codes))[:, None] > np.arange(8)) & ~ended[:, None]
 
 
 @pytest.mark.parametrize("which", range(6))
 def test_teacher_forcing_says_what_greedy_generation_says(parts, which):
-    "At every (column, codebook) that generation does not force: an untrained model, all tasks."
+    """At every (frame, codebook) that generation does not force, for an untrained model and all
+    tasks.
+    """
     prompt = prompts()[which]
     delayed_codes = greedy(parts, prompt, limit=30)
     said = teacher_forced(parts, prompt, delayed_codes)
@@ -594,24 +639,31 @@ def test_teacher_forcing_says_what_greedy_generation_says(parts, which):
 
 @pytest.mark.parametrize("which", range(6))
 def test_guidance_is_the_difference_of_two_plain_forwards(parts, which):
-    "Without a cache, prompt and columns in one row, with the words and without: all tasks."
+    """Compared with forwards without a cache over prompt and delayed codes, with and without the
+    prompt's text, for all tasks.
+    """
     prompt = prompts()[which]
-    delayed_codes = generate_delayed_codes(parts, prompt, replace(GREEDY, max_seconds=1.2, guidance_scale=3.0))
+    delayed_codes = generate_delayed_codes(
+        parts, prompt, replace(GREEDY, max_seconds=1.2, guidance_scale=3.0)
+    )
     c, u = (forced_logits(parts, prompt, delayed_codes, words) for words in (True, False))
     free = free_places(delayed_codes)
-    assert ((u + 3*(c - u)).argmax(-1).numpy() == delayed_codes[1:])[free].all() and free.sum() > 30
+    assert ((u + 3 * (c - u)).argmax(-1).numpy() == delayed_codes[1:])[
+        free
+    ].all() and free.sum() > 30
     assert (c.argmax(-1).numpy() != delayed_codes[1:])[free].any()
 
 
 def test_guidance_away_from_the_prompt_itself_changes_nothing(parts):
     for prompt in prompts()[:2]:
         plain, whole = greedy(parts, prompt, limit=30), generation._inputs(parts, prompt)
-        with with_guidance(parts.model, Guidance(whole, 3.0)): again = greedy(parts, prompt, limit=30)
+        with with_guidance(parts.model, Guidance(whole, 3.0)):
+            again = greedy(parts, prompt, limit=30)
         assert (again == plain).all() and not parts.model._forward_hooks
 
 
 def test_guidance_is_what_the_checkpoint_asks_for_or_nothing(parts):
-    "And a hook that fails or is done leaves the model as it was."
+    "A hook that fails or has ended leaves the model unchanged."
     own, prompt = copy.deepcopy(parts), Prompt("Xin chào.")
     said = lambda guidance: generate_delayed_codes(
         own, prompt, replace(GREEDY, max_seconds=0.6, guidance_scale=guidance)
@@ -635,7 +687,7 @@ def test_teacher_forcing_says_the_clip_and_every_first_eos(overfitted, clips):
         assert (spoken[1:rows + 1] == said[:rows])[asked[:rows]].all()
 
 
-# --- 7: references ------------------------------------------------------------------------------------------------------
+# --- 7: references --------------------------------------------------------------------------------
 
 def test_reference_codes_are_the_reference_s_own_and_never_asked(parts):
     target = sound(99, 20)

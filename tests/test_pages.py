@@ -1,4 +1,7 @@
-"""Pages in a real browser: the gallery plays, and JupyterLab opens an executed notebook. Skipped where there is no Chromium."""
+"""Pages in a real browser: the gallery plays, and JupyterLab opens an executed notebook.
+
+Skipped without Chromium.
+"""
 import io
 import json
 import os
@@ -32,7 +35,7 @@ Promise.all([...document.querySelectorAll('audio')].map(a => new Promise((ok, ba
 
 
 def dom(url, folder, wait=8000):
-    "The page at `url` after its scripts have run, as HTML."
+    "The HTML of the page at `url` after its scripts have run."
     return subprocess.run(
         [
             CHROMIUM,
@@ -77,7 +80,9 @@ def test_the_gallery_plays_offline(tmp_path):
 
 @pytest.mark.parametrize("width, scheme", [(400, "dark"), (1280, "light")])
 def test_a_page_is_readable_on_a_phone_and_in_the_dark(tmp_path, width, scheme):
-    "Players keep their width, a text has a line of its own, nothing scrolls sideways, no picture glares on either ground."
+    """Players keep their width, each text has its own line, nothing scrolls sideways, and no
+    picture is too bright or too dark for the page.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     clip = Clip(read_audio(DEMO / "clips/ngan_001.ogg"))
     text = "Hôm nay trời đẹp quá, chúng tôi đi dạo quanh bờ hồ rồi về nhà."
@@ -112,7 +117,9 @@ def test_a_page_is_readable_on_a_phone_and_in_the_dark(tmp_path, width, scheme):
 
 @pytest.mark.slow
 def test_jupyterlab_opens_the_executed_notebook(tmp_path):
-    "The lab's own page, served on loopback, shows the notebook's cells and the browser logs no error of it."
+    """JupyterLab's page, served on loopback, shows the notebook's cells, and the browser logs no
+    errors.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

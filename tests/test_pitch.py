@@ -1,4 +1,6 @@
-"""The pitch line of the pictures: right on sounds whose pitch is known, silent in silence, and Praat's on real people."""
+"""The pitch line in the pictures: correct for sounds of known pitch, absent in silence, and equal
+to Praat's on real speech.
+"""
 import json
 from pathlib import Path
 
@@ -13,7 +15,9 @@ REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
 
 
 def voiced(hz, noise=0.003):
-    "A buzz that follows the pitches `hz`, one for each 10 ms, with harmonics that fall by 12 dB an octave."
+    """A buzz with the pitch contour `hz` (one value per 10 ms) and harmonics that fall by 12 dB per
+    octave.
+    """
     track = np.repeat(np.asarray(hz, float), 240)
     phase = 2*np.pi*np.cumsum(track)/SAMPLE_RATE
     x = sum(np.sin(k*phase)/k**2*(k*track < 5_000) for k in range(1, 20))
@@ -37,7 +41,10 @@ def test_a_known_pitch_is_followed_without_a_gap(tone):
 
 
 def test_silence_and_noise_have_no_pitch():
-    "Between two syllables, in hum 40 dB below them, and in noise the line is empty; an offset or half the level changes nothing."
+    """The line is empty between two syllables, in hum 40 dB below them and in noise.
+
+    A DC offset or half the level changes nothing.
+    """
     gap = 0.002 * np.sin(2 * np.pi * 120 * np.arange(12_000) / SAMPLE_RATE)
     x = np.concatenate([voiced(TONES["sắc"]), gap, voiced(TONES["huyền"])]).astype(np.float32)
     found = pitch(x)
@@ -67,7 +74,9 @@ def test_the_picture_has_an_axis_for_pitch():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the Common Voice clips are not at hand")
 def test_real_people_are_heard_as_praat_hears_them():
-    "Of Praat's voiced frames 90 % within 5 %; at most a twentieth of the line where the level is 35 dB below the clip's loudest."
+    """At least 90 % of Praat's voiced frames agree within 5 %, and at most a twentieth of the line
+    lies where the level is 35 dB below the clip's peak level.
+    """
     parselmouth = pytest.importorskip("parselmouth")
     lines = [json.loads(line) for line in (REAL / "manifest.jsonl").open(encoding="utf-8")][
         11::1000
@@ -87,6 +96,7 @@ def test_real_people_are_heard_as_praat_hears_them():
         ours += line.sum()
         quiet += (line & (levels[: len(line)] < np.percentile(levels, 99) - 35)).sum()
     print(
-        f"{len(lines)} clips: {near / theirs:.1%} of Praat's voiced frames within 5 %, {quiet / ours:.1%} of the line in silence"
+        f"{len(lines)} clips: {near / theirs:.1%} of Praat's voiced frames within 5 %, "
+        f"{quiet / ours:.1%} of the line in silence"
     )
     assert near / theirs >= 0.9 and ours / theirs < 1.25 and quiet / ours < 0.05

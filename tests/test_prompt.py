@@ -1,4 +1,4 @@
-"""Speaker tags: one reading in every step, tidied or refused."""
+"""Speaker tags are read alike in every step: normalised or refused."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,11 @@ REFUSED = {
 @pytest.mark.parametrize("space", ["", " "])
 def test_every_writing_of_a_tag_is_read_as_the_one_that_the_model_knows(tag, space):
     text, tidy = f"{tag}{space}Chào chị.[SPEAKER1]Vâng.", "[SPEAKER0] Chào chị. [SPEAKER1] Vâng."
-    assert map_turns(text) == spoken_text(text) == tidy and map_turns(tidy) == tidy and is_dialogue(text)
+    assert (
+        map_turns(text) == spoken_text(text) == tidy
+        and map_turns(tidy) == tidy
+        and is_dialogue(text)
+    )
     assert (
         speaker_turns(text) == [(0, "Chào chị."), (1, "Vâng.")]
         and without_tags(text) == "Chào chị. Vâng."

@@ -1,4 +1,7 @@
-"""Each setting of training and of speaking has the effect that its name says. tests/mutations.py breaks them one by one."""
+"""Each setting of training and speaking has the effect that its name promises.
+
+tests/mutations.py breaks them one by one.
+"""
 import copy
 import math
 import shutil
@@ -40,7 +43,7 @@ def place(tmp_path_factory, parts, four):
 
 
 def settings(place, out, **change):
-    "A few steps on four clips."
+    "Settings for a few steps on four clips."
     given = (
         dict(
             model=str(place / "nano"),
@@ -68,22 +71,26 @@ def settings(place, out, **change):
 def trained(run): return [p.detach().clone() for p in run.model.parameters() if p.requires_grad]
 
 
-# --- the optimiser ------------------------------------------------------------------------------------------------------
+# --- the optimiser --------------------------------------------------------------------------------
 
 def test_clip_bounds_the_step(place, tmp_path, monkeypatch):
-    "Under plain gradient descent one step is as long as rate x clip, and the logged norm is that before clipping."
+    """With SGD the step length equals learning_rate times max_grad_norm, and the logged norm is the
+    one before clipping.
+    """
     monkeypatch.setattr(
         module, "build_optimizer", lambda p, name, rate, decay: torch.optim.SGD(p, lr=rate)
     )
-    run = start(settings(place, tmp_path / "run", max_steps=1, max_grad_norm=0.01, learning_rate=0.5))
+    run = start(
+        settings(place, tmp_path / "run", max_steps=1, max_grad_norm=0.01, learning_rate=0.5)
+    )
     before = trained(run)
     train(run)
-    moved = math.sqrt(sum((a - b).square().sum().item() for a, b in zip(before, trained(run))))
+    moved = math.sqrt(sum((a - b).square().sum().item() for a, b in zip(before, trained(run), strict=True)))
     assert moved == pytest.approx(0.5 * 0.01, rel=1e-3) and run.metrics.rows[-1]["grad_norm"] > 0.1
 
 
 def test_a_small_gradient_is_not_clipped(parts):
-    "The gradient as it is: the step of a model whose norm lies below the bound."
+    "A gradient whose norm is below the bound is applied unchanged."
     model = copy.deepcopy(parts.model)
     batch = collate(
         [build_example(parts.tokenizer, Prompt("Xin chào."), np.arange(80).reshape(8, 10))],
@@ -102,7 +109,7 @@ def test_a_small_gradient_is_not_clipped(parts):
 
 
 def test_the_rate_of_every_step_is_its_schedule_s(place, tmp_path, monkeypatch):
-    "A linear rise over `warmup`, then half a cosine that ends above zero, given to the optimiser before the step."
+    "Linear warmup, then half a cosine that ends above zero, set before each optimiser step."
     used, real = [], module.train_step
 
     def seen(model, optimizer, *args):
@@ -120,10 +127,17 @@ def test_the_rate_of_every_step_is_its_schedule_s(place, tmp_path, monkeypatch):
 
 
 def test_weight_decay_shrinks_what_has_no_gradient(place, tmp_path):
-    "Codebook 7's head rows get no gradient under `codebook_weights`; AdamW multiplies them by 1 - rate x decay."
+    """Codebook 7's head rows get no gradient under `codebook_weights`; AdamW multiplies them by 1 -
+    learning_rate x weight_decay.
+    """
     run = start(
         settings(
-            place, tmp_path / "run", max_steps=1, learning_rate=0.1, weight_decay=0.5, codebook_weights=[1] + [0] * 7
+            place,
+            tmp_path / "run",
+            max_steps=1,
+            learning_rate=0.1,
+            weight_decay=0.5,
+            codebook_weights=[1] + [0] * 7,
         )
     )
     head = run.model.get_base_model().audio_lm_head.modules_to_save["default"].weight
@@ -133,7 +147,9 @@ def test_weight_decay_shrinks_what_has_no_gradient(place, tmp_path):
 
 
 def test_codebook_weights_reach_loss_and_gradient(place, tmp_path):
-    "All weight on codebook 0: the others' head rows stay, and the logged losses are codebook 0's, in validation too."
+    """With all weight on codebook 0 the other head rows stay unchanged, and logged losses,
+    validation included, are codebook 0's.
+    """
     run = start(
         settings(
             place,
@@ -154,14 +170,17 @@ def test_codebook_weights_reach_loss_and_gradient(place, tmp_path):
     assert all(r["loss"] == pytest.approx(r["by_codebook"][0], rel=1e-5) for r in rows)
 
 
-# --- the adapter --------------------------------------------------------------------------------------------------------
+# --- the adapter ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("adapter, scale", [("lora", 24 / 4), ("rslora", 24 / 2)])
 def test_alpha_scales_the_adapter(parts, adapter, scale):
-    "LoRA adds alpha/rank B A x to a layer, rsLoRA alpha/sqrt(rank) B A x; rank 4, alpha 24."
+    "LoRA adds alpha/rank B A x to a layer, rsLoRA alpha/sqrt(rank) B A x (here rank 4, alpha 24)."
     own = Checkpoint(copy.deepcopy(parts.model), parts.tokenizer, parts.codec)
     model = build_model(
-        TrainSettings(lora_rank=4, lora_alpha=24.0, lora_variant=adapter, lora_dropout=0.0, precision="fp32"), own
+        TrainSettings(
+            lora_rank=4, lora_alpha=24.0, lora_variant=adapter, lora_dropout=0.0, precision="fp32"
+        ),
+        own,
     ).eval()
     layer = unwrap_peft(model).model.layers[0].self_attn.q_proj
     A, B = (getattr(layer, f"lora_{x}")["default"].weight for x in "AB")
@@ -178,7 +197,7 @@ def test_dropout_reaches_the_adapter(parts):
     assert {m.p for n, m in model.named_modules() if n.endswith("lora_dropout.default")} == {0.37}
 
 
-# --- the batch ----------------------------------------------------------------------------------------------------------
+# --- the batch ------------------------------------------------------------------------------------
 
 def test_noise_hides_its_share_of_the_codes_and_no_label(place, tmp_path):
     run = start(settings(place, tmp_path / "run", input_noise=0.3))
@@ -199,7 +218,9 @@ def test_noise_hides_its_share_of_the_codes_and_no_label(place, tmp_path):
     )
     codes = clean["delayed_codes"] < 1024
     share = (clean["delayed_codes"] != noisy["delayed_codes"])[codes].float().mean().item()
-    assert 0.25 < share < 0.35 and torch.equal(clean["delayed_codes"][~codes], noisy["delayed_codes"][~codes])
+    assert 0.25 < share < 0.35 and torch.equal(
+        clean["delayed_codes"][~codes], noisy["delayed_codes"][~codes]
+    )
     assert torch.equal(clean["targets"], noisy["targets"]) and counts.tolist() == again.tolist()
     assert torch.equal(noisy["delayed_codes"], same["delayed_codes"]) and not torch.equal(
         noisy["delayed_codes"], other["delayed_codes"]
@@ -207,7 +228,9 @@ def test_noise_hides_its_share_of_the_codes_and_no_label(place, tmp_path):
 
 
 def test_text_weight_is_the_weight_of_the_step_s_mean_text_loss(place, tmp_path):
-    "The batch's weight is that of one text target: together they have `text_weight`, over all batches of the step."
+    """A batch's weight is that of one text target; over all batches of a step they add up to
+    `text_loss_weight`.
+    """
     run = start(settings(place, tmp_path / "run"))
     run = replace(run, cfg=replace(run.cfg, text_loss_weight=0.4))
     batches, _, _ = load_step(run, 0, [[0, 1], [2], [3]])
@@ -223,15 +246,17 @@ def test_text_weight_is_the_weight_of_the_step_s_mean_text_loss(place, tmp_path)
     alone = [b | dict(text_weight=0.0) for b in batches]
     with torch.no_grad():
         losses, without = ([audio_loss(run.model.eval(), b) for b in bs] for bs in (batches, alone))
-    added = sum(a.total.item() - b.total.item() for a, b in zip(losses, without))
+    added = sum(a.total.item() - b.total.item() for a, b in zip(losses, without, strict=True))
     text = sum(x.tally[4, 0].item() for x in losses) / targets
     assert added == pytest.approx(0.4 * text, rel=1e-4)
 
 
-# --- the average --------------------------------------------------------------------------------------------------------
+# --- the average ----------------------------------------------------------------------------------
 
 def test_the_average_s_decay_over_many_steps():
-    "An impulse in the weights fades by `decay` a step, once 9 decay/(1 - decay) steps have passed; before, faster."
+    """An impulse in the weights fades by `decay` per step once 9 decay/(1 - decay) steps have
+    passed, and faster before.
+    """
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     average, kept = Average(model, 0.9), []
@@ -250,36 +275,55 @@ def test_the_average_s_decay_over_many_steps():
 
 
 def test_the_average_is_validated_and_written(place, tmp_path):
-    "The weights as trained stay in the model; the average's loss decides, and the average becomes the adapter."
+    """The model keeps the trained weights, the average's loss decides which is best, and the
+    average is written as the adapter.
+    """
     run = start(
-        settings(place, tmp_path / "run", max_steps=4, learning_rate=0.02, ema_decay=0.9, validation_share=0.25, eval_steps=4)
+        settings(
+            place,
+            tmp_path / "run",
+            max_steps=4,
+            learning_rate=0.02,
+            ema_decay=0.9,
+            validation_share=0.25,
+            eval_steps=4,
+        )
     )
     first = trained(run)
     train(run)
     for others in (first, trained(run)):
-        assert any(not torch.equal(a, b) for a, b in zip(others, run.average.mean))
+        assert any(not torch.equal(a, b) for a, b in zip(others, run.average.mean, strict=True))
     own, row = trained(run), read_metrics(run.folder)[-1]
     raw = validate(replace(run, average=None))["loss"]
     assert row["kind"] == "valid" and abs(raw - row["loss"]) > 1e-3
-    assert all(torch.equal(a, b) for a, b in zip(own, trained(run)))
+    assert all(torch.equal(a, b) for a, b in zip(own, trained(run), strict=True))
     save_best(run)
     assert validate(replace(run, average=None))["loss"] == pytest.approx(row["loss"], abs=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(trained(run), run.average.mean))
+    assert all(torch.equal(a, b) for a, b in zip(trained(run), run.average.mean, strict=True))
 
 
-# --- resume, and the best -------------------------------------------------------------------------------------------------
+# --- resume, and the best -------------------------------------------------------------------------
 
 def test_a_resumed_run_ends_as_the_unbroken_one(place, tmp_path):
-    "Dropout, noise and the average: after step 2 of 4 everything is there again, to the last bit."
-    given = dict(max_steps=4, save_steps=2, lora_dropout=0.4, input_noise=0.2, ema_decay=0.5, warmup_ratio=0.25)
-    whole = train(start(settings(place, tmp_path/"whole", **given)))
-    shutil.copytree(tmp_path/"whole", tmp_path/"cut")
-    shutil.rmtree(tmp_path/"cut/checkpoints/step-000004")
-    begun = start(settings(place, tmp_path/"cut", resume_from_checkpoint=True, **given))
+    """With dropout, input noise and the average: a run resumed after step 2 of 4 is bit-equal to
+    the uninterrupted one.
+    """
+    given = dict(
+        max_steps=4,
+        save_steps=2,
+        lora_dropout=0.4,
+        input_noise=0.2,
+        ema_decay=0.5,
+        warmup_ratio=0.25,
+    )
+    whole = train(start(settings(place, tmp_path / "whole", **given)))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-000004")
+    begun = start(settings(place, tmp_path / "cut", resume_from_checkpoint=True, **given))
     assert begun.step == 2 and len(begun.metrics.rows) == 2
     cut = train(begun)
-    assert all(torch.equal(a, b) for a, b in zip(trained(whole), trained(cut)))
-    assert all(torch.equal(a, b) for a, b in zip(whole.average.mean, cut.average.mean))
+    assert all(torch.equal(a, b) for a, b in zip(trained(whole), trained(cut), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.average.mean, cut.average.mean, strict=True))
     losses = [[r["loss"] for r in read_metrics(r.folder)] for r in (whole, cut)]
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
@@ -308,7 +352,9 @@ def test_the_state_of_every_generator_comes_back(tmp_path):
 
 
 def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
-    "Validation losses 5, 3, 4 at steps 1 to 3: the adapter is that of step 2, also after a resume."
+    """With validation losses 5, 3, 4 at steps 1 to 3 the adapter is that of step 2, also after a
+    resume.
+    """
     losses = {0: 6.0, 1: 5.0, 2: 3.0, 3: 4.0}
     monkeypatch.setattr(
         module,
@@ -316,7 +362,13 @@ def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
         lambda run: dict(loss=losses[run.step], by_codebook=[losses[run.step]] * 8, eos_loss=1.0),
     )
     cfg = settings(
-        place, tmp_path / "run", max_steps=3, eval_steps=1, save_steps=3, validation_share=0.25, save_total_limit=1
+        place,
+        tmp_path / "run",
+        max_steps=3,
+        eval_steps=1,
+        save_steps=3,
+        validation_share=0.25,
+        save_total_limit=1,
     )
     run = execute(cfg)
     assert (run.best, run.best_step, run.stale, run.before) == (3.0, 2, 1, 6.0)
@@ -332,10 +384,10 @@ def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
     assert (again.best, again.best_step, again.stale) == (3.0, 2, 1)
 
 
-# --- speaking -----------------------------------------------------------------------------------------------------------
+# --- speaking -------------------------------------------------------------------------------------
 
 def spoken_with(parts, monkeypatch, how):
-    "What reaches HF's sampling: its warpers and its generation settings."
+    "Return what reaches HF's sampling: its logits warpers and its generation settings."
     own, seen = copy.deepcopy(parts), SimpleNamespace()
     cls = type(own.model)
     real = cls._sample
@@ -352,7 +404,9 @@ def spoken_with(parts, monkeypatch, how):
 
 def test_sampling_reaches_hf_s_warpers_as_given(parts, monkeypatch):
     seen = spoken_with(
-        parts, monkeypatch, Sampling(temperature=0.37, top_k=23, top_p=0.61, ras_win_len=5, max_seconds=0.4)
+        parts,
+        monkeypatch,
+        Sampling(temperature=0.37, top_k=23, top_p=0.61, ras_win_len=5, max_seconds=0.4),
     )
     assert seen.warpers["TemperatureLogitsWarper"].temperature == 0.37
     assert (
@@ -374,9 +428,12 @@ def test_sampling_reaches_hf_s_warpers_as_given(parts, monkeypatch):
 
 
 def test_prompts_are_the_released_model_s(parts):
-    "Written out, with references in turns and in the scene, and without words as guidance asks for them."
+    """Full prompts with references in turns and in the scene, and without the text as guidance uses
+    them.
+    """
     system = (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nGenerate audio following instruction.\n\n<|scene_desc_start|>\n"
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nGenerate audio following "
+        "instruction.\n\n<|scene_desc_start|>\n"
         "Audio is recorded from a quiet room.{}\n<|scene_desc_end|><|eot_id|>"
     )
     sound, ask = (
@@ -414,7 +471,9 @@ def test_prompts_are_the_released_model_s(parts):
 
 
 def test_a_merged_model_is_base_and_adapter(place, tmp_path):
-    "Logits of the written folder, read back, against the adapter on its base, and against the base alone."
+    """Logits of the merged folder, read back, compared with adapter plus base and with the base
+    alone.
+    """
     run = execute(settings(place, tmp_path / "run", learning_rate=0.02))
     merge(MergeSettings(adapter=str(run.folder), output_dir=str(tmp_path / "merged")))
     batch = collate(
@@ -430,7 +489,9 @@ def test_a_merged_model_is_base_and_adapter(place, tmp_path):
 def test_the_seed_decides_and_the_caller_s_random_state_stays(parts):
     state = torch.get_rng_state()
     said = [
-        generate_delayed_codes(parts, make_prompt("Xin chào."), Sampling(seed=s, max_seconds=0.4)).tolist()
+        generate_delayed_codes(
+            parts, make_prompt("Xin chào."), Sampling(seed=s, max_seconds=0.4)
+        ).tolist()
         for s in (1, 1, 2)
     ]
     assert said[0] == said[1] != said[2] and torch.equal(state, torch.get_rng_state())
@@ -438,7 +499,7 @@ def test_the_seed_decides_and_the_caller_s_random_state_stays(parts):
 
 @pytest.mark.slow
 def test_every_planted_fault_is_caught():
-    "In a process of its own, since it forks before the package is imported."
+    "Runs in a separate process, which forks before the package is imported."
     done = subprocess.run(
         [sys.executable, "-m", "tests.mutations"],
         cwd=Path(__file__).parents[1],
@@ -449,7 +510,7 @@ def test_every_planted_fault_is_caught():
 
 
 def test_every_planted_fault_replaces_what_stands_once_in_the_code():
-    "So that no fault of tests/mutations.py goes untested when the code moves."
+    "No fault of tests/mutations.py goes untested because its code has moved."
     package = Path(module.__file__).parent
     assert [
         m.name

@@ -1,4 +1,4 @@
-"""Damaged and hostile files are refused in one kind of error, and leave nothing half done behind."""
+"""Damaged and hostile files are refused with one kind of error and leave no partial results."""
 import copy
 import json
 import os
@@ -36,7 +36,7 @@ from higgs_vi.model import (
 
 @pytest.fixture(scope="module")
 def saved(parts, tmp_path_factory):
-    "A checkpoint folder, and beside it a run with a checkpoint of an adapter that was trained a little."
+    "A checkpoint folder, and a run with a checkpoint of a briefly trained adapter."
     folder = tmp_path_factory.mktemp("saved")
     save_checkpoint(folder/"nano", parts)
     model = add_lora(copy.deepcopy(parts.model), lora_config(rank=4, audio_embeddings=True))
@@ -52,7 +52,7 @@ def saved(parts, tmp_path_factory):
 
 
 def change(tensors, how):
-    "A damaged copy of `tensors`."
+    "Return a damaged copy of `tensors`."
     names = sorted(tensors)
     if how == "half":
         return {n: tensors[n] for n in names[::2]}
@@ -92,7 +92,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", [*WEIGHTS, *BYTES, "missing"])
 def test_damaged_weights_are_refused_wherever_they_are_loaded(parts, saved, tmp_path, how):
-    "Adapter, checkpoint, whole model and codec; what is loaded into is as it was."
+    "Adapter, checkpoint, full model and codec; the target of the load stays unchanged."
 
     def hurt(path):
         damage(path, how) if how != "missing" else path.unlink()
@@ -169,13 +169,15 @@ def test_an_optimiser_s_state_that_is_not_finite_is_refused_and_no_such_weight_i
     assert [p.name for p in checkpoints(tmp_path)] == ["step-000001"]
 
 
-# --- strangers' configurations ------------------------------------------------------------------------------------------
+# --- strangers' configurations --------------------------------------------------------------------
 
 ODD = [None, True, -1, 0, 1.5, 1e300, 2**70, "", "x", [], {}, [1], {"a": 1}, [[]], "\0"]
 
 
 def fuzzed(path, names=None):
-    "Copies of the JSON object in `path`, each with one odd value; then files that are no JSON object."
+    """Copies of the JSON object in `path`, each with one odd value, then files that are not a JSON
+    object.
+    """
     good = json.loads(path.read_text(encoding="utf-8"))
     for name in names or good:
         for value in ODD:
@@ -196,7 +198,9 @@ def fuzzed(path, names=None):
 
 
 def told(function, *args):
-    "Whether `function` refused its files by a `ValueError` (which a command shows as one line)."
+    """Assert that `function` refuses its files with a `ValueError` (which a command shows as one
+    line).
+    """
     try: function(*args)
     except ValueError as e:
         assert str(e)
@@ -304,7 +308,11 @@ def test_generation_settings_that_are_absent_are_set_and_senseless_ones_refused(
             load_model(tmp_path / "n")
 
 
-CODE = "from pathlib import Path\nPath(r'{marker}').write_text('ran')\nclass Evil: pass\nfrom_pretrained = None\n"
+CODE = """from pathlib import Path
+Path(r'{marker}').write_text('ran')
+class Evil: pass
+from_pretrained = None
+"""
 LOADS = """
 import sys
 from higgs_vi.model import load_checkpoint, load_processor
@@ -316,16 +324,16 @@ for folder in sys.argv[1:]:
 
 
 def with_code(folder, file):
-    "A checkpoint in `folder` that names code of its own in `file`; where the code leaves a mark if it runs."
+    """A checkpoint in `folder` whose `file` names code of its own; the code leaves a mark if it
+    runs.
+    """
     marker = folder.with_suffix(".ran")
     for inner in (folder, folder / "codec", folder / "custom_generate"):
         inner.mkdir(exist_ok=True)
         for name in ("evil.py", "generate.py"):
             (inner / name).write_text(CODE.format(marker=marker))
-    classes = {
-        k: f"{folder}--evil.Evil"
-        for k in "AutoConfig AutoModel AutoModelForCausalLM AutoProcessor AutoFeatureExtractor".split()
-    }
+    kinds = "Config Model ModelForCausalLM Processor FeatureExtractor".split()
+    classes = {f"Auto{k}": f"{folder}--evil.Evil" for k in kinds}
     own = dict(auto_map=classes | dict(AutoTokenizer=["evil.Evil", "evil.Evil"]))
     if file == "custom_generate":
         own, file = dict(custom_generate=str(folder)), "generation_config.json"
@@ -365,7 +373,7 @@ def test_no_code_of_a_checkpoint_runs_even_after_a_yes(saved, tmp_path):
     assert not any(m.exists() for m in markers) and "trust_remote_code" not in done.stdout
 
 
-# --- files and locks ------------------------------------------------------------------------------------------------------
+# --- files and locks ------------------------------------------------------------------------------
 
 KILLED = """
 import os, sys, signal
@@ -473,7 +481,7 @@ def test_json_that_cannot_be_read_is_damaged(tmp_path):
         read_json(tmp_path / "b")
 
 
-# --- where speech is cut ------------------------------------------------------------------------------------------------
+# --- where speech is cut --------------------------------------------------------------------------
 
 def hf_codes(parts, columns):
     "The codes that HF's processor would decode."
@@ -489,7 +497,9 @@ def hf_codes(parts, columns):
 
 
 def late(columns, bos=1024):
-    "`columns` as HF's decoding ends them: codebooks after the first get EOS one column later than the labels say."
+    """Delayed codes as HF's decoding ends them: codebooks after the first get EOS one frame later
+    than the labels say.
+    """
     L, K = columns.shape
     out = np.concatenate([columns, np.full((1, K), 1025)])
     for k in range(1, K): out[L - K + k, k] = 7
@@ -499,7 +509,7 @@ def late(columns, bos=1024):
 @pytest.mark.parametrize("marker", [1024, 1025])
 @pytest.mark.parametrize("codebook", [0, 3, 7])
 def test_a_stray_marker_in_one_codebook_does_not_cut_the_sentence(parts, marker, codebook):
-    "What HF's processor decodes, less the frames at the end that are markers."
+    "Compare with what HF's processor decodes, without the trailing marker frames."
     codes = np.random.default_rng(0).integers(0, 1024, (8, 40))
     for columns in (delay(codes), late(delay(codes))):
         assert (undelay(columns) == codes).all()
@@ -519,11 +529,11 @@ def test_a_stray_marker_in_one_codebook_does_not_cut_the_sentence(parts, marker,
         )
 
 
-# --- a run that goes on ---------------------------------------------------------------------------------------------------
+# --- a run that goes on ---------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def run(saved, tmp_path_factory):
-    "A short run of an adapter, saved at steps 1, 2 and 3, and its settings."
+    "A short adapter run saved at steps 1, 2 and 3, and its settings."
     from higgs_vi.data import DataSettings, prepare
     from higgs_vi.forecast import apply_preset
     from higgs_vi.recipe import TrainSettings
@@ -563,7 +573,7 @@ def again(cfg, tmp_path, **more):
 
 
 def begin(cfg):
-    "`start`, and let the folder go."
+    "Call `start` and release the folder's lock."
     from higgs_vi.loop import close_logs
     from higgs_vi.train import start
     begun = start(cfg)
@@ -669,12 +679,15 @@ def test_a_run_that_another_process_writes_is_left_alone(run, tmp_path):
     assert begin(cfg).step == 3
 
 
-# --- merging --------------------------------------------------------------------------------------------------------------
+# --- merging --------------------------------------------------------------------------------------
 
 def merged(run, folder, **more):
     "Merge the adapter of a run into `folder`."
     from higgs_vi.merge import MergeSettings, merge
-    return merge(MergeSettings(adapter=more.pop("adapter", run.output_dir), output_dir=str(folder), **more))
+
+    return merge(
+        MergeSettings(adapter=more.pop("adapter", run.output_dir), output_dir=str(folder), **more)
+    )
 
 
 def test_a_nan_adapter_is_no_failing_disk_and_leaves_no_model(run, tmp_path):
@@ -706,10 +719,12 @@ def test_a_full_disk_while_merging_is_one_clear_error(run, tmp_path, monkeypatch
 
 
 CHECK = """
-print(sum(p.numel() for p in model.parameters()), tokenizer.__class__.__name__, processor.audio_tokenizer.config.num_quantizers)
-conversation = [dict(role="system", content=[dict(type="text", text="Generate audio following instruction.")]),
-                dict(role="user", content=[dict(type="text", text="Xin chào.")])]
-inputs = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+size = sum(p.numel() for p in model.parameters())
+print(size, tokenizer.__class__.__name__, processor.audio_tokenizer.config.num_quantizers)
+turns = dict(system="Generate audio following instruction.", user="Xin chào.")
+conversation = [dict(role=k, content=[dict(type="text", text=v)]) for k, v in turns.items()]
+inputs = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True,
+                                       return_dict=True, return_tensors="pt")
 print(model.generate(**inputs, max_new_tokens=12).shape)
 """
 
@@ -747,10 +762,10 @@ def test_odd_samples_are_named(tmp_path):
             sample_rows(tmp_path)
 
 
-# --- odd metadata -----------------------------------------------------------------------------------------------------------
+# --- odd metadata ---------------------------------------------------------------------------------
 
 def odd_metadata(good):
-    "Copies of a metadata.json, each with one value of another type."
+    "Copies of a metadata.json, each with one value of a wrong type."
     first, *others = good["samples"]
     values = [*ODD, "a/../../b"]
     names = [
@@ -775,7 +790,7 @@ def odd_metadata(good):
 
 @pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
 def test_odd_values_in_metadata_are_clear_errors(tmp_path, every):
-    "Each step that reads a Higgs folder takes it or refuses it by a ValueError."
+    "Each step that reads a Higgs folder either accepts it or refuses it with a ValueError."
     from higgs_vi.audio import DEMO
     from higgs_vi.check import CheckSettings, check
     from higgs_vi.data import DataSettings, prepare
@@ -807,7 +822,8 @@ def test_odd_values_in_metadata_are_clear_errors(tmp_path, every):
 
 
 @pytest.mark.parametrize(
-    "name", ["temperature", "top_k", "top_p", "ras_win_len", "seed", "max_seconds", "guidance_scale"]
+    "name",
+    ["temperature", "top_k", "top_p", "ras_win_len", "seed", "max_seconds", "guidance_scale"],
 )
 def test_sampling_takes_finite_numbers_alone(name):
     from higgs_vi.generate import Sampling

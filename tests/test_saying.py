@@ -1,4 +1,4 @@
-"The length guard: what `say` draws again, what it returns, what it says."
+"""The length guard: which takes `say` draws again, what it returns and what it reports."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +27,7 @@ def test_syllables_of_a_text(text, least, most):
     assert syllables_to_say(text) == (least, most)
 
 def sound(seconds, silence=0.4, noise=0.002):
-    "A tone of `seconds` with noise 45 dB below it before and behind."
+    "A tone of `seconds` with noise 45 dB below it before and after."
     rng = np.random.default_rng(0)
     x = rng.normal(0, noise, int((seconds + 2 * silence) * 24_000)).astype(np.float32)
     at = int(silence * 24_000)
@@ -54,7 +54,10 @@ def test_a_take_that_was_cut_is_not_too_short():
     assert length_problem("Xin chào các bạn.", sound(4), ended=False)[0] > 1
 
 def speaking(monkeypatch, lengths):
-    "A model whose take with seed i lasts `lengths[i]` seconds; 0: it says nothing. The seeds that were asked for."
+    """A fake model whose take with seed i lasts `lengths[i]` seconds (0: silence).
+
+    Returns the list of seeds requested.
+    """
     seeds = []
     def delayed_codes(parts, prompt, how):
         seeds.append(how.seed)
@@ -87,7 +90,9 @@ def test_only_silence_is_an_error(monkeypatch):
     assert seeds == [0, 1, 2, 3]
 
 
-def test_a_file_of_another_kind_is_refused_and_digits_are_pointed_out(tmp_path, monkeypatch, capsys):
+def test_a_file_of_another_kind_is_refused_and_digits_are_pointed_out(
+    tmp_path, monkeypatch, capsys
+):
     with pytest.raises(ValueError, match="output_file is .*a.mp3.* ends in .wav"):
         speak(SaySettings(output_file=str(tmp_path / "a.mp3")), None)
     assert prepare_text(SaySettings(text="Năm 2024.")) == "Năm 2024."

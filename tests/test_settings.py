@@ -1,4 +1,4 @@
-"""Every step's parameters: their limits, and where their paths start."""
+"""Every step's parameters: their limits, and where their relative paths start."""
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,7 @@ CLASSES = [settings_of(p) for p in STEPS]
 
 
 def outside(f):
-    "Values of a numeric field that are none, or beyond its limits."
+    "Values of a numeric field that are not numbers or lie beyond its limits."
     limits, small = f.metadata, 1 if f.type is int else 1e-9
     out = ["nan", "inf", "-inf", "1e400", 2**70, -2**70, True, None, [1], {}, "", "\0"]
     if "min" in limits: out += [limits["min"] - small*max(1, abs(limits["min"])), -2**62]
@@ -61,7 +61,7 @@ def test_every_word_is_one_of_its_choices_and_no_text_holds_a_zero_byte(cls):
 
 
 def another(cls, f):
-    "A value of the field `f` that is allowed and not its default, as it stands on a command line."
+    "An allowed value of field `f` other than its default, as written on a command line."
     default = getattr(cls(), f.name)
     tries = ["another", "7", "another.wav"]
     if f.type is bool: tries = ["false" if default else "true"]
@@ -78,12 +78,12 @@ def another(cls, f):
 
 @pytest.mark.parametrize("path", STEPS, ids=lambda p: p.stem)
 def test_every_parameter_of_a_command_reaches_its_settings(path, monkeypatch, start, tmp_path):
-    "`--name value` for each parameter, through the step's own main, one at a time."
+    "`--name value` for each parameter, one at a time, through the step's own main."
     step, cls = import_module(f"higgs_vi.{module_of(path)}"), settings_of(path)
     monkeypatch.chdir(tmp_path)
 
     class Reached(Exception):
-        "Raised with the settings in the place of the step's work."
+        "Raised with the settings instead of doing the step's work."
 
     def stop(*args):
         raise Reached(from_cli(*args))
@@ -139,18 +139,18 @@ def test_a_seed_keeps_its_bits_and_a_number_written_as_text_its_value():
 
 
 def test_the_optimisers_that_settings_take_are_those_that_there_are():
-    "The settings list them once more, since 40_step imports torch."
+    "The settings repeat the names because 40_step imports torch."
     from higgs_vi.step import OPTIMIZERS
     for cls in CLASSES:
         for f in fields(cls):
             if f.name == "optimizer": assert f.metadata["choices"] == tuple(OPTIMIZERS)
 
 
-# --- where paths start ------------------------------------------------------------------------------------------------
+# --- where paths start ----------------------------------------------------------------------------
 
 @pytest.fixture
 def start(monkeypatch):
-    "The place that relative paths start from, put back afterwards."
+    "Restore the folder where relative paths start after the test."
     monkeypatch.setitem(module._START, "folder", None)
 
 
@@ -161,7 +161,16 @@ def test_a_command_s_paths_start_at_the_current_directory(tmp_path, monkeypatch,
     (tmp_path / "base").mkdir()
     cfg = from_cli(
         MergeSettings,
-        ["--adapter", "run", "--base", "base", "--codec", "org/codec", "--output_dir", "../x/../merged"],
+        [
+            "--adapter",
+            "run",
+            "--base",
+            "base",
+            "--codec",
+            "org/codec",
+            "--output_dir",
+            "../x/../merged",
+        ],
     )
     assert (cfg.adapter, cfg.base, cfg.codec) == (
         str(tmp_path / "run"),
@@ -177,7 +186,9 @@ def test_a_command_s_paths_start_at_the_current_directory(tmp_path, monkeypatch,
 def test_a_notebook_s_paths_start_at_our_project_and_at_no_other_one(
     tmp_path, monkeypatch, start, capsys
 ):
-    "Upwards to our settings.ini; another nbdev project's is passed by; without any, the checkout; else the current directory."
+    """Searches upwards for our settings.ini and skips another nbdev project's; without one the
+    editable checkout, else the current directory.
+    """
     from higgs_vi.listen import ListenSettings
 
     names = {f.name: getattr(ListenSettings(), f.name) for f in fields(ListenSettings)}

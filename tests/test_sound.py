@@ -1,4 +1,6 @@
-"""What a container says against what it holds, what is speech, which channel speaks: sounds with faults, and real ones without."""
+"""What a container states against what it contains, speech detection and channel choice, on faulty
+and on real sounds.
+"""
 import io
 import json
 import shutil
@@ -48,7 +50,7 @@ def packed(x=VOICE, rate=SAMPLE_RATE, **kind):
 
 
 def stated_longer(data):
-    "A WAV of 16 bit whose header states 1.5 times its samples."
+    "A 16-bit WAV whose header states 1.5 times its samples."
     at = data.index(b"data") + 4
     return (
         data[:at]
@@ -82,7 +84,7 @@ def test_a_file_that_breaks_off_is_refused_and_a_whole_one_is_not(kind):
 
 
 def bare_mp3(x=VOICE, rate=SAMPLE_RATE):
-    "An MP3 without the first frame, which holds the header that counts the others."
+    "An MP3 without its first frame, which holds the header that counts the others."
     data = packed(x, rate, format="MP3")
     first = data.index(b"\xff")
     after = first + _mp3_frame(data[first:first + 4])[0]
@@ -93,9 +95,11 @@ def bare_mp3(x=VOICE, rate=SAMPLE_RATE):
 @FFMPEG
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000])
 def test_an_mp3_without_a_count_that_is_cut_inside_a_frame_is_refused(tmp_path, rate):
-    """A whole one is not, with a tag behind it neither; one cut between two frames cannot be told from a whole one.
+    """A complete file passes, also with a tag at its end.
 
-    It is read to its end (its bit rate varies, so libsndfile's estimate of its length is wrong).
+    A file cut between two frames cannot be told from a complete one.
+
+    It is read to its end, because libsndfile's length estimate is wrong for variable bit rates.
     """
     data = bare_mp3(soxr.resample(VOICE, SAMPLE_RATE, rate), rate)
     seconds = len(decode(io.BytesIO(data), "a")[0]) / SAMPLE_RATE
@@ -136,7 +140,7 @@ NOT_SOUNDS = {
 @pytest.mark.parametrize("what", NOT_SOUNDS)
 @pytest.mark.parametrize("end", ["wav", "mp3", "ogg"])
 def test_what_is_no_sound_is_named_in_one_sentence(tmp_path, what, end):
-    "With the way out, and without what libsndfile or ffmpeg say of it."
+    "The sentence includes the way out and none of libsndfile's or ffmpeg's own messages."
     (tmp_path / f"a.{end}").write_bytes(NOT_SOUNDS[what])
     with pytest.raises(ValueError, match=what) as found:
         read_audio(tmp_path / f"a.{end}")
@@ -204,7 +208,7 @@ def test_headers_that_lie_are_set_aside_with_what_they_say(tmp_path):
     sf.write(tmp_path / "in/full.wav", np.sign(VOICE), SAMPLE_RATE)
     sf.write(tmp_path / "in/good.wav", VOICE, SAMPLE_RATE)
     samples, rejected = prepared(tmp_path / "in", tmp_path / "out")
-    why = {Path(f).stem: r for f, r in zip(rejected["file"], rejected["reason"])}
+    why = {Path(f).stem: r for f, r in zip(rejected["file"], rejected["reason"], strict=True)}
     assert len(samples) == 1 and len(why) == 9
     said = dict(
         longer="states 5.56 s, the file holds 3.71 s",
@@ -222,7 +226,7 @@ def test_headers_that_lie_are_set_aside_with_what_they_say(tmp_path):
 
 
 def test_long_sounds_are_refused_by_their_headers_before_memory_is_taken(tmp_path, monkeypatch):
-    "Two hours of WAV, and ten hours that a FLAC states: nothing is read."
+    "Two hours of WAV, and a FLAC that states ten hours: no samples are read."
     (tmp_path / "in").mkdir()
     with sf.SoundFile(tmp_path / "in/two.wav", "w", 8_000, 1) as f:
         for _ in range(120):
@@ -242,7 +246,9 @@ def test_long_sounds_are_refused_by_their_headers_before_memory_is_taken(tmp_pat
     (tmp_path / "t.csv").write_text("file|text|speaker\n" + "\n".join(rows), encoding="utf-8")
     samples, rejected = prepare(
         DataSettings(
-            table=str(tmp_path / "t.csv"), audio=str(tmp_path / "in"), output_dir=str(tmp_path / "out")
+            table=str(tmp_path / "t.csv"),
+            audio=str(tmp_path / "in"),
+            output_dir=str(tmp_path / "out"),
         )
     )
     assert len(samples) == 1 and len(rejected) == 2
@@ -253,7 +259,9 @@ def test_long_sounds_are_refused_by_their_headers_before_memory_is_taken(tmp_pat
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
 def test_the_duration_after_resampling_is_the_sound_s(tmp_path, rate):
-    "The file, the metadata and the source last equally long, and a tone keeps its pitch, at every rate people have."
+    """File, metadata and source have the same duration, and a tone keeps its pitch, at every common
+    rate.
+    """
     seconds = 1.7
     (tmp_path / "in").mkdir()
     sf.write(
@@ -273,7 +281,7 @@ def test_the_duration_after_resampling_is_the_sound_s(tmp_path, rate):
 
 
 def test_one_sound_as_float_and_as_16_bit_is_one(tmp_path):
-    "00 keeps the first, and 08 finds nothing broken in what 00 made."
+    "00 keeps the first of the two, and 08 finds nothing broken in its output."
     (tmp_path / "in").mkdir()
     sf.write(tmp_path / "in/a.wav", VOICE, SAMPLE_RATE, subtype="FLOAT")
     sf.write(tmp_path / "in/b.wav", round_to_16_bits(VOICE), SAMPLE_RATE, subtype="PCM_16")
@@ -332,7 +340,7 @@ def notes(hz, seconds, parts=8, fall=3.0):
 
 
 def still():
-    "Sounds of 3 s that have a pitch and stand still between their steps, 0.3 at most."
+    "Sounds of 3 s that have a pitch and are constant between steps, at most 0.3 s apart."
     t, rng = np.arange(72_000) / SAMPLE_RATE, np.random.default_rng(0)
     tone = lambda *hz: sum(np.sin(2 * np.pi * f * t) for f in hz)
     keys = np.concatenate(
@@ -370,7 +378,7 @@ def still():
 @pytest.mark.parametrize("name", still())
 @pytest.mark.parametrize("noise", [0, 1e-3, 1e-2])
 def test_tones_chords_and_narrow_noise_are_no_speech(name, noise):
-    "Alone, and with noise; the reason names them."
+    "Alone and with noise; the reason names the kind of sound."
     x = still()[name]
     why = why_not_speech(round_to_16_bits(x + np.random.default_rng(1).normal(0, noise, len(x))))
     assert "no speech is heard" in why and "(parameter require_voice)" in why
@@ -399,7 +407,7 @@ def test_somebody_who_speaks_over_such_a_sound_is_heard(name, share):
     ids=["plain", "quiet", "offset", "short", "noisy"],
 )
 def test_speech_is_speech(change, request):
-    "The nano's voice, which is weakly voiced: of its clips cut to a second one may be refused."
+    "The nano's voice is weakly voiced: of its clips cut to one second at most one may be refused."
     clips = sorted((DEMO / "clips").glob("*_*.ogg"))[::8]
     refused = [
         path.name for path in clips if why_not_speech(change(read_audio(path)).astype(np.float32))
@@ -409,14 +417,16 @@ def test_speech_is_speech(change, request):
 
 @real
 def test_real_people_are_heard():
-    "Few real clips are refused for having no voice (of all 10,376, 68 with the silent ones, when measured; here every 50th)."
+    """Few real clips are refused as unvoiced: 68 of 10,376 when measured, silent ones included;
+    this test takes every 50th.
+    """
     lines = [json.loads(line) for line in (REAL/"manifest.jsonl").open(encoding="utf-8")][7::50]
     why = [why_not_speech(round_to_16_bits(read_audio(REAL/r["audio"]))) for r in lines]
     assert sum("no speech" in w for w in why) <= 2, [w for w in why if w]
 
 
 def layouts():
-    "Channels of a recording, and which speaks."
+    "Channel layouts of a recording, and which channel carries speech."
     still, noise = (
         np.zeros_like(VOICE),
         np.random.default_rng(0).normal(0, 1e-3, len(VOICE)).astype(np.float32),
@@ -470,7 +480,7 @@ COPIES = {
 
 
 def people():
-    "Clips to tell apart: real ones where they are at hand, else the demo's."
+    "Clips to compare: real ones where available, else the demo clips."
     if not REAL.is_dir():
         return [read_audio(p) for p in sorted((DEMO / "clips").glob("*_*.ogg"))[::4]]
     return [
@@ -480,7 +490,7 @@ def people():
 
 
 def test_copies_in_other_encodings_are_found_and_other_clips_are_not():
-    "Each kind of copy is found among all clips, and none of them is taken for another clip's."
+    "Each kind of copy is found among all clips, and no other clip is reported as a copy."
     clips, seen = people(), Recordings()
     for i, x in enumerate(clips):
         assert seen.find(fingerprint(x)) is None
@@ -495,7 +505,7 @@ def test_copies_in_other_encodings_are_found_and_other_clips_are_not():
 @real
 @pytest.mark.slow
 def test_no_real_clip_is_taken_for_another():
-    "All 10,376 clips: none was taken for another when this was measured."
+    "No false match among all 10,376 clips when measured."
     seen, pairs = Recordings(), []
     for line in (REAL / "manifest.jsonl").open(encoding="utf-8"):
         r = json.loads(line)
@@ -537,13 +547,16 @@ def test_00_keeps_one_of_several_copies_and_02_keeps_them_on_one_side(tmp_path):
     cfg = SpeakersSettings(disjoint="given")
     sides, owners = divide(rows, cfg, find_duplicates(tmp_path / "out", rows[:2]))
     assert (
-        sum(s != o for s, o in zip(sides, owners)) == 1
+        sum(s != o for s, o in zip(sides, owners, strict=True)) == 1
         and divide(rows, cfg)[0] == divide(rows, cfg)[1]
     )
 
 
 def test_fingerprints_that_00_noted_are_not_computed_again(tmp_path, monkeypatch):
-    "02 and 08 take them from the journal, in a copied folder too; a clip that changed, a torn journal and another version are computed."
+    """02 and 08 read them from the journal, also in a copied folder.
+
+    They are recomputed for a changed clip, a torn journal or another version.
+    """
     (tmp_path / "in").mkdir()
     for i, path in enumerate(sorted((DEMO / "clips").glob("*_*.ogg"))[::9]):
         sf.write(tmp_path / f"in/{i}.wav", read_audio(path), SAMPLE_RATE)
@@ -553,7 +566,9 @@ def test_fingerprints_that_00_noted_are_not_computed_again(tmp_path, monkeypatch
     monkeypatch.setattr(journal, "read_audio", lambda path: reads.append(path) or read_audio(path))
 
     def looked(folder):
-        "How many sounds were read, and fingerprints computed, by 02's search for copies; and the latter by 08."
+        """The number of sounds read and fingerprints computed by 02's search for duplicates, and of
+        fingerprints computed by 08.
+        """
         computed.clear()
         reads.clear()
         assert not find_duplicates(folder, original_rows(folder)[1])

@@ -1,4 +1,6 @@
-"""Speakers in balance, sides without leaks, pairs, and weights that reach the sampler: on random manifests, on folders, in training."""
+"""Balanced speakers, splits without leaks, pairs, and weights that reach the sampler: on random
+manifests, on folders and in training.
+"""
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -28,7 +30,9 @@ CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
 
 
 def manifest(rng):
-    "Random rows: some speakers with many clips and some with one, sentences said by several, other people's dialogues, odd letters."
+    """Random rows: speakers with many clips and with one, sentences said by several people,
+    existing dialogues, odd characters.
+    """
     shared, rows = [f"Câu chung {i}." for i in range(rng.integers(1, 40))], []
     often, most = rng.choice([0, 0.1, 0.5, 1]), rng.integers(2, 60)
     for p in range(rng.integers(1, 25)):
@@ -76,7 +80,7 @@ def dirty(row): return row["id"].endswith("3")
 
 
 def check(rows, samples, dropped, cfg):
-    "What must hold of every balanced manifest."
+    "Assert the invariants of every balanced manifest."
     plain, of = [s for s in samples if kind_of(s) == "plain"], {r["id"]: r for r in rows}
     assert (
         sorted([s["id"] for s in plain] + list(dropped["id"])) == sorted(of)
@@ -119,7 +123,9 @@ def check_pairs(samples, file, of, cfg):
         assert {x["split"] for x in refs + turns} == {s["split"]} and not set().union(
             *map(texts_of, refs)
         ) & set().union(*map(texts_of, turns))
-        assert all(cfg.min_seconds <= r["duration"] <= cfg.max_seconds and not dirty(r) for r in refs)
+        assert all(
+            cfg.min_seconds <= r["duration"] <= cfg.max_seconds and not dirty(r) for r in refs
+        )
         assert {t["speaker_id"] for t in turns} == set(s["ref_speakers"]) and len(
             set(s["ref_speakers"])
         ) == len(refs)
@@ -135,7 +141,7 @@ def check_pairs(samples, file, of, cfg):
 
 
 def test_random_manifests_are_divided_without_leaks_whatever_their_order():
-    "200 of them; those refused say with counts why."
+    "200 random manifests; refusals give the reason with counts."
     done, why = Counter(), Counter()
     for i in range(200):
         rng = np.random.default_rng(i)
@@ -168,7 +174,10 @@ def test_time_goes_with_the_power_of_what_there_is(temperature):
     for i in range(20):
         rows = manifest(np.random.default_rng(i))
         samples, _ = balance(
-            rows, SpeakersSettings(temperature=temperature, dialogue_share=0, valid_share=0, test_share=0)
+            rows,
+            SpeakersSettings(
+                temperature=temperature, dialogue_share=0, valid_share=0, test_share=0
+            ),
         )
         want, got = (
             seconds_by([{k: v for k, v in s.items() if k != "weight"} for s in samples]),
@@ -189,7 +198,8 @@ def test_what_cannot_be_is_refused_with_counts():
     ]
     with pytest.raises(
         ValueError,
-        match=r"20 of 20 texts are said by several of 6 speakers.*0 of 20 clips in valid.*utterance",
+        match=r"20 of 20 texts are said by several of 6 speakers.*0 of 20 clips in "
+        r"valid.*utterance",
     ):
         balance(rows, SpeakersSettings(disjoint="speaker"))
     assert len(balance(rows, SpeakersSettings(clone_share=0, dialogue_share=0))[0]) == 120
@@ -220,7 +230,12 @@ def test_what_cannot_be_is_refused_with_counts():
     ):
         with pytest.raises(
             ValueError,
-            match=next(iter(set(bad) & {"temperature", "test_share", "disjoint", "min_seconds", "clone_share"})),
+            match=next(
+                iter(
+                    set(bad)
+                    & {"temperature", "test_share", "disjoint", "min_seconds", "clone_share"}
+                )
+            ),
         ):
             SpeakersSettings(**bad)
 
@@ -239,14 +254,16 @@ def test_a_given_split_stays_and_loses_its_leaks_only():
         for i in range(10)
     ]
     rows[0]["text"] = rows[10]["text"]
-    samples, dropped = balance(rows, SpeakersSettings(disjoint="given", clone_share=0, dialogue_share=0))
+    samples, dropped = balance(
+        rows, SpeakersSettings(disjoint="given", clone_share=0, dialogue_share=0)
+    )
     assert list(dropped["id"]) == ["a0"] and Counter(s["split"] for s in samples) == dict(
         train=9, valid=10, test=10
     )
 
 
 def test_thirty_eight_thousand_rows_by_91_speakers_keep_500_each():
-    "As many as in the corpus that people of this field use."
+    "As many rows as the corpus commonly used in this field."
     rows = [
         dict(
             id=f"{i:05d}",
@@ -258,7 +275,9 @@ def test_thirty_eight_thousand_rows_by_91_speakers_keep_500_each():
         for i in range(38_625)
     ]
     had = Counter(r["speaker_id"] for r in rows)
-    samples, dropped = balance(rows, SpeakersSettings(max_clips=500, clone_share=0, dialogue_share=0))
+    samples, dropped = balance(
+        rows, SpeakersSettings(max_clips=500, clone_share=0, dialogue_share=0)
+    )
     assert (
         Counter(s["speaker_id"] for s in samples) == {p: min(n, 500) for p, n in had.items()}
         and len(had) == 91
@@ -270,7 +289,14 @@ def test_thirty_eight_thousand_rows_by_91_speakers_keep_500_each():
 
 def test_weights_are_met_in_every_process_and_every_epoch_and_nothing_changes_without():
     rng = np.random.default_rng(0)
-    cfg = SimpleNamespace(token_budget=400, seed=3, gradient_accumulation_steps=2, num_train_epochs=3, max_steps=0, replay_share=0.25)
+    cfg = SimpleNamespace(
+        token_budget=400,
+        seed=3,
+        gradient_accumulation_steps=2,
+        num_train_epochs=3,
+        max_steps=0,
+        replay_share=0.25,
+    )
     data = Dataset([range(n) for n in rng.integers(20, 90, 300)], [], [])
     sizes = [len(e) for e in data.train]
     assert [b for s in plan_epoch(cfg, data, 1, 2) for b in s] == epoch_batches(sizes, 400, 3, 1)
@@ -294,11 +320,13 @@ def test_weights_are_met_in_every_process_and_every_epoch_and_nothing_changes_wi
 
 
 def plan_batches(cfg, data, epoch):
-    "The batches of an epoch, told apart from the plan."
+    "The batches of an epoch, computed independently of the plan."
     chosen = sample_by_weight(data.weights, cfg.seed, epoch)
     return [
         [chosen[i] for i in b]
-        for b in epoch_batches([len(data.train[i]) for i in chosen], cfg.token_budget, cfg.seed, epoch)
+        for b in epoch_batches(
+            [len(data.train[i]) for i in chosen], cfg.token_budget, cfg.seed, epoch
+        )
     ]
 
 
@@ -337,7 +365,10 @@ def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 def small(folder, **change):
     return SpeakersSettings(
-        **dict(data=str(folder), min_seconds=1.5, valid_share=0.15, test_share=0.1, dialogue_share=0.1) | change
+        **dict(
+            data=str(folder), min_seconds=1.5, valid_share=0.15, test_share=0.1, dialogue_share=0.1
+        )
+        | change
     )
 
 
@@ -366,7 +397,9 @@ def test_a_folder_balanced_again_is_the_same_and_other_settings_begin_from_all_r
     )
     execute(small(folder))
     assert files(folder) == first
-    prepare(DataSettings(output_dir=str(folder)))  # 00_data again: its rows count, not those kept aside
+    prepare(
+        DataSettings(output_dir=str(folder))
+    )  # 00_data again: its rows count, not those kept aside
     assert "mood" not in original_rows(folder)[1][0]
 
 
@@ -379,7 +412,7 @@ def test_a_run_broken_off_leaves_the_folder_usable_and_the_next_one_ends_as_if_u
     for doomed in ("dialogue_train_000001.txt", "unbalanced.json", "metadata.json"):
         with monkeypatch.context() as m:
 
-            def write_text(path, text):
+            def write_text(path, text, doomed=doomed):
                 if Path(path).name == doomed:
                     raise OSError("no space")
                 real(path, text)
@@ -433,9 +466,10 @@ def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
     rows = read_metrics(run.folder)
     assert len(rows) == 4 and all(np.isfinite(r["loss"]) for r in rows)
     shutil.rmtree(run.folder / "checkpoints/step-000002")
-    assert [r["loss"] for r in read_metrics(train(start(replace(cfg, resume_from_checkpoint=True))).folder)] == [
-        r["loss"] for r in rows
-    ]
+    assert [
+        r["loss"]
+        for r in read_metrics(train(start(replace(cfg, resume_from_checkpoint=True))).folder)
+    ] == [r["loss"] for r in rows]
     execute(small(folder, temperature=5))
     with pytest.raises(ValueError, match="or the clips are others"):
         start(replace(cfg, resume_from_checkpoint=True))
@@ -443,7 +477,7 @@ def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
 
 @pytest.mark.skipif(not CV.is_file(), reason="Common Voice is not here")
 def test_common_voice_is_balanced():
-    "259 speakers, of whom three have 4.75 of 10.95 hours."
+    "259 speakers, three of whom have 4.75 of the 10.95 hours."
     table = [json.loads(line) for line in CV.open(encoding="utf-8")]
     rows = [
         dict(
@@ -468,7 +502,7 @@ def test_common_voice_is_balanced():
 
 
 def test_a_balanced_folder_is_not_broken(folder):
-    "Pairs are clips again and dropped clips stay on disk: neither is a fault, a foreign file is."
+    "Repeated clips in pairs and dropped clips on disk are not faults; a foreign file is."
     execute(small(folder, max_clips=15, clone_share=1, seed=1))
     clips, faults = look_through(CheckSettings(data=str(folder), strict=True))
     assert sum(i.endswith("_clone") for i in clips["id"]) > 3 and list(faults["fault"]) == []
@@ -479,7 +513,7 @@ def test_a_balanced_folder_is_not_broken(folder):
 def test_another_balancing_broken_off_leaves_no_dialogue_whose_words_are_not_its_sound(
     folder, monkeypatch
 ):
-    "Files of the broken run do not stay either."
+    "Files of the interrupted run are removed too."
     whole = shutil.copytree(folder, folder.parent / "whole")
     for f in (folder, whole):
         execute(small(f))
@@ -520,7 +554,9 @@ def test_a_dialogue_keeps_its_raw_text_and_a_clip_without_words_is_named(folder)
 
 
 def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_path):
-    "A balanced folder as 00's table: who speaks in its dialogues is known, so no speaker is on two sides."
+    """A balanced folder as input of 00: the speakers of its dialogues are known, so no speaker is
+    on two sides.
+    """
     execute(small(folder, valid_share=0, test_share=0, dialogue_share=0.3))
     prepare(DataSettings(table=str(folder), output_dir=str(tmp_path/"again")))
     talks = [r for r in original_rows(tmp_path/"again")[1] if "[SPEAKER" in r["text"]]
@@ -529,7 +565,9 @@ def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_pa
 
 
 def test_a_share_drawn_for_validation_has_no_pair_in_training(folder):
-    _, samples, _ = execute(small(folder, valid_share=0, test_share=0, clone_share=1, dialogue_share=0.2))
+    _, samples, _ = execute(
+        small(folder, valid_share=0, test_share=0, clone_share=1, dialogue_share=0.2)
+    )
     data = split(
         SimpleNamespace(validation_share=0.1, seed=3),
         [SimpleNamespace(name=s["id"]) for s in samples],

@@ -1,4 +1,6 @@
-"""Subtitles as people have them: what is said is cut, and what cannot be used is a rejected row that says why."""
+"""Subtitles found in practice: usable cues are cut, unusable ones become rejected rows with a
+reason.
+"""
 import re
 from pathlib import Path
 
@@ -95,10 +97,12 @@ def test_cues_that_share_their_sound_are_set_aside(a, b, kept):
 
 def test_a_blank_line_in_a_cue_keeps_its_words_and_bad_times_their_row():
     assert said(
-        "1\n00:00:01,000 --> 00:00:03,000\nXin chào\n\ncác bạn.\n\n2\n00:00:04,000 --> 00:00:05,000\nHai 3\n"
+        "1\n00:00:01,000 --> 00:00:03,000\nXin chào\n\ncác bạn.\n\n2\n00:00:04,000 --> "
+        "00:00:05,000\nHai 3\n"
     ) == [("Xin chào các bạn.", ""), ("Hai 3", "")]
     bad = (
-        "1\n-00:00:01,000 --> 00:00:01,500\nÂm.\n\n2\n00:00:02,000 --> 00:00:02,000\nKhông dài.\n\n3\n00:00:05,000 --> 00:00:04,000\nNgược.\n\n"
+        "1\n-00:00:01,000 --> 00:00:01,500\nÂm.\n\n2\n00:00:02,000 --> 00:00:02,000\nKhông dài.\n\n"
+        "3\n00:00:05,000 --> 00:00:04,000\nNgược.\n\n"
         "4\n00:00:0x,000 --> 00:00:09,000\nLạ.\n\n5\n00:00:10,000 --> 00:00:11,000\nĐược.\n"
     )
     assert said(bad) == [("Được.", "")] and sorted(t for t, _ in refused(bad)) == [
@@ -189,7 +193,7 @@ def test_subtitles_are_found_by_the_names_people_give(tmp_path, name, known):
 
 
 def talk(folder, late=0.0):
-    "Five clips with pauses, and cues of them `late` seconds behind."
+    "Five clips with pauses, and cues that are `late` by that many seconds."
     parts, cues, at = [np.zeros(SAMPLE_RATE, np.float32)], [], 1.0
     for i, path in enumerate(sorted((Path(__file__).parent / "voices/clips").glob("*.ogg"))[:5]):
         x, gap = read_audio(path), np.zeros(int((0.5 + 0.23 * i) * SAMPLE_RATE), np.float32)
@@ -206,7 +210,10 @@ def talk(folder, late=0.0):
 
 @pytest.mark.parametrize("late", [0.0, 0.2, -0.2, 3.0, -0.9, 1.5])
 def test_subtitles_that_are_late_are_distrusted(tmp_path, late):
-    "Times that fit, or nearly, are taken; all times seconds off are refused, and the line says by how much."
+    """Times that fit, or nearly, are used.
+
+    Times that are all seconds off are refused, and the message says by how much.
+    """
     (tmp_path/"in").mkdir()
     cues = [c for c in talk(tmp_path/"in", late) if c[0] > 0]
     (tmp_path/"in/a.srt").write_text(srt(*cues), encoding="utf-8")
@@ -224,7 +231,7 @@ HABITS = {"as spoken": (0, 0), "ends linger": (0, 0.45), "ends linger long": (0,
 
 @pytest.fixture(scope="module")
 def dialogue(tmp_path_factory):
-    "The limits of five spoken clips, and the speech that is found in their recording."
+    "The boundaries of five spoken clips, and the speech detected in their recording."
     folder = tmp_path_factory.mktemp("dialogue")
     return [(a, b) for a, b, _ in talk(folder)], speech_spans(*levels_of(folder/"a.wav"))
 
@@ -241,13 +248,18 @@ def test_habits_of_subtitlers_and_partial_subtitles_are_no_misfit(dialogue, habi
 
 def test_cues_that_touch_and_one_far_after_the_end_are_no_misfit(dialogue):
     limits, spans = dialogue
-    touching = [Cue(a, b, "x") for (a, _), (b, _) in zip(limits, [*limits[1:], (limits[-1][1], 0)])]
-    assert not why_misfit(touching, spans) and not why_misfit([*touching, Cue(900, 903, "x")], spans)
+    touching = [Cue(a, b, "x") for (a, _), (b, _) in zip(limits, [*limits[1:], (limits[-1][1], 0)], strict=True)]
+    assert not why_misfit(touching, spans) and not why_misfit(
+        [*touching, Cue(900, 903, "x")], spans
+    )
 
 
 @pytest.mark.parametrize("by", [b for b in np.arange(-6, 6.25, 0.25) if abs(b) >= 1])
 def test_any_large_shift_of_all_cues_is_seen(dialogue, by):
-    "Cues before zero are dropped, as in a file; three or fewer may fit elsewhere by chance."
+    """Cues before time zero are dropped, as in a file.
+
+    Three or fewer cues may fit elsewhere by chance.
+    """
     limits, spans = dialogue
     cues = [Cue(a + by, b + by, "x") for a, b in limits if a + by >= 0]
     if len(cues) <= 3: pytest.skip("too few cues are left")
@@ -256,7 +268,7 @@ def test_any_large_shift_of_all_cues_is_seen(dialogue, by):
 
 @pytest.fixture(scope="module")
 def long_talk():
-    "The limits of 40 sentences in 140 s, as if they were found as speech."
+    "The boundaries of 40 sentences in 140 s, in the form of detected speech."
     rng, at, out = np.random.default_rng(3), 2.0, []
     for _ in range(40):
         out.append((at, at + rng.uniform(1, 4)))
@@ -267,7 +279,7 @@ def long_talk():
 @pytest.mark.parametrize("by", [25 / 23.976, 23.976 / 25, 25 / 24, 24 / 25])
 @pytest.mark.parametrize("n", [12, 40])
 def test_times_for_another_rate_of_frames_are_refused(long_talk, by, n):
-    "Habits of the subtitler beside it; the line says which conversion fits."
+    "Also with a subtitler's usual offsets; the message names the conversion that fits."
     rng = np.random.default_rng(0)
     cues = [
         Cue(a * by + rng.uniform(-0.15, 0.05), b * by + rng.uniform(0, 0.3), "x")
@@ -282,10 +294,13 @@ def test_times_for_another_rate_of_frames_are_refused(long_talk, by, n):
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_few_cues_are_kept_with_a_warning(tmp_path, capsys, n):
-    "So few may fit by chance wherever they lie."
+    "So few cues may fit by chance anywhere."
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.srt").write_text(srt(*talk(tmp_path / "in")[:n]), encoding="utf-8")
-    assert len(prepare(DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))[0]) == n
+    assert (
+        len(prepare(DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))[0])
+        == n
+    )
     assert ("3 cues or fewer, first a.wav: alignment not checked" in capsys.readouterr().out) == (
         n < 4
     )
@@ -296,7 +311,9 @@ def test_labels_beside_a_sound_are_times_and_rows_are_all_accounted_for(tmp_path
     cues = talk(tmp_path / "in")
     lines = [f"{a:.3f}\t{b:.3f}\t{t}" for a, b, t in cues] + ["2\t2\tkhông"]
     (tmp_path / "in/a.txt").write_text("\n".join(lines), encoding="utf-8")
-    samples, rejected = prepare(DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
+    samples, rejected = prepare(
+        DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out"))
+    )
     assert (
         len(samples) == 5
         and len(rejected) == 1
@@ -311,8 +328,10 @@ def test_labels_beside_a_sound_are_times_and_rows_are_all_accounted_for(tmp_path
 
 
 def test_one_cue_without_length_costs_one_row(tmp_path):
-    (tmp_path/"in").mkdir()
-    cues = talk(tmp_path/"in")
-    (tmp_path/"in/a.vi-VN.srt").write_text(srt(*cues, (30, 30, "Không dài.")), encoding="utf-8")
-    samples, rejected = prepare(DataSettings(table=str(tmp_path/"in"), output_dir=str(tmp_path/"out")))
+    (tmp_path / "in").mkdir()
+    cues = talk(tmp_path / "in")
+    (tmp_path / "in/a.vi-VN.srt").write_text(srt(*cues, (30, 30, "Không dài.")), encoding="utf-8")
+    samples, rejected = prepare(
+        DataSettings(table=str(tmp_path / "in"), output_dir=str(tmp_path / "out"))
+    )
     assert len(samples) == 5 and len(rejected) == 1

@@ -1,4 +1,6 @@
-"""Every layout that people have: rows in = kept + rejected, whose text and whose voice; and tables that must not pass."""
+"""Every table layout in use: rows in = kept + rejected, with the right text and speaker; and tables
+that must be refused.
+"""
 import csv
 import io
 import json
@@ -10,6 +12,7 @@ import time
 import unicodedata
 import zipfile
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -41,7 +44,11 @@ def encoded(i, format="WAV"):
 
 
 def run(table, out, **change):
-    "Prepare `table`: texts and speakers of what was kept, the reasons for the rest. All rows are accounted for."
+    """Prepare `table`.
+
+    Returns texts and speakers of the kept rows and the reasons for the rest, after checking that
+    all rows are accounted for.
+    """
     cfg = DataSettings.of(dict(table=str(table), output_dir=str(out)) | change)
     source = read_source(cfg)
     samples, rejected = prepare(cfg, source)
@@ -64,13 +71,15 @@ def lines(path, *rows, encoding="utf-8"):
 
 
 def test_csv_and_tsv_with_every_kind_of_sound(tmp_path):
-    "8 to 48 kHz, stereo, MP3, Opus, FLAC, Vorbis; a mark at the start, a semicolon, quotation marks."
+    """8 to 48 kHz, stereo, MP3, Opus, FLAC and Vorbis; a byte order mark, semicolons, quotation
+    marks.
+    """
     wav(tmp_path / "0.wav", 0, rate=8_000)
     wav(tmp_path / "1.mp3", 1, rate=44_100)
     wav(tmp_path / "2.opus", 2, rate=48_000, format="OGG", subtype="OPUS")
     sf.write(tmp_path / "3.flac", np.stack([spoken(3, 0.5, 48_000)] * 2, 1), 48_000)
     files = ["0.wav", "1.mp3", "2.opus", "3.flac"]
-    rows = [f'{f};"{t[:-1]}; rồi.";{s}' for f, t, s in zip(files, TEXTS, ["minh", "lan"] * 2)]
+    rows = [f'{f};"{t[:-1]}; rồi.";{s}' for f, t, s in zip(files, TEXTS, ["minh", "lan"] * 2, strict=True)]
     csv = lines(tmp_path / "a.csv", "audio_path;transcript;speaker_id", *rows, encoding="utf-8-sig")
     got = run(csv, tmp_path / "out")
     assert (
@@ -113,7 +122,10 @@ def test_lines_that_one_quotation_mark_swallows_are_counted(tmp_path):
 
 
 def test_jsonl_of_nemo_and_of_swift(tmp_path):
-    "NeMo: stretches of one recording, a broken line. ms-swift: the text is the message without the sound."
+    """NeMo: segments of one recording and a broken line.
+
+    ms-swift: the text is the message without the audio tag.
+    """
     sf.write(
         tmp_path / "long.wav", np.concatenate([spoken(i, 1.0, 16_000) for i in range(3)]), 16_000
     )
@@ -206,11 +218,11 @@ def test_kaldi(tmp_path, segments):
     lines(d / "wav.scp", "r0 r0.wav", "r1 r1.wav", "r2 flac -dc r2.flac |")
     lines(
         d / "text",
-        *(f"{u} {t}" for u, t in zip([*names, "r2" if not segments else "u2", "x9"], TEXTS)),
+        *(f"{u} {t}" for u, t in zip([*names, "r2" if not segments else "u2", "x9"], TEXTS, strict=True)),
     )
     lines(
         d / "utt2spk",
-        *(f"{u} {s}" for u, s in zip([*names, "r2", "u2"], ["lan", "minh", "lan", "lan"])),
+        *(f"{u} {s}" for u, s in zip([*names, "r2", "u2"], ["lan", "minh", "lan", "lan"], strict=True)),
     )
     lines(d / "spk2gender", "lan f", "minh m")
     if segments:
@@ -280,7 +292,10 @@ def damage(path, group, column, n):
 
 
 def test_parquet_shards_of_which_one_is_damaged(tmp_path):
-    "Torn at its end: its rows are not known, one line stands for it. Damaged inside: its rows are known, and each is listed."
+    """A shard without its footer has unknown rows, so one line stands for it.
+
+    A shard damaged inside has known rows, and each is listed.
+    """
     for n in range(3):
         shard(tmp_path / f"in/train-{n}-of-3.parquet", range(4 * n, 4 * n + 4), [str(n)] * 4)
     torn = tmp_path / "in/train-1-of-3.parquet"
@@ -307,7 +322,10 @@ def test_parquet_shards_of_which_one_is_damaged(tmp_path):
 
 
 def test_parquet_whose_sounds_are_damaged_or_beside_it(tmp_path):
-    "A damaged page of sound costs its row group; a row without bytes is read from the file that it names."
+    """A damaged page of audio costs its row group.
+
+    A row without bytes is read from the file that it names.
+    """
     shard(
         tmp_path / "a/a.parquet",
         range(6),
@@ -329,7 +347,9 @@ def test_parquet_whose_sounds_are_damaged_or_beside_it(tmp_path):
 
 
 def test_memory_does_not_grow_with_a_shard(tmp_path):
-    "40 MB of sound in one row group, 16 rows a page: never more than a few pages of it at once."
+    """40 MB of audio in one row group with 16 rows per page: only a few pages are in memory at a
+    time.
+    """
     rng, path = np.random.default_rng(0), tmp_path / "big.parquet"
     table = pa.table(
         dict(
@@ -451,7 +471,9 @@ def test_what_a_person_chooses_is_taken(tmp_path):
 
 
 def test_names_are_told_apart_by_what_they_say_not_by_their_bytes(tmp_path):
-    "A blank or another Unicode form makes no new person in one corpus, and joins no two of different corpora."
+    """A space or another Unicode form does not create a new speaker within a corpus, and does not
+    merge two of different corpora.
+    """
     for i in range(5):
         wav(tmp_path / f"{i}.wav", i)
     apart = unicodedata.normalize("NFD", "Hòa")
@@ -525,7 +547,7 @@ def test_genders_as_tables_write_them():
 # One bad row never ends a run, and takes no neighbour along.
 
 def some(folder, n=3):
-    "`n` sounds 0.wav, 1.wav, …, of different pitch."
+    "Write `n` sounds 0.wav, 1.wav, … of different pitch."
     for i in range(n): wav(folder/f"{i}.wav", i)
     return folder
 
@@ -633,7 +655,7 @@ def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_p
         got = run(table, tmp_path / f"out{number}")
         assert len(got.texts) == 2 and len(got.reasons) == 1 and got.reasons[0]
     for error in (OSError(errno.ENOSPC, "full"), ImportError("sea-g2p")):
-        monkeypatch.setattr(data, "read_clip", lambda *_: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(data, "read_clip", mock.Mock(side_effect=error))
         with pytest.raises(type(error)):
             run(table, tmp_path / "full")
 
@@ -1116,7 +1138,7 @@ def test_tails_that_several_paths_share_and_paths_that_leave(tmp_path):
     assert got.texts == ["Câu 5."] and any("found by their tails" in n for n in got.notes)
     for reason, words in zip(
         got.reasons,
-        ["several paths end as '0.wav'"] * 2 + ["leaves the folder"] * 2 + ["no such audio file"],
+        ["several paths end as '0.wav'"] * 2 + ["leaves the folder"] * 2 + ["no such audio file"], strict=True,
     ):
         assert words in reason
     with pytest.raises(ValueError, match="there is no folder .*parameter audio"):
@@ -1144,7 +1166,7 @@ def test_vivos(tmp_path):
     lines(tmp_path / "vivos/test/prompts.txt", "VIVOSDEV01_R002 TIẾNG CẠP")
     lines(tmp_path / "vivos/train/genders.txt", "VIVOSSPK01 m")
     got = run(tmp_path / "vivos", tmp_path / "out")
-    assert dict(zip(got.texts, got.speakers)) == {
+    assert dict(zip(got.texts, got.speakers, strict=True)) == {
         "KHÁCH SẠN": "VIVOSSPK01",
         "CHỈ BẰNG": "VIVOSSPK02",
         "TIẾNG CẠP": "VIVOSDEV01",
@@ -1186,7 +1208,7 @@ def test_librispeech(tmp_path):
     lines(tmp_path / "ls/dev-clean/26/495/26-495.trans.txt", "26-495-0000 BA CON GÀ")
     got = run(tmp_path / "ls", tmp_path / "out")
     assert (
-        dict(zip(got.texts, got.speakers))
+        dict(zip(got.texts, got.speakers, strict=True))
         == {"MỘT CON MÈO": "19", "HAI CON CHÓ": "19", "BA CON GÀ": "26"}
         and got.reasons == []
     )
@@ -1217,7 +1239,7 @@ def test_audiofolder_emilia_and_swift(tmp_path):
     lines(tmp_path / "af/train/metadata.csv", "file_name,transcription", "0.wav,Một.", "1.wav,Hai.")
     lines(tmp_path / "af/test/metadata.csv", "file_name,transcription", "0.wav,Ba.")
     got = run(tmp_path / "af", tmp_path / "out")
-    assert {t: s["split"] for t, s in zip(got.texts, got.samples)} == {
+    assert {t: s["split"] for t, s in zip(got.texts, got.samples, strict=True)} == {
         "Một.": "train",
         "Hai.": "train",
         "Ba.": "test",
@@ -1252,7 +1274,7 @@ def test_audiofolder_emilia_and_swift(tmp_path):
 
 
 def in_cp1258(letter):
-    "A letter as cp1258 has it: whole, or with its tone mark behind it."
+    "A letter in cp1258: precomposed, or followed by its tone mark."
     apart = unicodedata.normalize("NFD", letter)
     tone = "".join(c for c in apart if c in "\u0300\u0309\u0303\u0301\u0323")
     try:
@@ -1445,7 +1467,7 @@ def test_a_table_without_header_of_which_no_line_can_be_read(tmp_path):
 # A table without header, judged by its cells; a doubtful guess asks.
 
 def bared(text):
-    "`text` without tone marks and other signs, as old systems wrote it."
+    "`text` without diacritics, as old systems stored it."
     apart = unicodedata.normalize("NFD", text.replace("đ", "d").replace("Đ", "D"))
     return "".join(c for c in apart if not unicodedata.combining(c))
 
@@ -1499,7 +1521,8 @@ def test_what_may_be_a_speaker_or_something_else_asks(tmp_path, third, fourth):
     table = lines(some(tmp_path, 4) / "list.txt", *map("|".join, cells))
     with pytest.raises(
         ValueError,
-        match="3.* may name the speaker or something else.*parameter columns, as in speaker=3, or speaker= for none",
+        match="3.* may name the speaker or something else.*parameter columns, as in speaker=3, or "
+        "speaker= for none",
     ):
         read_table(table)
     assert read_table(table, columns="speaker=3").rows["speaker"].tolist() == third * 2
@@ -1558,7 +1581,8 @@ def test_the_text_with_its_marks_wins_and_the_speaker_beside_an_emotion_is_found
     )
     with pytest.raises(
         ValueError,
-        match="'normalized_text' with their tone marks in 'sentence'; .*text=sentence or text=normalized_text",
+        match="'normalized_text' with their tone marks in 'sentence'; .*text=sentence or "
+        "text=normalized_text",
     ):
         read_table(named)
     assert read_table(named, columns="text=normalized_text").rows["text"][0] == "Mot con meo."
@@ -1706,7 +1730,7 @@ def test_parquet_with_paths_as_bytes_and_splits_by_shards(tmp_path):
             pa.table(dict(audio=paths, text=[TEXTS[i] for i in ids])), tmp_path / f"{name}.parquet"
         )
     got = run(tmp_path, tmp_path.with_name("shards_out"))
-    assert {t: s["split"] for t, s in zip(got.texts, got.samples)} == {
+    assert {t: s["split"] for t, s in zip(got.texts, got.samples, strict=True)} == {
         t: "train" if i < 2 else "test" for i, t in enumerate(TEXTS)
     }
     twice = pa.Table.from_arrays(
@@ -1751,7 +1775,7 @@ def test_a_file_where_a_folder_belongs_and_the_reverse(tmp_path):
 # What is no table, or one under another name.
 
 class MakesAFolder:
-    "Its pickle makes a folder when it is loaded."
+    "An object whose pickle creates a folder when it is loaded."
     def __init__(self, path): self.path = path
 
     def __reduce__(self): return os.mkdir, (self.path,)
@@ -1810,7 +1834,7 @@ def test_a_list_of_transcripts_is_a_table_too(tmp_path):
             "names 'NONE_R0', and 0 sounds",
             "names 'twice', and 2 sounds",
             "line 7 of prompts.txt has no text",
-        ],
+        ], strict=True,
     ):
         assert words in reason
     other = lines(tmp_path / "vivos/other.txt", "Xin chào các bạn.", "Hẹn gặp lại.")
@@ -1839,7 +1863,8 @@ def test_files_beside_a_sound_that_are_not_read_are_named(tmp_path):
     lines(tmp_path / "in/e.txt", "Năm.")
     got = run(tmp_path / "in", tmp_path / "out")
     assert (
-        "subtitles a.en.srt beside it are not read: if they are Vietnamese, name them a.srt or a.vi.srt"
+        "subtitles a.en.srt beside it are not read: if they are Vietnamese, name them a.srt or "
+        "a.vi.srt"
         in got.reasons[0]
     )
     assert (
@@ -1886,7 +1911,8 @@ SWIFT_FAULTS = {
     ),
     "response alone": (
         dict(response="Một.", audios=["1.wav"]),
-        "has audios and response without a text: ms-swift's rows have messages, or query and response",
+        "has audios and response without a text: ms-swift's rows have messages, or query and "
+        "response",
     ),
     "query alone": (dict(query="Một.", audios=["1.wav"]), "has audios and query without a text"),
     "a number": (
@@ -2077,14 +2103,16 @@ def test_cells_of_text_and_speaker_in_each_other_s_place_are_asked_about(tmp_pat
 
 
 def test_start_and_end_cut_a_file_that_several_rows_name(tmp_path):
-    sf.write(tmp_path / "long.wav", np.concatenate([spoken(i, 1.0, 16_000) for i in range(3)]), 16_000)
+    sf.write(
+        tmp_path / "long.wav", np.concatenate([spoken(i, 1.0, 16_000) for i in range(3)]), 16_000
+    )
     rows = [f"long.wav,{t},a,{i},{i + 1}" for i, t in enumerate(TEXTS[:3])]
     got = run(lines(tmp_path / "a.csv", "audio,text,speaker,start,end", *rows), tmp_path / "out")
     assert got.texts == TEXTS[:3] and {s["duration"] for s in got.samples} == {1.0}
     assert "start <- start, end <- end" in " ".join(got.notes)
     for i in range(3):
         wav(tmp_path / f"{i}.wav", i)
-    rows = [f"{i}.wav,{t},a,{60 + i},{61 + i}" for i, t in enumerate(TEXTS[:3])]    # cut already
+    rows = [f"{i}.wav,{t},a,{60 + i},{61 + i}" for i, t in enumerate(TEXTS[:3])]  # cut already
     got = run(lines(tmp_path / "b.csv", "audio,text,speaker,start,end", *rows), tmp_path / "cut")
     assert got.texts == TEXTS[:3] and {s["duration"] for s in got.samples} == {0.5}
 
@@ -2092,11 +2120,23 @@ def test_start_and_end_cut_a_file_that_several_rows_name(tmp_path):
 def test_texts_that_a_spreadsheet_or_an_escape_spoilt_are_refused():
     for text in ("L?p t?c có ti?ng tr? l?i", "“Ti?ng” gì", "Xin ch\\u00e0o", "#NAME?", "=A1+B1"):
         assert why_misread(text), text
-    for text in ("Bạn ăn chưa?rồi", "Thật không?", "Ai đó?Anh", "2+2=4", "http://a.vn/x?y=1", "# một"):
+    for text in (
+        "Bạn ăn chưa?rồi",
+        "Thật không?",
+        "Ai đó?Anh",
+        "2+2=4",
+        "http://a.vn/x?y=1",
+        "# một",
+    ):
         assert not why_misread(text), text
 
 
-@pytest.mark.parametrize("name, word", [("a.srt", "subtitles"), ("a.html", "a page"), ("a.ass", "subtitles")])
+@pytest.mark.parametrize(
+    "name, word", [("a.srt", "subtitles"), ("a.html", "a page"), ("a.ass", "subtitles")]
+)
 def test_a_file_that_is_no_table_is_named(tmp_path, name, word):
     with pytest.raises(ValueError, match=word):
-        run(lines(tmp_path / name, "1", "00:00:00,000 --> 00:00:01,000", "Xin chào."), tmp_path / "out")
+        run(
+            lines(tmp_path / name, "1", "00:00:00,000 --> 00:00:01,000", "Xin chào."),
+            tmp_path / "out",
+        )

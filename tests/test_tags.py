@@ -1,4 +1,4 @@
-"""Tags: sentences labelled by hand, what is planted in sounds, and a folder tagged again and again."""
+"""Tags: hand-labelled sentences, planted sound properties, a folder that is tagged repeatedly."""
 import csv
 import json
 import time
@@ -40,7 +40,7 @@ def ours(text): return emotion_of(text).emotion
 
 
 def test_own_sentences():
-    "320 sentences of our own, seen while the rules were written; praise and joy are neutral."
+    "320 sentences of our own, seen while the rules were written. Praise and joy are neutral."
     assert len({r["sentence"] for r in OWN}) == len(OWN) == 320
     assert (right(OWN, ours), right(OWN, keyword_emotion)) == (320, 134)
 
@@ -150,7 +150,8 @@ STATED = (
     "Nhiều người quan tâm vàng tăng vì sao.", "Báo cáo chỉ ra tiền đi đâu.",
     "Tôi hiểu thế nào là cô đơn.", "Bài học giải thích vì sao lá cây có màu xanh.")
 STILL = dict(
-    alerting="Cẩn thận kẻo đó là việc cuối cùng anh làm.|Cẩn thận không thì ngã.|Cẩn thận, đó là bẫy!"
+    alerting="Cẩn thận kẻo đó là việc cuối cùng anh làm.|Cẩn thận không thì ngã.|Cẩn thận, đó là "
+    "bẫy!"
     "|Mọi người cẩn thận, lừa đảo là việc hằng ngày ở đây.|Cẩn thận là tốt, coi chừng rắn đấy."
     "|Chú ý, khu vực này là nơi thường có sạt lở.|Trời mưa thì cấm lại gần cột điện."
     "|Hút thuốc là thói quen xấu, cấm hút gần bình gas.|Cẩn thận bị điện giật.",
@@ -167,7 +168,7 @@ DOUBTFUL = (
 
 
 def test_an_opening_word_may_be_the_subject_of_a_statement():
-    "What doubt is left is not marked sure."
+    "Ambiguous cases are not marked as certain."
     assert {t: e for t in STATED if (e := ours(t)) != "neutral"} == {}
     wrong = {t: ours(t) for e, texts in STILL.items() for t in texts.split("|") if ours(t) != e}
     assert wrong == {}
@@ -177,11 +178,14 @@ def test_an_opening_word_may_be_the_subject_of_a_statement():
 
 def test_other_emotions_by_kind():
     said = dict(
-        questioning="Em có đi không|Anh mệt à|Vui nhỉ|Con ăn chưa|Ai đấy|Bao giờ về|Không?|đi mô rứa"
+        questioning="Em có đi không|Anh mệt à|Vui nhỉ|Con ăn chưa|Ai đấy|Bao giờ về|Không?|đi mô "
+        "rứa"
         "|Bộ anh quên rồi sao|con ngủ rồi hay còn thức|có rảnh hông, qua tui chơi|mặc gì giờ ta",
-        affirming="Tôi đồng ý.|Phải đấy.|Được em, mai anh qua.|Tôi xin hứa.|Chắc chắn rồi|Để tao lo."
+        affirming="Tôi đồng ý.|Phải đấy.|Được em, mai anh qua.|Tôi xin hứa.|Chắc chắn rồi|Để tao "
+        "lo."
         "|VÂNG Ạ|Dạ được|Cửa hàng cam kết đổi trả.|Chính hắn, tôi nhận ra.",
-        alerting="Sơ tán khẩn cấp!|Cẩn thận kẻo ngã.|Cấm trèo.|Đừng chạm vào dây điện|ê coi chừng xe"
+        alerting="Sơ tán khẩn cấp!|Cẩn thận kẻo ngã.|Cấm trèo.|Đừng chạm vào dây điện|ê coi chừng "
+        "xe"
         "|Cháy nhà, chạy mau!|Cầu sắp sập, lùi lại.|Rắn kìa!|Trẻ em không được bơi ở ao này."
         "|Công an khuyến cáo không bấm vào link lạ.|BÃO SẮP ĐỔ BỘ, DI DỜI NGAY!")
     wrong = {t: ours(t) for e, texts in said.items() for t in texts.split("|") if ours(t) != e}
@@ -227,13 +231,13 @@ KINDS = dict(
 
 
 def test_assent_and_warning_without_an_opening_word():
-    "Consent, a danger with what to do about it, and the same words told about."
+    "Consent, a danger with advice, and the same words in narration."
     wrong = {t: ours(t) for e, texts in KINDS.items() for t in texts.split("|") if ours(t) != e}
     assert wrong == {}
 
 
 def test_few_alarms_in_narrative_speech():
-    "Common Voice reads out stories: a sentence in five hundred warns."
+    "Common Voice reads out stories: about one sentence in five hundred is a warning."
     if not REAL.is_dir(): pytest.skip("no shared data")
     lines = (REAL/"manifest.jsonl").read_text(encoding="utf-8").splitlines()
     found = Counter(map(ours, {json.loads(line)["text"] for line in lines}))
@@ -243,7 +247,7 @@ def test_few_alarms_in_narrative_speech():
 @pytest.mark.parametrize("unit", ("a", "Ộ", "7", ".", "!?", ",", " ", "_", "a, ", "a. ", "không ",
                                   "em ơi anh ơi ", "có hay thì ", "a\u0302\u0301", "Đi: "))
 def test_time_grows_with_the_length(unit):
-    "100 kB of anything, also in one sentence, take less than a second."
+    "100 kB of any text, also in one sentence, take less than a second."
     start = time.process_time()
     emotion_of(unit * (100_000 // len(unit)))
     assert time.process_time() - start < 1
@@ -330,7 +334,9 @@ def test_the_sound_votes_only_where_the_text_is_unsure():
 
 @pytest.fixture
 def folder(tmp_path):
-    "A Higgs folder of the demo clips, one of which turned noisy after it was checked, and two tags of which somebody gave."
+    """A Higgs folder of the demo clips: one became noisy after it was checked, and two have tags
+    given by the user.
+    """
     samples, _ = prepare(DataSettings(output_dir=str(tmp_path/"d")))
     meta = json.loads((tmp_path/"d/metadata.json").read_text())
     meta["samples"][0] |= dict(emotion="affirming", mine=[1, None], dialect="Miền nam,Southern")
@@ -349,7 +355,7 @@ def test_a_folder_is_tagged_whole_and_again_the_same(folder):
     assert (folder / "metadata.json").read_bytes() == first and not list(folder.glob(".*tmp"))
     after = json.loads(first)
     assert after["dataset_info"] == before["dataset_info"] and len(m) == len(rows) == 80
-    for old, new in zip(before["samples"], after["samples"]):
+    for old, new in zip(before["samples"], after["samples"], strict=True):
         assert {k: v for k, v in new.items() if k not in (*TAGS, "tagged")} == {
             k: v for k, v in old.items() if k not in TAGS
         }

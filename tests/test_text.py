@@ -1,4 +1,4 @@
-"""Spelling, the language of a text, and how texts are read aloud."""
+"""Spelling, language detection, and how texts are read aloud."""
 import base64
 import builtins
 import csv
@@ -61,7 +61,7 @@ def test_what_was_read_stays_as_it_is():
 
 
 def test_the_grammar_is_needed(monkeypatch):
-    "The corpus notices each kind of rule that is lost."
+    "The corpus fails when any kind of rule is removed."
     def right():
         aloud._read.cache_clear()
         aloud._rules_for.cache_clear()
@@ -241,7 +241,7 @@ def test_a_missing_engine_is_named(monkeypatch):
 
 
 def long_texts(size=100_000):
-    "Texts of one kind of character each."
+    "Texts that each consist of one kind of character."
     rng = random.Random(0)
     units = (
         "a",
@@ -312,8 +312,17 @@ def seconds(function, text):
 
 
 def test_time_grows_with_the_length_alone():
-    "Each public text function; ten times the text may take at most some 20 times as long."
-    functions = (spoken, tokens, clean_text, plain_letters, why_foreign, words, place_tone, is_syllable)
+    "Each public text function: ten times the text takes at most about 20 times as long."
+    functions = (
+        spoken,
+        tokens,
+        clean_text,
+        plain_letters,
+        why_foreign,
+        words,
+        place_tone,
+        is_syllable,
+    )
     spoken("a 5")
     for unit, text in long_texts(10_000):
         for function in functions:
@@ -323,10 +332,23 @@ def test_time_grows_with_the_length_alone():
 
 @pytest.mark.slow
 def test_a_hundred_kilobytes_take_under_a_second():
-    functions = (spoken, tokens, clean_text, plain_letters, why_foreign, words, place_tone, is_syllable)
+    functions = (
+        spoken,
+        tokens,
+        clean_text,
+        plain_letters,
+        why_foreign,
+        words,
+        place_tone,
+        is_syllable,
+    )
     spoken("a 5")
-    slow = [(unit, f.__name__, took) for unit, text in long_texts() for f in functions
-            if (took := min(seconds(f, text) for _ in range(2))) > 1]
+    slow = [
+        (unit, f.__name__, took)
+        for unit, text in long_texts()
+        for f in functions
+        if (took := min(seconds(f, text) for _ in range(2))) > 1
+    ]
     assert slow == []
 
 

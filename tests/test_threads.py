@@ -1,4 +1,6 @@
-"""Several processes on one machine: OpenMP's threads must not spin, and a small model speaks on one thread."""
+"""Several processes on one machine: OpenMP threads must not spin, and a small model generates on
+one thread.
+"""
 import json
 import os
 import re
@@ -42,7 +44,8 @@ def test_the_package_sets_how_threads_wait_where_nobody_has(own, expected):
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     assert (
         told(
-            f"import higgs_vi, os, sys; print(*map(os.environ.get, {names})); assert 'torch' not in sys.modules",
+            f"import higgs_vi, os, sys; print(*map(os.environ.get, {names})); assert 'torch' not "
+            f"in sys.modules",
             **own,
         )
         == expected
@@ -50,7 +53,9 @@ def test_the_package_sets_how_threads_wait_where_nobody_has(own, expected):
 
 
 def test_a_start_is_silent_whichever_module_is_imported_first():
-    "PEFT, which several modules import, takes in torchao and bitsandbytes; both warn on a CPU, unless the package was imported before."
+    """PEFT imports torchao and bitsandbytes, which warn on a CPU unless our package was imported
+    before.
+    """
     out = subprocess.run(
         [sys.executable, "-c", "import higgs_vi, peft"],
         env=bare(),
@@ -62,7 +67,10 @@ def test_a_start_is_silent_whichever_module_is_imported_first():
 
 
 def test_nbdevs_tests_get_one_thread_though_a_notebook_imports_torch_first():
-    code = "import torch; n = torch.get_num_threads(); import higgs_vi; print(n, torch.get_num_threads())"
+    code = """from torch import get_num_threads as threads
+n = threads()
+import higgs_vi
+print(n, threads())"""
     assert told(code, IN_TEST="1")[1] == "1"
 
 
@@ -105,7 +113,8 @@ from higgs_vi.model import load_checkpoint
 from higgs_vi.model import NANO
 import torch
 parts = load_checkpoint(NANO, None, torch.float32, "cpu")
-speak = lambda seconds: say(parts, make_prompt("Hôm nay trời đẹp quá, tôi muốn đi dạo."), Sampling(seconds=seconds))
+prompt = make_prompt("Hôm nay trời đẹp quá, tôi muốn đi dạo.")
+speak = lambda seconds: say(parts, prompt, Sampling(max_seconds=seconds))
 speak(0.5)
 print("ready", flush=True)
 for line in sys.stdin:

@@ -1,4 +1,6 @@
-"""Training through the exported step: resume to the last bit, the best checkpoint, early stopping, merge, saying it again."""
+"""Training through the exported step: bit-exact resume, the best checkpoint, early stopping,
+merging and speaking.
+"""
 import copy
 import json
 import os
@@ -56,7 +58,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, four):
-    "A folder with a nano, the demo clips and four of them alone."
+    "A folder with a nano, the demo clips, and a folder of four of them."
     folder = tmp_path_factory.mktemp("train")
     write_nano(folder/"nano")
     prepare(DataSettings(output_dir=str(folder/"data")))
@@ -65,7 +67,7 @@ def place(tmp_path_factory, four):
 
 
 def settings(place, out, **change):
-    "Small settings: twelve steps of LoRA with dropout, a validation every four."
+    "Small settings: twelve LoRA steps with dropout, validation every four steps."
     given = (
         dict(
             model=str(place / "nano"),
@@ -87,7 +89,9 @@ def settings(place, out, **change):
 
 
 def test_the_embedded_nano_is_small_and_ends_by_itself():
-    "Its first codebook reads the embedding's first half alone, the others the rest, so that a text can foretell it."
+    """Its first codebook reads only the first half of the embedding and the others the rest, so
+    that a text can predict it.
+    """
     assert sum(p.stat().st_size for p in NANO.rglob("*") if p.is_file()) < 40 * 2**20
     nano = load_checkpoint(NANO)
     speech = say(
@@ -102,21 +106,21 @@ def test_the_embedded_nano_is_small_and_ends_by_itself():
 
 
 def steps_of(run):
-    "What a run's metrics say that does not depend on the clock."
+    "The metrics of a run that do not depend on the clock."
     keys = ("step", "epoch", "kind", "loss", "by_codebook", "eos_loss", "grad_norm", "rate")
     return [{k: r.get(k) for k in keys} for r in read_metrics(run)]
 
 
 @pytest.fixture(scope="module")
 def unbroken(place):
-    "A whole run, begun and ended in this process."
+    "A complete run, started and finished in this process."
     return execute(settings(place, place/"unbroken"))
 
 
 def command(cfg):
-    "The command line of `cfg`."
-    names = """model data output_dir code_cache preset token_budget max_steps logging_steps eval_steps
-    save_steps sample_sentences device resume_from_checkpoint""".split()
+    "The command line for `cfg`."
+    names = """model data output_dir code_cache preset token_budget max_steps logging_steps
+    eval_steps save_steps sample_sentences device resume_from_checkpoint""".split()
     return [
         sys.executable,
         "-m",
@@ -126,7 +130,9 @@ def command(cfg):
 
 
 def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
-    "kill -9 at a random step, then a fresh process: every step equals the unbroken run's, and stands in metrics.jsonl once."
+    """kill -9 at a random step, then a fresh process: every step equals the uninterrupted run's and
+    is logged once.
+    """
     out, at = place / "killed", random.Random(os.getpid()).randint(4, 10)
     own = subprocess.Popen(
         command(settings(place, out)),
@@ -143,7 +149,10 @@ def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
     assert own.returncode == -signal.SIGKILL and checkpoints(out) and not (out / "adapter").exists()
     before = read_metrics(out)[-1]["step"]
     subprocess.run(
-        command(settings(place, out, resume_from_checkpoint=True)), cwd=ROOT, check=True, capture_output=True
+        command(settings(place, out, resume_from_checkpoint=True)),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     assert steps_of(out) == steps_of(unbroken.folder) and before < 12
     assert (out / "adapter/adapter_model.safetensors").read_bytes() == (
@@ -172,7 +181,7 @@ def test_a_share_of_the_prompts_loses_its_words_and_nothing_else(unbroken):
 
 
 def test_sigterm_saves_and_stops(place, unbroken):
-    "A command says one line, without a traceback, and exits as shells expect it."
+    "The command prints one line without a traceback and exits with the code that shells expect."
     out = place / "term"
     own = subprocess.Popen(
         command(settings(place, out, save_steps=100)),
@@ -187,7 +196,8 @@ def test_sigterm_saves_and_stops(place, unbroken):
             break
     rest = own.stdout.read()
     said = re.search(
-        r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with --resume_from_checkpoint true\n$", rest
+        r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with "
+        r"--resume_from_checkpoint true\n$", rest
     )
     assert own.wait() == 143 and said and "Traceback" not in rest
     assert checkpoints(out)[-1].name == f"step-{int(said[1]):06d}"
@@ -230,9 +240,19 @@ def test_validation_finds_the_best_checkpoint(place, unbroken):
 
 
 def test_early_stopping_stops_and_keeps_the_best(place, capsys):
-    "A rate that spoils the model: validation gets worse, patience ends, the adapter is the best one."
+    """A learning rate that spoils the model: validation gets worse, patience runs out, and the best
+    adapter is written.
+    """
     run = execute(
-        settings(place, place / "worse", learning_rate=0.5, eval_steps=1, early_stopping_patience=2, max_steps=40, warmup_ratio=0.0)
+        settings(
+            place,
+            place / "worse",
+            learning_rate=0.5,
+            eval_steps=1,
+            early_stopping_patience=2,
+            max_steps=40,
+            warmup_ratio=0.0,
+        )
     )
     assert (
         run.step < run.total == 40
@@ -271,13 +291,15 @@ def test_the_plan_resumes_at_the_very_batch(place):
     for done in (1, len(whole) // 3, len(whole) - 1):
         assert list(plan_after(run.cfg, run.data, done, 1)) == whole[done:]
     for world in (2, 3):
-        assert sum(len(b) for _, s in plan_after(run.cfg, run.data, 0, world) for b in s) == 3 * len(
-            run.data.train
-        )
+        assert sum(
+            len(b) for _, s in plan_after(run.cfg, run.data, 0, world) for b in s
+        ) == 3 * len(run.data.train)
 
 
 def test_tags_stand_in_their_share_of_the_prompts(place):
-    "The demo clips' genders are known: with tags 0 no prompt names one, with 1 every prompt its own, with 0.5 some, the same each time."
+    """With tag_share 0 no prompt names a gender, with 1 every prompt names its own, with 0.5 some
+    do, the same ones each time.
+    """
     told = {
         t: [
             e.voices
@@ -318,9 +340,11 @@ if run.accelerator.is_main_process: print("written by one")
 
 
 def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
-    """The same batches of a step, in two processes or accumulated in one: the same losses and weights, up to rounding.
+    """Two processes and gradient accumulation in one process give the same losses and weights up to
+    rounding.
 
-    With dropout, which draws differently in each process, a run that goes on from step 2 ends as the one that was not broken.
+    With dropout, which differs between processes, a run resumed from step 2 is bit-equal to the
+    uninterrupted one.
     """
     own = dict(
         model=str(place / "nano"),
@@ -338,7 +362,11 @@ def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
         own | dict(max_steps=4, lora_dropout=0.3, eval_steps=2),
     )
     one = execute(
-        apply_preset(TrainSettings.of(plain | dict(gradient_accumulation_steps=2, output_dir=str(place / "one"))))
+        apply_preset(
+            TrainSettings.of(
+                plain | dict(gradient_accumulation_steps=2, output_dir=str(place / "one"))
+            )
+        )
     )
     runs = [
         plain | dict(output_dir=str(place / "two")),
@@ -371,7 +399,7 @@ def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
     assert [(r["step"], r["kind"]) for r in a] == [(r["step"], r["kind"]) for r in b] and len(
         a
     ) == 7
-    for x, y in zip(a, b):
+    for x, y in zip(a, b, strict=True):
         assert (
             abs(x["loss"] - y["loss"]) < 1e-4
             and abs((x["grad_norm"] or 0) - (y["grad_norm"] or 0)) < 1e-3
@@ -400,12 +428,17 @@ def test_two_processes_train_as_one_and_resume_to_the_last_bit(place):
     ],
 )
 def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tmp_path, why):
-    """Two processes: the reason stands once in what they print, no process adds a traceback, and the launcher reports a failure.
+    """Two processes: the reason is printed once, no process adds a traceback, and the launcher
+    reports a failure.
 
-    The first two are refused before the processes are joined, the others by the main process alone.
+    The first two are refused before the process group is initialised, the others by the main
+    process alone.
     """
     options, reason = {
-        "a wrong value": (["--learning_rate", "x"], "the parameter learning_rate is 'x': it takes a number"),
+        "a wrong value": (
+            ["--learning_rate", "x"],
+            "the parameter learning_rate is 'x': it takes a number",
+        ),
         "no GPU": (["--device", "cuda"], "device is cuda but torch sees no GPU"),
         "a finished run": (
             ["--output_dir", str(unbroken.folder)],
@@ -441,7 +474,7 @@ def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tm
 
 
 def signalled(monkeypatch, run, at, number):
-    "Train `run` and send this process a signal in its step `at`; what is raised."
+    "Train `run` and send this process a signal in step `at`. Returns the exception raised."
     import higgs_vi.loop as module
     real = module.one_step
 
@@ -455,7 +488,10 @@ def signalled(monkeypatch, run, at, number):
 
 
 def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch):
-    "SIGINT, then SIGHUP: each finishes its step and saves; `train` again, or `start` again without resume, goes on to the same end."
+    """SIGINT, then SIGHUP: each finishes its step and saves.
+
+    Calling `train` again, or `start` without resuming, continues to the same end.
+    """
     for s in (
         signal.SIGINT,
         signal.SIGTERM,
@@ -487,7 +523,7 @@ def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch)
 
 
 def test_a_signal_that_is_ignored_stays_ignored(place, monkeypatch, capsys):
-    "As nohup does it. And resume without a checkpoint says that the run begins anew."
+    "As under nohup. Resuming without a checkpoint says that the run starts at its first step."
     cfg = settings(place, place / "nohup", max_steps=2, validation_share=0.0)
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -530,7 +566,9 @@ def test_a_notebook_shows_one_line_of_a_stop(place, capsys):
 
 
 def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_path, monkeypatch):
-    "Through the command: real, before and after are heard, validation begins at step 0; a run that fails keeps its curves."
+    """Real, before and after are logged and validation begins at step 0; a failed run keeps its
+    curves.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     import higgs_vi.train as module
@@ -558,7 +596,7 @@ def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_pat
     assert [e.step for e in events(tmp_path / "failed").Scalars("train/loss")] == [1, 2]
 
 
-# --- merge, and plain transformers and peft ------------------------------------------------------------------------------
+# --- merge, and plain transformers and peft -------------------------------------------------------
 
 PLAIN = """
 import sys, torch
@@ -568,7 +606,8 @@ from transformers.utils import logging; logging.disable_progress_bar()
 merged, base, adapter = sys.argv[1:4]
 x = dict(input_ids=torch.arange(100, 140)[None], use_cache=False)
 x["input_ids"][0, 20:] = Model.from_pretrained(base).config.audio_token_id
-x |= dict(audio_input_ids=torch.arange(20*8).view(1, 20, 8) % 1024, audio_input_ids_mask=torch.ones(1, 20, dtype=torch.bool))
+x |= dict(audio_input_ids=torch.arange(20*8).view(1, 20, 8) % 1024)
+x |= dict(audio_input_ids_mask=torch.ones(1, 20, dtype=torch.bool))
 with torch.no_grad():
     a = Model.from_pretrained(merged).eval()(**x).logits
     b = PeftModel.from_pretrained(Model.from_pretrained(base), adapter).eval()(**x).logits
@@ -578,7 +617,10 @@ print((a - b).abs().max().item(), (a - c).abs().max().item())
 
 
 def test_merged_is_the_adapter_and_plain_libraries_load_both(place, unbroken):
-    "Audio embedding and head were trained too. A fresh process with transformers and peft alone sees the same."
+    """With trainable audio embedding and head.
+
+    A fresh process with transformers and peft alone gives the same result.
+    """
     assert unbroken.cfg.audio_embeddings
     d = merge(MergeSettings(adapter=str(unbroken.folder), output_dir=str(place / "merged")))
     assert (
@@ -613,12 +655,17 @@ def test_bf16_base_trains_and_merges(place):
     assert losses[-1] < losses[0] and {
         p.dtype for p in run.model.parameters() if p.requires_grad
     } == {torch.float32}
-    d = merge(MergeSettings(adapter=str(run.folder), output_dir=str(place / "merged16"), precision="bf16"))
+    d = merge(
+        MergeSettings(adapter=str(run.folder), output_dir=str(place / "merged16"), precision="bf16")
+    )
     assert d["adapter_merged"]["mean"] < 0.02 < d["merged_base"]["mean"]
 
 
 def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbroken, tmp_path):
-    "In fp16 the scaler has a scale without any batch; a settings.json that lacks a newer parameter means its default."
+    """In fp16 the scaler keeps a scale when a process has no batch.
+
+    A settings.json without a newer parameter means its default.
+    """
     w = torch.nn.Parameter(torch.ones(2))
     w.grad = torch.ones(2)
     scaler = torch.amp.GradScaler("cpu")
@@ -644,7 +691,13 @@ def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbr
 def test_full_training_trains_everything_and_resumes(place):
     run = execute(
         settings(
-            place, place / "full", mode="full", max_steps=4, learning_rate=1e-3, save_steps=2, target_modules=["attention"]
+            place,
+            place / "full",
+            mode="full",
+            max_steps=4,
+            learning_rate=1e-3,
+            save_steps=2,
+            target_modules=["attention"],
         )
     )
     model, base = load_checkpoint(run.folder / "model").model, load_checkpoint(place / "nano").model
@@ -666,17 +719,27 @@ def test_full_training_trains_everything_and_resumes(place):
         )
     )
     assert again.step == 4 and all(
-        torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters())
+        torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters(), strict=True)
     )
 
 
 def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
-    "At a rate where bf16 loses most updates; 'plain' is bf16 rounded to the nearest. A run resumed after step 2 ends as the unbroken one."
+    """At a learning rate where bf16 loses most updates ('plain' rounds to nearest).
+
+    A run resumed after step 2 equals the uninterrupted one.
+    """
     monkeypatch.setattr(
         torch, "compile", lambda f, **kw: f
     )  # torchao compiles its update; the same sums without
     common = dict(
-        mode="full", max_steps=4, learning_rate=4e-5, precision="bf16", logging_steps=1, warmup_ratio=0.0, save_steps=2, eval_steps=4
+        mode="full",
+        max_steps=4,
+        learning_rate=4e-5,
+        precision="bf16",
+        logging_steps=1,
+        warmup_ratio=0.0,
+        save_steps=2,
+        eval_steps=4,
     )
     runs = {
         o: execute(settings(place, place / f"full-{o}", optim=o, **common))
@@ -703,17 +766,27 @@ def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
     shutil.copytree(place / "full-rounded8bit", place / "full-cut")
     shutil.rmtree(place / "full-cut/checkpoints/step-000004")
     again = train(
-        start(settings(place, place / "full-cut", optim="rounded8bit", resume_from_checkpoint=True, **common))
+        start(
+            settings(
+                place,
+                place / "full-cut",
+                optim="rounded8bit",
+                resume_from_checkpoint=True,
+                **common,
+            )
+        )
     )
     assert all(
         torch.equal(a, b)
-        for a, b in zip(again.model.parameters(), runs["rounded8bit"].model.parameters())
+        for a, b in zip(again.model.parameters(), runs["rounded8bit"].model.parameters(), strict=True)
     )
     assert steps_of(place / "full-cut") == steps_of(runs["rounded8bit"].folder)
 
 
 def test_fp16_trains_with_a_scaler_that_skips_overflows(parts, clips):
-    "Too large a scale at first: those steps change nothing and halve it; the others' losses lie beside fp32's."
+    """The scale is too large at first: those steps change nothing and halve it, and the other
+    losses are close to fp32's.
+    """
     prompt, codes = clips[0]
     batch = collate(
         [build_example(parts.tokenizer, prompt, codes[:, :12], prompt.text)], parts.tokenizer
@@ -734,7 +807,7 @@ def test_fp16_trains_with_a_scaler_that_skips_overflows(parts, clips):
         while len(curves[dtype]) < 5:
             before, scale = [p.detach().clone() for p in trained], scaler.get_scale()
             done = train_step(model, optimizer, [batch], scaler=scaler)
-            same = all(torch.equal(a, b) for a, b in zip(before, trained))
+            same = all(torch.equal(a, b) for a, b in zip(before, trained, strict=True))
             assert same == (done["grad_norm"] is None) and (
                 not same or scaler.get_scale() == scale / 2
             )
@@ -765,8 +838,12 @@ def test_small_updates_survive_bf16(monkeypatch):
 
 
 def test_the_average_of_the_weights_is_kept_and_resumes(place):
-    given = dict(max_steps=6, learning_rate=2e-3, target_modules=["attention"], save_steps=3, eval_steps=3)
-    plain, mean = (execute(settings(place, place / f"ema-{e}", ema_decay=e, **given)) for e in (0.0, 0.9))
+    given = dict(
+        max_steps=6, learning_rate=2e-3, target_modules=["attention"], save_steps=3, eval_steps=3
+    )
+    plain, mean = (
+        execute(settings(place, place / f"ema-{e}", ema_decay=e, **given)) for e in (0.0, 0.9)
+    )
     losses = [
         [r["loss"] for r in steps_of(r.folder) if r["kind"] == k]
         for r in (plain, mean)
@@ -778,12 +855,16 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
     )  # `finish` has put the average into the model
     adapter = lambda r: load_file(r.folder / "adapter/adapter_model.safetensors")
     assert any(
-        not torch.equal(a, b) for a, b in zip(adapter(plain).values(), adapter(mean).values())
+        not torch.equal(a, b) for a, b in zip(adapter(plain).values(), adapter(mean).values(), strict=True)
     )
     shutil.rmtree(mean.folder / "checkpoints/step-000006")
     before = adapter(mean)
-    save_best(train(start(settings(place, mean.folder, ema_decay=0.9, resume_from_checkpoint=True, **given))))
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values()))
+    save_best(
+        train(
+            start(settings(place, mean.folder, ema_decay=0.9, resume_from_checkpoint=True, **given))
+        )
+    )
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values(), strict=True))
 
 
 def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
@@ -792,7 +873,9 @@ def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
         own.model.config.hidden_size, own.model.config.vocab_size, bias=False
     )
     save_checkpoint(tmp_path / "headed", own)
-    given = dict(max_steps=4, learning_rate=2e-3, logging_steps=1, text_loss_weight=1.0, tag_share=0.0)
+    given = dict(
+        max_steps=4, learning_rate=2e-3, logging_steps=1, text_loss_weight=1.0, tag_share=0.0
+    )
     run = execute(
         settings(
             place,
@@ -815,7 +898,9 @@ def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
 
 
 def test_replayed_clips_are_their_share_of_each_epoch(place):
-    cfg = settings(place, place / "replay", replay_data=str(place / "four"), replay_share=0.25, max_steps=1)
+    cfg = settings(
+        place, place / "replay", replay_data=str(place / "four"), replay_share=0.25, max_steps=1
+    )
     run = start(cfg)
     own = len(run.data.train) - run.data.replayed
     for epoch in (0, 1):
@@ -830,20 +915,24 @@ def test_replayed_clips_are_their_share_of_each_epoch(place):
 
 def test_a_base_in_four_bits_trains_and_its_adapter_fits_the_whole_base(place):
     run = execute(
-        settings(place, place / "qlora", mode="qlora", precision="fp32", max_steps=8, lora_dropout=0.0)
+        settings(
+            place, place / "qlora", mode="qlora", precision="fp32", max_steps=8, lora_dropout=0.0
+        )
     )
     matrices = {n: w.dtype for n, w in run.model.named_parameters() if "base_layer" in n}
     assert len(matrices) >= 14 and set(matrices.values()) == {
         torch.uint8
     }  # attention and audio FFN of two layers
     assert {w.dtype for w in run.model.parameters() if w.requires_grad} == {torch.float32}
-    assert "model.embed_tokens.weight" in unwrap_peft(run.model).state_dict() and "embed_tokens" in str(
-        fingerprint(run.model).keys()
-    )
+    assert "model.embed_tokens.weight" in unwrap_peft(
+        run.model
+    ).state_dict() and "embed_tokens" in str(fingerprint(run.model).keys())
     assert not any(
         "embed_tokens" in n for n, _ in run.model.named_parameters()
     )  # on the host: `model.device` is the layers'
-    whole = execute(settings(place, place / "beside", precision="fp32", max_steps=8, lora_dropout=0.0))
+    whole = execute(
+        settings(place, place / "beside", precision="fp32", max_steps=8, lora_dropout=0.0)
+    )
     a, b = ([r["loss"] for r in steps_of(r.folder) if r["kind"] == "train"] for r in (run, whole))
     assert a[-1] < a[0] and 0 < abs(a[0] - b[0]) < 0.1 and abs(a[-1] - b[-1]) < 0.2
     d = merge(
@@ -877,12 +966,14 @@ def test_what_accelerate_hangs_on_a_model_in_two_places_comes_off_again(place):
 def test_loading_four_bits_keeps_the_text_embedding_off_the_gpu_and_speaks_there(place):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    parts = load_checkpoint(place/"nano", dtype=torch.bfloat16, device="cuda", quantised=True)
+    parts = load_checkpoint(place / "nano", dtype=torch.bfloat16, device="cuda", quantised=True)
     words = parts.model.model.embed_tokens.weight
     used = torch.cuda.memory_allocated() - before
     assert words.device.type == "cpu" and parts.model.device.type == "cuda"
     assert torch.cuda.max_memory_allocated() - before - used < words.nbytes
-    assert len(generate_delayed_codes(parts, make_prompt("Xin chào các bạn."), Sampling(max_seconds=1.0)))
+    assert len(
+        generate_delayed_codes(parts, make_prompt("Xin chào các bạn."), Sampling(max_seconds=1.0))
+    )
 
 
 @pytest.mark.parametrize(
@@ -903,7 +994,8 @@ def test_other_adapters_and_optimisers_train_resume_and_merge(place, adapter, op
         | more
     )
     whole, cut = (
-        execute(settings(place, place / f"{adapter}-{n}", **given | dict(max_steps=n))) for n in (6, 3)
+        execute(settings(place, place / f"{adapter}-{n}", **given | dict(max_steps=n)))
+        for n in (6, 3)
     )
     losses = [r["loss"] for r in steps_of(whole.folder) if r["kind"] == "train"]
     assert losses[-1] < losses[0] and type(whole.optimizer).__name__ != "AdamW"
@@ -913,10 +1005,12 @@ def test_other_adapters_and_optimisers_train_resume_and_merge(place, adapter, op
     assert all(any(p in n for n in whole.model.state_dict()) for p in parts)
     states = [s for s in whole.optimizer.state.values() if s["state1"].dtype == torch.uint8]
     assert states, "no state is in 8 bits"
-    begun = start(settings(place, cut.folder, **given | dict(max_steps=3), resume_from_checkpoint=True))
+    begun = start(
+        settings(place, cut.folder, **given | dict(max_steps=3), resume_from_checkpoint=True)
+    )
     assert begun.step == 3 and all(
         torch.equal(a["state1"], b["state1"])
-        for a, b in zip(begun.optimizer.state.values(), cut.optimizer.state.values())
+        for a, b in zip(begun.optimizer.state.values(), cut.optimizer.state.values(), strict=True)
     )
     d = merge(MergeSettings(adapter=str(whole.folder), output_dir=str(place / f"{adapter}-merged")))
     assert d["adapter_merged"]["mean"] < 1e-4 < d["merged_base"]["mean"]
@@ -933,11 +1027,11 @@ def test_four_bits_without_the_package_or_from_boson_s_layout(place, monkeypatch
         build_optimizer([], "adamw8bit", 1e-3, 0.0)
 
 
-# --- saying it again ----------------------------------------------------------------------------------------------------------
+# --- saying it again ------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def by_heart(place):
-    "An adapter that knows four clips by heart."
+    "An adapter overfitted on four clips."
     return execute(
         settings(
             place,
@@ -986,7 +1080,9 @@ def test_higgs_vi_say_gives_the_clips_back(place, by_heart, parts):
 
 
 def test_every_kind_of_voice_speaks(place, by_heart):
-    "Described, cloned in both places, a dialogue: a wave file each, from the unmerged adapter."
+    """Described, cloned with the reference in both positions, and a dialogue: one wave file each,
+    from the unmerged adapter.
+    """
     (place / "voices").mkdir()
     for name in ("minh_000", "ngan_001"):
         write_wav(place / f"voices/{name}.wav", read_audio(DEMO / f"clips/{name}.ogg"))
@@ -1014,7 +1110,10 @@ def test_every_kind_of_voice_speaks(place, by_heart):
     for change, message in (
         (dict(voice=["ai"]), "unknown voice 'ai'"),
         (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"),
-        (dict(reference_position="head"), "reference_position is .head': choose one of turns, scene"),
+        (
+            dict(reference_position="head"),
+            "reference_position is .head': choose one of turns, scene",
+        ),
         (dict(top_p=2.0), "top_p is 2.0: it must be above 0 and at most 1"),
         (dict(text=" "), "no letter or digit"),
     ):
@@ -1022,7 +1121,7 @@ def test_every_kind_of_voice_speaks(place, by_heart):
             speak(replace(base, **change), parts)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
     cfg = settings(place, place / "planned", gpu_memory="24", token_budget=256)
@@ -1040,12 +1139,15 @@ def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
         and not plans[2].gradient_checkpointing
     )
     needs = [forecast(p)["total"] for p in plans]
-    assert needs == sorted(needs) and all(n < room for n, room in zip(needs, (6, 14, 80)))
+    assert needs == sorted(needs) and all(n < room for n, room in zip(needs, (6, 14, 80), strict=True))
     with pytest.raises(ValueError, match="too few: the smallest plan"):
         settings(place, place / "planned", gpu_memory="0.01")
     with pytest.raises(ValueError, match="no GPU to ask"):
         settings(place, place / "planned", gpu_memory="auto")
-    for change in (dict(lora_variant="dora"), dict(precision="fp32")):  # the forecast does not know them
+    for change in (
+        dict(lora_variant="dora"),
+        dict(precision="fp32"),
+    ):  # the forecast does not know them
         with pytest.raises(ValueError, match="leave it empty"):
             settings(place, place / "planned", gpu_memory="24", **change)
 
@@ -1114,7 +1216,9 @@ def test_an_adapter_for_another_base_is_refused(place, unbroken):
 
 
 def test_a_run_is_resumed_with_its_own_clips_only(place, unbroken, tmp_path):
-    "The same settings, but the data folder has other clips now: the plan would be another."
+    """With the same settings but other clips in the data folder the plan would differ, so it is
+    refused.
+    """
     shutil.copytree(unbroken.folder, tmp_path / "run")
     shutil.copytree(place / "data", tmp_path / "data")
     meta = json.loads((tmp_path / "data/metadata.json").read_text())
@@ -1125,7 +1229,11 @@ def test_a_run_is_resumed_with_its_own_clips_only(place, unbroken, tmp_path):
         json.dumps(saved | dict(data=str(tmp_path / "data")))
     )
     with pytest.raises(ValueError, match="or the clips are others"):
-        execute(settings(place, tmp_path / "run", data=str(tmp_path / "data"), resume_from_checkpoint=True))
+        execute(
+            settings(
+                place, tmp_path / "run", data=str(tmp_path / "data"), resume_from_checkpoint=True
+            )
+        )
 
 
 def test_a_clip_that_is_its_own_reference_is_set_aside(place, tmp_path):
@@ -1141,7 +1249,10 @@ def test_a_clip_that_is_its_own_reference_is_set_aside(place, tmp_path):
 
 
 def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monkeypatch):
-    "fp16 skips a step whose gradients overflow: its norm is null in the metrics. A validation loss that is no number ends the run by name."
+    """fp16 skips a step whose gradients overflow and logs a null norm.
+
+    A validation loss that is not finite ends the run with a clear message.
+    """
     import higgs_vi.loop as step
 
     real = step.train_step
@@ -1183,7 +1294,9 @@ def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(place, tmp_path, monk
 
 
 def test_yaml_files_name_real_parameters():
-    "Each file in exps/ is headed by the command that runs it, and its parameters pass the settings of its notebook."
+    """Each file in exps/ starts with the command that runs it, and its parameters are valid for its
+    notebook.
+    """
     files = sorted((ROOT/"exps").glob("*.yaml"))
     assert files
     for path in files:
@@ -1197,10 +1310,20 @@ def test_the_best_so_far_may_be_worse_than_before_training_and_says_so(monkeypat
 
     monkeypatch.setattr(module, "log_metrics", lambda run, row: None)
     run = SimpleNamespace(
-        step=4, total=8, best=float("inf"), best_step=0, stale=0, stop="", before=3.0,
-        cfg=SimpleNamespace(early_stopping_patience=0), accelerator=SimpleNamespace(is_main_process=True),
+        step=4,
+        total=8,
+        best=float("inf"),
+        best_step=0,
+        stale=0,
+        stop="",
+        before=3.0,
+        cfg=SimpleNamespace(early_stopping_patience=0),
+        accelerator=SimpleNamespace(is_main_process=True),
     )
-    for loss, said in ((3.5, "best so far, but worse than before training (3.000)"), (2.5, "best so far\n")):
+    for loss, said in (
+        (3.5, "best so far, but worse than before training (3.000)"),
+        (2.5, "best so far\n"),
+    ):
         monkeypatch.setattr(module, "validation_row", lambda *_, x=loss: dict(loss=x, eos_loss=0.1))
         module.evaluate(run, 0)
         assert said in capsys.readouterr().out
