@@ -7,7 +7,6 @@ __all__ = ['BROKEN', 'ODD', 'CheckSettings', 'measure', 'sound_faults', 'text_fa
            'summary', 'raise_if_broken', 'main']
 
 # %% ../nbs/08_check.ipynb #58164c88
-import json
 import os
 import sys
 from collections import Counter
@@ -30,7 +29,7 @@ from higgs_vi.audio import (
 from .cells import why_noted
 from .files import atomic, check_file, path_inside
 from .journal import Fingerprints
-from .manifest import read_samples
+from .manifest import UNBALANCED, Manifest, Sample, read_manifest
 from .settings import Settings, from_cli, option, project_root
 from .sound import Recordings, why_not_speech
 from .text import why_foreign
@@ -147,20 +146,20 @@ def _opened(folder: Path, name: object, cfg: CheckSettings,
     except (ValueError, OSError, sf.LibsndfileError) as e: return None, [("undecodable", str(e))]
 
 def check_sample(
-    sample: dict, folder: Path, cfg: CheckSettings, known: Fingerprints
+    sample: Sample, cfg: CheckSettings, known: Fingerprints
 ) -> tuple[dict, list[tuple[str, str]]]:
     "The measures (with `id`, `text`, `pace`) and the faults of a sample, those of its reference clips among them."
-    m, faults = _opened(folder, sample["audio_file"], cfg, known)
-    text, more = _opened(folder, sample["transcript_file"], cfg)
+    m, faults = _opened(sample.folder, sample.audio_file, cfg, known)
+    text, more = _opened(sample.folder, sample.transcript_file, cfg)
     if m:
-        faults += sound_faults(m, sample.get("duration"), cfg)
+        faults += sound_faults(m, sample.duration, cfg)
     if text is not None:
-        more += text_faults(text, m and m["seconds"], cfg, str(sample.get("language") or "vi"))
-    refs = as_list(sample.get("ref_audio_file"))
-    if len(refs) != (n := len(as_list(sample.get("ref_transcript")))):
+        more += text_faults(text, m and m["seconds"], cfg, str(sample.language or "vi"))
+    refs = as_list(sample.ref_audio_file)
+    if len(refs) != (n := len(as_list(sample.ref_transcript))):
         more += [("no text", f"it has {len(refs)} references and {n} texts")]
     for name in refs:
-        r, wrong = _opened(folder, name, cfg, known)
+        r, wrong = _opened(sample.folder, name, cfg, known)
         more += [
             (k, f"reference {name}: {w}")
             for k, w in wrong + (sound_faults(r, None, cfg) if r else [])
@@ -169,7 +168,7 @@ def check_sample(
             more.append(("same sound", f"reference {name} is the clip itself"))
     pace = len((text or "").strip()) / m["seconds"] if m else None
     return dict(
-        m or {}, id=sample["id"], speaker=sample["speaker_id"], text=(text or "").strip(), pace=pace
+        m or {}, id=sample.id, speaker=sample.speaker_id, text=(text or "").strip(), pace=pace
     ), faults + more
 
 # %% ../nbs/08_check.ipynb #2b606344
@@ -203,19 +202,19 @@ def _copies(clips: pd.DataFrame) -> list[tuple[str, str, str]]:
         seen.add(c["mark"], c["id"])
     return out
 
-def folder_faults(folder: Path, samples: list[dict], clips: pd.DataFrame) -> list[tuple[str, str, str]]:
+def folder_faults(folder: Path, manifest: Manifest, clips: pd.DataFrame) -> list[tuple[str, str, str]]:
     "Faults of the folder as a whole: (id, fault, sentence) each."
-    info = json.loads((folder/"metadata.json").read_text(encoding="utf-8")).get("dataset_info") or {}
+    samples, info = manifest.samples, manifest.info
     out = _twice(clips.assign(same=clips["id"]), ["same"], "same id", "its id is that of an earlier clip,")
-    own = clips[[not s.get("pair_of") for s in samples]]          # 02's pairs are clips again, and meant to be
+    own = clips[[not s.pair_of for s in samples]]          # 02's pairs are clips again, and meant to be
     out += _twice(own, ["key"], "same sound", "it is the same sound as") + _copies(own) if "key" in clips else []
     out += _twice(own, ["speaker", "text"], "same text", "the same speaker says the same as in")
-    counts = dict(Counter(s["speaker_id"] for s in samples))
+    counts = dict(Counter(s.speaker_id for s in samples))
     for key, is_so in (("total_samples", len(samples)), ("speaker_counts", counts)):
         if key in info and info[key] != is_so:
             out.append(("", "metadata", f"dataset_info says {key} {str(info[key])[:60]}, it is {str(is_so)[:60]}"))
-    samples = samples + (read_samples(folder, "unbalanced.json").to_dict("records") if "balanced" in info else [])    # 02 drops no file
-    listed = {str(f) for s in samples for f in (s["audio_file"], s["transcript_file"], *as_list(s.get("ref_audio_file")))}
+    samples = samples + (read_manifest(folder, UNBALANCED).samples if "balanced" in info else [])    # 02 drops no file
+    listed = {file for s in samples for file in s.files}
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".wav", ".txt") and not p.name.startswith("."))
     return out + [("", "unlisted", f"{f} is in the folder and in no sample") for f in files if f not in listed]
 
@@ -228,16 +227,14 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     folder = project_root() / cfg.data
     if cfg.report_file:
         check_file(project_root() / cfg.report_file, "report_file")
-    samples = read_samples(folder).to_dict("records")
-    if not samples:
-        raise ValueError(f"{folder} holds no clip: the samples in its metadata.json are empty")
+    manifest = read_manifest(folder)
     known = Fingerprints(folder)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        looks = pool.map(lambda s: check_sample(s, folder, cfg, known), samples)
-        seen = list(tqdm(looks, "check", len(samples), unit="clip", mininterval=1, file=sys.stdout))
+        looks = pool.map(lambda s: check_sample(s, cfg, known), manifest.samples)
+        seen = list(tqdm(looks, "check", len(manifest.samples), unit="clip", mininterval=1, file=sys.stdout))
     clips = pd.DataFrame([m for m, _ in seen])
     found = [(m["id"], *f) for m, faults in seen for f in faults] + folder_faults(
-        folder, samples, clips
+        folder, manifest, clips
     )
     faults = pd.DataFrame(found, columns=["clip", "fault", "what"])
     faults.insert(2, "broken", faults["fault"].isin(BROKEN + ODD * cfg.strict))

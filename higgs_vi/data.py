@@ -8,7 +8,6 @@ __all__ = ['LONGEST_NAME', 'GENDERS', 'LATER', 'DataSettings', 'slug', 'slugs', 
 
 # %% ../nbs/00_data.ipynb #b24607e8
 import errno
-import json
 import os
 import re
 import sys
@@ -46,9 +45,18 @@ from higgs_vi.cells import (
     why_misread,
     why_noted,
 )
-from .files import atomic, make_folder, path_inside, write_in_place, write_text
+from .files import atomic, make_folder, path_inside, write_in_place
 from .journal import Journal, row_stamp
-from .manifest import read_higgs_rows, read_samples
+from higgs_vi.manifest import (
+    METADATA,
+    UNBALANCED,
+    Manifest,
+    Sample,
+    has_manifest,
+    read_higgs_rows,
+    read_manifest,
+    write_manifest,
+)
 from .monitor import memory_gib
 from .prompt import reference_text
 from .settings import Settings, from_cli, option, project_root
@@ -128,7 +136,8 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
     source = Path(cfg.table) if cfg.table else DEMO / "demo.csv"
     path, audio = project_root() / source, project_root() / cfg.audio if cfg.audio else ""
     label = str(source.relative_to(DEMO.parent) if source.is_relative_to(DEMO) else source)
-    kind, path = layout(path)
+    if path.name == METADATA and has_manifest(path.parent): path = path.parent
+    kind, path = ("higgs", path) if has_manifest(path) else layout(path)
     if kind == "pairs" and not cfg.columns and has_recordings(path, cfg.max_seconds):
         return _told(read_recordings(path, cfg.encoding, cfg.max_seconds)), label
     if kind != "higgs":
@@ -138,8 +147,6 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
             f"{path} is a Higgs folder, without columns to choose: leave the parameter columns empty"
         )
     rows = read_higgs_rows(path)
-    if not len(rows):
-        raise ValueError(f"{path} holds no clip: the samples in its metadata.json are empty")
     return _told(
         Table(rows.assign(row=range(1, len(rows) + 1)), Path(audio or path), "higgs")
     ), label
@@ -261,11 +268,11 @@ def gender_of(cell: str) -> str:
 
 def _sample(
     row: dict, name: str, speaker: str, seconds: float, cfg: DataSettings, refs: dict
-) -> dict:
+) -> Sample:
     "One entry of `samples`."
     known = lambda key: "unknown" if is_missing(said := str(row.get(key) or "").strip()) else said
     split = split_of(row.get("split"))
-    return dict(
+    return Sample.of(dict(
         id=name,
         audio_file=f"{name}.wav",
         transcript_file=f"{name}.txt",
@@ -286,7 +293,7 @@ def _sample(
         **(dict(split=split) if split else {}),
         **{k: row[k] for k in ("channel", "raw_text", "foreign", "ref_speakers") if row.get(k)},
         **refs,
-    )
+    ))
 
 # %% ../nbs/00_data.ipynb #75afe3ab
 def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list[str]]:
@@ -303,10 +310,10 @@ def _references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray], list
         raise ValueError("its reference is the clip itself: the model would be shown the answer")
     return sounds, texts
 
-def dataset_info(samples: list[dict], source: str, kind: str, cfg: DataSettings) -> dict:
+def dataset_info(samples: list[Sample], source: str, kind: str, cfg: DataSettings) -> dict:
     "The head of `metadata.json`."
-    total = sum(s["duration"] for s in samples)
-    counts = Counter(s["speaker_id"] for s in samples)
+    total = sum(s.duration for s in samples)
+    counts = Counter(s.speaker_id for s in samples)
     return dict(
         total_samples=len(samples),
         speakers=list(counts),
@@ -322,25 +329,21 @@ def dataset_info(samples: list[dict], source: str, kind: str, cfg: DataSettings)
 # %% ../nbs/00_data.ipynb #910b336a
 def _old_files(out: Path, source: str) -> set[str]:
     "The files that an earlier run of the same table listed in `out`; `ValueError` if `out` holds another table's dataset."
-    if not (out / "metadata.json").is_file():
+    if not has_manifest(out):
         return set()
     try:
-        origin = json.loads((out / "metadata.json").read_text(encoding="utf-8"))["dataset_info"][
-            "created_from"
-        ]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        origin = None
+        manifest = read_manifest(out)
+    except ValueError as e:
+        raise ValueError(
+            f"{e}; or choose another folder (parameter output_dir), or delete {out}"
+        ) from e
+    origin = manifest.info.get("created_from")
     if origin != [source]:
         other = origin[0] if isinstance(origin, list) and origin else "something else"
         raise ValueError(
             f"{out} already holds the dataset made from {other}: choose another folder (parameter output_dir), or delete it"
         )
-    samples = read_samples(out).to_dict("records")
-    return {
-        str(f)
-        for s in samples
-        for f in (s["audio_file"], s["transcript_file"], *as_list(s.get("ref_audio_file")))
-    }
+    return {file for s in manifest.samples for file in s.files}
 
 def _apart(out: Path, rows: pd.DataFrame, root: Path):
     "`ValueError` if a clip of the table lies in `out`: writing there would overwrite it."
@@ -367,7 +370,7 @@ def _apart(out: Path, rows: pd.DataFrame, root: Path):
 class Outcome:
     "What became of the rows so far: `samples` of the metadata, `rejected` rows with reasons, sounds seen, clips of each speaker."
 
-    samples: list[dict] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     rejected: list[dict] = field(default_factory=list)
     seen: dict[str, int] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
@@ -385,10 +388,10 @@ class Outcome:
                 )
             )
             return
-        self.samples.append(entry["sample"])
+        self.samples.append(sample := Sample.of(entry["sample"]))
         self.seen[entry["key"]] = row["row"]
         self.recordings.add(entry.get("mark", ""), row["row"])
-        self.counts[entry["sample"]["speaker_id"]] += 1
+        self.counts[sample.speaker_id] += 1
 
 # %% ../nbs/00_data.ipynb #6f7d4316
 def _passing(out: Path, row: dict, end: str) -> Path: return out/f".row{row['row']}{end}"
@@ -478,7 +481,7 @@ def _entry(
         dict(
             key=key,
             mark=mark,
-            sample=_sample(row | texts | dict(channel=channel), name, speaker, seconds, cfg, more),
+            sample=_sample(row | texts | dict(channel=channel), name, speaker, seconds, cfg, more).to_dict(),
         ),
         {name + end: _passing(out, row, end) for end in ends},
     )
@@ -521,7 +524,7 @@ def _work(rows: list[tuple[dict, str]], journal: Journal, root: Path, out: Path,
 
 def write_clips(
     rows: pd.DataFrame, root: Path, out: Path, cfg: DataSettings, keep: set[str] = frozenset()
-) -> tuple[list[dict], pd.DataFrame]:
+) -> tuple[list[Sample], pd.DataFrame]:
     """Write the clips of `rows` into `out`: the samples of the metadata, and the rows left out as `row, reason, file, text`. None is lost.
 
     Rows that an earlier run finished are taken over; of what else it left, the files in `keep` stay. At most four rows a thread are
@@ -574,11 +577,11 @@ def _pace(stages: dict[str, float], rows: int) -> str:
 
 # %% ../nbs/00_data.ipynb #2b2a3728
 # What later steps leave beside metadata.json.
-LATER = {"tag_bins.json": "01_tags", "unbalanced.json": "02_speakers"}
+LATER = {"tag_bins.json": "01_tags", UNBALANCED: "02_speakers"}
 
 def prepare(
     cfg: DataSettings, source: tuple[Table, str] | None = None
-) -> tuple[list[dict], pd.DataFrame]:
+) -> tuple[list[Sample], pd.DataFrame]:
     """Table to Higgs folder: the samples written and the rows rejected, which together are all rows.
 
     `source` is what `read_source` gave, if it was called. Raises `ValueError` where nothing can be done: no table, no column,
@@ -601,8 +604,8 @@ def prepare(
     if not samples:
         raise ValueError(_nothing(rejected, label, out))
     os.sync()  # the clips reach the disk before the metadata that names them
-    meta = dict(dataset_info=dataset_info(samples, label, kind, cfg), samples=samples)
-    write_text(out / "metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
+    head = dict(dataset_info=dataset_info(samples, label, kind, cfg))
+    write_manifest(out, Manifest(samples, head))
     for path in (path_inside(out, f) for f in old - _old_files(out, label)):  # listed before, no longer
         if path.is_file():
             path.unlink()
@@ -620,10 +623,10 @@ def main(argv: list[str] | None = None):
         samples, rejected = prepare(cfg)
     except (ValueError, OSError, ImportError) as e:
         raise SystemExit(f"higgs-vi-data: {e}") from e
-    if strange := [s["id"] for s in samples if "foreign" in s]:
+    if strange := [s.id for s in samples if s.foreign]:
         print(f"{len(strange)} texts may not be Vietnamese, first {strange[0]}")
     print(
-        f"{len(samples)} clips, {sum(s['duration'] for s in samples) / 3600:.2f} h, written to {cfg.output_dir}; "
+        f"{len(samples)} clips, {sum(s.duration for s in samples) / 3600:.2f} h, written to {cfg.output_dir}; "
         f"{len(rejected)} rows left out, see {cfg.output_dir}/rejected.csv"
     )
 

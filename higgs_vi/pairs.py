@@ -17,6 +17,7 @@ import numpy as np
 
 from .audio import SAMPLE_RATE, clipped_share, frame_levels, peak, read_audio, rms_level
 from .files import path_inside
+from .manifest import Sample
 from .settings import Settings
 from .splits import seeded_hash, texts_of
 from .turns import is_dialogue, task_of
@@ -103,12 +104,12 @@ def _dialogue(
     refs = [draw_reference(references[s], said, (*lots, s), clean) for s in two]
     return (turns, refs) if all(refs) else None
 
-def _dialogue_row(name: str, turns: list[dict], refs: list[dict]) -> dict:
+def _dialogue_row(name: str, turns: list[Sample], refs: list[Sample]) -> Sample:
     "The row of a dialogue: what all its turns agree on, else `unknown`, or nothing for what is no word."
     row = {
         k: v if all(t.get(k) == v for t in turns) else "unknown"
         for k, v in turns[0].items()
-        if isinstance(v, (str, int, float)) and k not in ("raw_text", "foreign")
+        if isinstance(v, (str, int, float)) and k not in ("raw_text", "foreign", "text")
     }
     line = lambda key: " ".join(
         f"[SPEAKER{i % 2}] {t.get(key) or t['text']}" for i, t in enumerate(turns)
@@ -122,12 +123,11 @@ def _dialogue_row(name: str, turns: list[dict], refs: list[dict]) -> dict:
         id=name,
         audio_file=f"{name}.wav",
         transcript_file=f"{name}.txt",
-        text=text,
         task_type=task_of(text, True),
         duration=round(sum(t["duration"] for t in turns) + PAUSE * (len(turns) - 1), 3),
     )
     pair = [r["speaker_id"] for r in refs]
-    return row | dict(
+    row |= dict(
         speaker_id="+".join(pair),
         speaker_name="+".join(str(r.get("speaker_name", r["speaker_id"])) for r in refs),
         pair_of=[t["id"] for t in turns],
@@ -135,6 +135,7 @@ def _dialogue_row(name: str, turns: list[dict], refs: list[dict]) -> dict:
         ref_transcript=[r["text"] for r in refs],
         ref_speakers=pair,
     )
+    return Sample.of(row, turns[0].folder, text)
 
 # %% ../nbs/29_pairs.ipynb #75f29ad7
 def make_dialogues(

@@ -23,6 +23,7 @@ from .batch import Example, build_example, epoch_batches, prompt_from_row, sampl
 from .cache import CodeCache, encode_files
 from .cells import split_of
 from .files import write_text
+from .manifest import Sample
 from .model import Checkpoint
 from .settings import Settings, project_root
 from .turns import as_list
@@ -38,7 +39,7 @@ class Dataset:
 
     train: list[Example]
     valid: list[Example]
-    rows: list[dict]
+    rows: list[Sample]
     replayed: int = 0
     weights: tuple[float, ...] = ()
 
@@ -53,30 +54,31 @@ class Dataset:
         return h.hexdigest()[:16]
 
 def build_examples(
-    cfg: Settings, parts: Checkpoint, rows: list[dict], run: Path
-) -> tuple[list[Example], list[dict]]:
+    cfg: Settings, parts: Checkpoint, rows: list[Sample], run: Path
+) -> tuple[list[Example], list[Sample]]:
     "An example for each usable one of a Higgs folder's `rows`, and those rows; the others go to left_out.csv in `run` with their reasons."
     good, left = [], []
-    files = list(dict.fromkeys(p for r in rows for p in [r["audio_path"], *r["ref_paths"]]))
+    files = list(dict.fromkeys(str(p) for r in rows for p in [r.audio_path, *r.ref_paths]))
     codes, bad = encode_files(files, CodeCache(project_root() / cfg.code_cache, parts.codec))
     told = np.random.default_rng([cfg.seed, 2]).random(len(rows)) < cfg.tag_share
     for i, r in enumerate(rows):
+        clip, refs = str(r.audio_path), [str(p) for p in r.ref_paths]
         try:
-            if broken := [bad[p] for p in [r["audio_path"], *r["ref_paths"]] if p in bad]:
+            if broken := [bad[p] for p in [clip, *refs] if p in bad]:
                 raise ValueError(broken[0])
-            if any(np.array_equal(codes[p], codes[r["audio_path"]]) for p in r["ref_paths"]):
+            if any(np.array_equal(codes[p], codes[clip]) for p in refs):
                 raise ValueError(
                     "its reference is the clip itself: the model would be shown the answer"
                 )
-            prompt = prompt_from_row(r, r["text"], [codes[p] for p in r["ref_paths"]], tags=told[i])
-            e = build_example(parts.tokenizer, prompt, codes[r["audio_path"]], str(r["id"]))
+            prompt = prompt_from_row(r, r.text, [codes[p] for p in refs], tags=told[i])
+            e = build_example(parts.tokenizer, prompt, codes[clip], r.id)
             if len(e) > cfg.token_budget:
                 raise ValueError(
                     f"it has {len(e)} positions, more than the budget of {cfg.token_budget} (parameter token_budget)"
                 )
             good.append((e, r | dict(prompt=prompt)))
         except ValueError as error:
-            left.append(f"{json.dumps(str(r['id']))},{json.dumps(str(error), ensure_ascii=False)}")
+            left.append(f"{json.dumps(r.id)},{json.dumps(str(error), ensure_ascii=False)}")
     if left:
         print(f"{len(left)} clip(s) set aside, see left_out.csv: {left[0]}", flush=True)
     write_text(run / "left_out.csv", "\n".join(["id,reason", *left]) + "\n")

@@ -18,8 +18,17 @@ from pathlib import Path
 import pandas as pd
 
 from .audio import read_audio, write_wav
-from .files import atomic, path_inside, write_text
-from .manifest import read_higgs
+from .files import atomic, write_text
+from higgs_vi.manifest import (
+    METADATA,
+    UNBALANCED,
+    Manifest,
+    Sample,
+    copy_manifest,
+    load_texts,
+    read_manifest,
+    write_manifest,
+)
 from .pairs import clean_check, clone_pairs, join_turns, make_dialogues
 from .settings import Settings, from_cli, option, project_root
 from higgs_vi.splits import (
@@ -62,78 +71,76 @@ class SpeakersSettings(Settings):
             if not good: raise ValueError(f"the parameter {name} is {getattr(self, name)}: it must be {rule}")
 
 # %% ../nbs/02_speakers.ipynb #e7c1bfd7
-def _sum_of(samples: list[dict]) -> str:
+def _sum_of(samples: list[Sample]) -> str:
     "A checksum of `samples`."
-    return hashlib.sha256(json.dumps(samples, ensure_ascii=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([s.to_dict() for s in samples], ensure_ascii=False).encode()).hexdigest()[:16]
 
-def original_rows(folder: Path) -> tuple[str, list[dict]]:
+def original_rows(folder: Path) -> tuple[str, list[Sample]]:
     """The file of a Higgs folder that holds its rows as they were before any balancing, and those rows, each with its `text`.
 
     Raises `ValueError` for a folder without metadata, or whose balanced rows were changed by something else.
     """
-    read_higgs(folder)
-    now, name = json.loads((folder/"metadata.json").read_text(encoding="utf-8")), "metadata.json"
-    if "balanced" in (now.get("dataset_info") or {}):
-        name = "unbalanced.json"
-        if now["dataset_info"]["balanced"]["sum"] != _sum_of(now["samples"]):
-            raise ValueError(f"{folder/'metadata.json'} was changed after it was balanced, and balancing again would lose that: copy "
+    manifest, name = read_manifest(folder), METADATA
+    rows = load_texts(manifest.samples)
+    if "balanced" in manifest.info:
+        name = UNBALANCED
+        if manifest.info["balanced"]["sum"] != _sum_of(rows):
+            raise ValueError(f"{folder/METADATA} was changed after it was balanced, and balancing again would lose that: copy "
                              f"{name} over it, do the changes there, and balance then")
-        now = json.loads((folder/name).read_text(encoding="utf-8"))
-    rows = [s | dict(text=path_inside(folder, s["transcript_file"]).read_text(encoding="utf-8").strip()) for s in now["samples"]]
-    if odd := [s["id"] for s in rows if not isinstance(s.get("duration"), (int, float)) or not s["duration"] > 0]:
+        rows = load_texts(read_manifest(folder, name).samples)
+    if odd := [s.id for s in rows if not isinstance(s.duration, (int, float)) or not s.duration > 0]:
         raise ValueError(f"{len(odd)} of {len(rows)} clips in {folder} have no duration, the first is {odd[0]}: make it again with 00_data")
-    if many := [i for i, n in Counter(s["id"] for s in rows).items() if n > 1]:
+    if many := [i for i, n in Counter(s.id for s in rows).items() if n > 1]:
         raise ValueError(f"{len(many)} ids in {folder} are used by more than one clip, the first is {many[0]}: "
                          "ids must be unique, make it again with 00_data")
-    if mute := [s["id"] for s in rows if not without_tags(s["text"])]:
+    if mute := [s.id for s in rows if not without_tags(s.text)]:
         raise ValueError(f"{len(mute)} of {len(rows)} clips in {folder} have no text, the first is {mute[0]}: make it again with 00_data")
     for s in rows:
-        try: speaker_turns(s["text"])
+        try: speaker_turns(s.text)
         except ValueError as e:
-            raise ValueError(f"the text of {s['id']} in {folder}: {e}; make it again with 00_data") from e
+            raise ValueError(f"the text of {s.id} in {folder}: {e}; make it again with 00_data") from e
     return name, rows
 
 # %% ../nbs/02_speakers.ipynb #6fc06da9
-def balance(rows: list[dict], cfg: Settings, clean: Callable[[dict], bool] = lambda row: True,
-            copies: dict[str, str] | None = None) -> tuple[list[dict], pd.DataFrame]:
+def balance(rows: list[Sample], cfg: Settings, clean: Callable[[Sample], bool] = lambda row: True,
+            copies: dict[str, str] | None = None) -> tuple[list[Sample], pd.DataFrame]:
     """The rows kept, with `split` and `weight`, then pairs and dialogues; the rows dropped as `id, reason, speaker_id, audio_file, text`.
 
     `rows` have `text`; `clean` says which are fit to be references, `copies` which are one
     recording (id -> its name). `ValueError` with counts where no division does.
     """
     reasons = find_over_cap(rows, cfg)
-    left = [r for r in rows if r["id"] not in reasons]
+    left = [r for r in rows if r.id not in reasons]
     if not left:
-        shortest = min((r["duration"] for r in rows), default=0)
+        shortest = min((r.duration for r in rows), default=0)
         raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.max_minutes:g} min that a "
                          f"speaker may have: the shortest lasts {shortest:.1f} s (parameter max_minutes)")
     sides, owners = divide(left, cfg, copies)
-    reasons |= {r["id"]: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
+    reasons |= {r.id: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
                 "where more clips say it, or as many: a text on two sides would be a leak"
                 for r, s, o in zip(left, sides, owners) if s != o}
-    kept = [r | dict(split=s) for r, s in zip(left, sides) if r["id"] not in reasons]
+    kept = [r | dict(split=s) for r, s in zip(left, sides) if r.id not in reasons]
     refs = cfg.seed, cfg.min_seconds, cfg.max_seconds, clean
     more = clone_pairs(kept, cfg.clone_share, *refs) + make_dialogues(kept, cfg.dialogue_share, *refs)
-    dropped = [dict(id=r["id"], reason=reasons[r["id"]], **{k: r.get(k) for k in ("speaker_id", "audio_file", "text")})
-               for r in rows if r["id"] in reasons]
+    dropped = [(r.id, reasons[r.id], r.speaker_id, r.audio_file, r.text) for r in rows if r.id in reasons]
     return add_weights(kept + more, cfg.temperature), pd.DataFrame(dropped, columns=["id", "reason", "speaker_id", "audio_file", "text"])
 
 # %% ../nbs/02_speakers.ipynb #b933ea13
-def kind_of(sample: dict) -> str:
+def kind_of(sample: Sample) -> str:
     "What a balanced row is: a plain clip, a pair or a dialogue."
-    return ("plain", "pair", "dialogue")[min(2, len(as_list(sample.get("pair_of"))))]
+    return ("plain", "pair", "dialogue")[min(2, len(as_list(sample.pair_of)))]
 
-def summary_lines(rows: list[dict], samples: list[dict], dropped: pd.DataFrame) -> list[str]:
+def summary_lines(rows: list[Sample], samples: list[Sample], dropped: pd.DataFrame) -> list[str]:
     "What was done, in lines."
-    plain_rows, n = [s for s in samples if "pair_of" not in s], Counter(s["split"] for s in samples)
-    train = [s for s in samples if s["split"] == "train"]
+    plain_rows, n = [s for s in samples if not s.pair_of], Counter(s.split for s in samples)
+    train = [s for s in samples if s.split == "train"]
     paired, able = (
-        {s["speaker_id"] for s in samples if "pair_of" in s},
-        {s["speaker_id"] for s in plain_rows},
+        {s.speaker_id for s in samples if s.pair_of},
+        {s.speaker_id for s in plain_rows},
     )
     made = Counter(kind_of(s) for s in samples)
     hours = {
-        side: sum(s["duration"] for s in plain_rows if s["split"] == side) / 3600 for side in SIDES
+        side: sum(s.duration for s in plain_rows if s.split == side) / 3600 for side in SIDES
     }
     return [
         f"{len(rows)} clips in = {len(plain_rows)} kept + {len(dropped)} dropped",
@@ -141,14 +148,14 @@ def summary_lines(rows: list[dict], samples: list[dict], dropped: pd.DataFrame) 
         "; ".join(
             f"{side}: {n[side]} rows, {hours[side]:.2f} h of clips" for side in SIDES if n[side]
         ),
-        f"effective number of speakers: {effective_number(seconds_by(rows)):.1f} of {len({r['speaker_id'] for r in rows})} before, "
+        f"effective number of speakers: {effective_number(seconds_by(rows)):.1f} of {len({r.speaker_id for r in rows})} before, "
         f"{effective_number(seconds_by(train)):.1f} of {len({s for r in train for s in speakers_of(r)})} in training after",
     ]
 
 # %% ../nbs/02_speakers.ipynb #e9cd736c
-def _info(old: dict, samples: list[dict], cfg: Settings) -> dict:
+def _info(old: dict, samples: list[Sample], cfg: Settings) -> dict:
     "The head of the balanced `metadata.json`."
-    total, counts = sum(s["duration"] for s in samples), Counter(s["speaker_id"] for s in samples)
+    total, counts = sum(s.duration for s in samples), Counter(s.speaker_id for s in samples)
     return old | dict(
         total_samples=len(samples),
         speakers=list(counts),
@@ -158,9 +165,9 @@ def _info(old: dict, samples: list[dict], cfg: Settings) -> dict:
         balanced={k: v for k, v in asdict(cfg).items() if k != "data"} | dict(sum=_sum_of(samples)),
     )
 
-def generated_files(folder: Path, rows: list[dict]) -> set[str]:
+def generated_files(folder: Path, rows: list[Sample]) -> set[str]:
     "The files in `folder` that have names of dialogues and are not of its `rows` as they were: this step made them, also if broken off."
-    own = {s[k] for s in rows for k in ("audio_file", "transcript_file")}
+    own = {file for s in rows for file in (s.audio_file, s.transcript_file)}
     return {
         p.name
         for p in folder.iterdir()
@@ -170,8 +177,8 @@ def generated_files(folder: Path, rows: list[dict]) -> set[str]:
 def write(
     folder: Path,
     source: str,
-    rows: list[dict],
-    samples: list[dict],
+    rows: list[Sample],
+    samples: list[Sample],
     dropped: pd.DataFrame,
     cfg: Settings,
 ):
@@ -179,35 +186,28 @@ def write(
 
     An earlier run's metadata goes first: it lists dialogues that this run overwrites.
     """
-    before, file = (
-        (folder / source).read_text(encoding="utf-8"),
-        {r["id"]: r["audio_file"] for r in rows},
-    )
-    if source != "metadata.json":
-        write_text(folder / "metadata.json", before)
+    before, sound = read_manifest(folder, source), {r.id: r.audio_path for r in rows}
+    if source != METADATA:
+        copy_manifest(folder, source, METADATA)
     old = generated_files(folder, rows)
     for s in samples:
         if kind_of(s) == "dialogue":
             write_wav(
-                folder / s["audio_file"],
-                join_turns([read_audio(path_inside(folder, file[i])) for i in s["pair_of"]]),
+                folder / s.audio_file,
+                join_turns([read_audio(sound[i]) for i in s.pair_of]),
             )
-            write_text(folder / s["transcript_file"], s["text"] + "\n")
-    if source == "metadata.json":
-        write_text(folder / "unbalanced.json", before)
+            write_text(folder / s.transcript_file, s.text + "\n")
+    if source == METADATA:
+        copy_manifest(folder, METADATA, UNBALANCED)
     with atomic(folder / "dropped.csv") as tmp:
         dropped.to_csv(tmp, index=False)
-    bare = [{k: v for k, v in s.items() if k != "text"} for s in samples]
-    info = _info(json.loads(before).get("dataset_info") or {}, bare, cfg)
-    write_text(
-        folder / "metadata.json",
-        json.dumps(dict(dataset_info=info, samples=bare), ensure_ascii=False, indent=1),
-    )
-    for f in old - {s[k] for s in samples for k in ("audio_file", "transcript_file")}:
+    head = before.head | dict(dataset_info=_info(before.info, samples, cfg))
+    write_manifest(folder, Manifest(samples, head))
+    for f in old - {file for s in samples for file in (s.audio_file, s.transcript_file)}:
         (folder / f).unlink()
 
 # %% ../nbs/02_speakers.ipynb #ff46ae8b
-def execute(cfg: Settings) -> tuple[list[dict], list[dict], pd.DataFrame]:
+def execute(cfg: Settings) -> tuple[list[Sample], list[Sample], pd.DataFrame]:
     "The whole step: the rows as they were, the samples written, the rows dropped."
     folder = project_root()/cfg.data
     source, rows = original_rows(folder)

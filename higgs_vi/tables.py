@@ -1442,14 +1442,12 @@ def _packed(path: Path) -> str:
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), "")
 
 def _is_part(path: Path) -> bool:
-    "Whether a file that a user names is one of a Kaldi folder, or the metadata of a Higgs folder."
-    if path.name == "metadata.json":
-        with path.open("rb") as f: return b'"dataset_info"' in f.read(4096)
+    "Whether a file that a user names is one of a Kaldi folder."
     kaldi = ("wav.scp", "text", "utt2spk", "segments")
     return path.name in kaldi and (path.parent/"wav.scp").is_file()
 
 def layout(path: Path) -> tuple[str, Path]:
-    """The layout of a table (delimited, jsonl, parquet, kaldi, higgs, pairs or folders), and the file or folder to read.
+    """The layout of a table (delimited, jsonl, parquet, kaldi, pairs or folders), and the file or folder to read.
 
     Raises `ValueError` where there is none, or where it must be unpacked first.
     """
@@ -1470,8 +1468,6 @@ def layout(path: Path) -> tuple[str, Path]:
             parquet = f.read(4) == b"PAR1"
         known = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
         return known.get(path.suffix.lower(), "parquet" if parquet else "delimited"), path
-    if (path / "metadata.json").is_file():
-        return "higgs", path
     if (path / "wav.scp").is_file():
         return "kaldi", path
     if next(path.rglob("*.parquet"), None):

@@ -9,6 +9,7 @@ __all__ = ['MEASURES', 'LADDERS', 'TAGS', 'TagSettings', 'measure_rows', 'make_b
 # %% ../nbs/01_tags.ipynb #80139952
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from .audio import read_audio
 from .data import DataSettings, prepare
 from .emotion import dialect_named, dialect_of, emotion_of, vote
 from .files import write_text
-from .manifest import read_higgs
+from .manifest import Sample, has_manifest, load_texts, read_manifest, write_manifest
 from .settings import Settings, from_cli, option, project_root
 from .sound import measure, scene_of
 from .text import words
@@ -38,22 +39,20 @@ class TagSettings(Settings):
 MEASURES = ["level", "floor", "snr", "low", "bandwidth", "decay", "hz", "rise", "speech"]
 
 # %% ../nbs/01_tags.ipynb #864a886e
-def measure_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def measure_rows(rows: list[Sample]) -> pd.DataFrame:
     """The measures of each row's sound (columns of `measure`, `energy` in dB, `rate` in syllables/s) and `problem`.
 
     A clip that cannot be read or measured has NaN everywhere and says why in `problem`.
     """
     out = []
-    for path in tqdm(
-        rows["audio_path"], desc="sounds", unit="clip", mininterval=1, file=sys.stdout
-    ):
+    for sample in tqdm(rows, desc="sounds", unit="clip", mininterval=1, file=sys.stdout):
         try:
-            out.append(measure(read_audio(path)) | dict(problem=""))
+            out.append(measure(read_audio(sample.audio_path)) | dict(problem=""))
         except (ValueError, OSError) as e:
             out.append(dict.fromkeys(MEASURES, float("nan")) | dict(problem=str(e)))
-    m = pd.DataFrame(out, rows.index, columns=[*MEASURES, "problem"])
-    m["energy"] = m["level"] - m.groupby(rows["speaker_id"])["level"].transform("median")
-    m["rate"] = [len(words(without_tags(t))) for t in rows["text"]] / m["speech"]
+    m = pd.DataFrame(out, columns=[*MEASURES, "problem"])
+    m["energy"] = m["level"] - m.groupby([s.speaker_id for s in rows])["level"].transform("median")
+    m["rate"] = [len(words(without_tags(s.text))) for s in rows] / m["speech"]
     return m
 
 # %% ../nbs/01_tags.ipynb #cc9b24fc
@@ -103,7 +102,7 @@ def read_bins(path: Path) -> dict:
 # %% ../nbs/01_tags.ipynb #d9fa530b
 TAGS = ("emotion", "scene", "pitch", "rate", "energy", "dialect")
 
-def _free(sample: dict, tag: str) -> bool:
+def _free(sample: Sample, tag: str) -> bool:
     "True if this step may set `tag`: nobody did, or it did itself."
     return tag in (sample.get("tagged") or ()) or sample.get(tag) in (None, "", "unknown")
 
@@ -125,7 +124,7 @@ def tags_of(text: str, m: dict | None, gender: object, bins: dict | None) -> dic
     )
 
 # %% ../nbs/01_tags.ipynb #7d8cc337
-def with_tags(sample: dict, found: dict) -> dict:
+def with_tags(sample: Sample, found: dict) -> Sample:
     "`sample` with those `found` tags that it may take, its region in our spelling, and `tagged`, the names of those taken and known."
     mine = {tag: found[tag] for tag in TAGS if tag in found and _free(sample, tag)}
     named = dialect_named(sample.get("dialect"))
@@ -145,30 +144,26 @@ def _usable(m: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/01_tags.ipynb #93abb9e8
 def tag(
     cfg: TagSettings, m: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+) -> tuple[list[Sample], pd.DataFrame | None]:
     """Tag a Higgs folder in place: its manifest as it is now, and the measures (None without `measure_sound`).
 
     `m` is what `measure_rows` gave, if it was called. `metadata.json` is replaced whole, after `tag_bins.json`; every other field stays.
     Raises `ValueError` for no Higgs folder or unusable bins.
     """
     folder = project_root() / cfg.data
-    rows, bins = read_higgs(folder), read_bins(project_root() / cfg.bins_file) if cfg.bins_file else None
+    manifest = read_manifest(folder)
+    rows, bins = load_texts(manifest.samples), read_bins(project_root() / cfg.bins_file) if cfg.bins_file else None
     if cfg.measure_sound:
         m = _usable(measure_rows(rows) if m is None else m)
-        own = [
-            not as_list(p) for p in rows.get("pair_of", [None] * len(rows))
-        ]  # 02's pairs are clips again
-        bins = bins or make_bins(m[own], rows["gender"][own])
+        own = [not as_list(s.pair_of) for s in rows]  # 02's pairs are clips again
+        bins = bins or make_bins(m[own], pd.Series([s.gender for s in rows])[own])
         write_text(folder / "tag_bins.json", json.dumps(bins, ensure_ascii=False, indent=1))
-    meta = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    clips = zip(
-        meta["samples"], rows["text"], m.to_dict("records") if cfg.measure_sound else [None] * len(rows)
-    )
-    meta["samples"] = [
-        with_tags(s, tags_of(text, one, s.get("gender"), bins)) for s, text, one in clips
+    measures = m.to_dict("records") if cfg.measure_sound else [None] * len(rows)
+    manifest.samples = [
+        with_tags(s, tags_of(s.text, one, s.gender, bins)) for s, one in zip(rows, measures)
     ]
-    write_text(folder / "metadata.json", json.dumps(meta, ensure_ascii=False, indent=1))
-    return read_higgs(folder), m if cfg.measure_sound else None
+    write_manifest(folder, manifest)
+    return manifest.samples, m if cfg.measure_sound else None
 
 # %% ../nbs/01_tags.ipynb #095f0a00
 def main(argv: list[str] | None = None):
@@ -176,17 +171,17 @@ def main(argv: list[str] | None = None):
     cfg = from_cli(TagSettings, argv)
     try:
         folder = project_root() / cfg.data
-        if folder == project_root() / "data/demo" and not (folder / "metadata.json").is_file():
+        if folder == project_root() / "data/demo" and not has_manifest(folder):
             prepare(DataSettings(output_dir=cfg.data))
         rows, m = tag(cfg)
     except (ValueError, OSError) as e:
         raise SystemExit(f"higgs-vi-tags: {e}") from e
     for t in TAGS:
-        if t in rows:
-            print(f"{t}: " + ", ".join(f"{name} {n}" for name, n in rows[t].value_counts().items()))
+        if counts := Counter(s[t] for s in rows if t in s):
+            print(f"{t}: " + ", ".join(f"{name} {n}" for name, n in counts.most_common()))
     if m is not None and (m["problem"] != "").any():
         print(
-            f"{(m['problem'] != '').sum()} clips could not be measured, first {rows['id'][m['problem'] != ''].iloc[0]}"
+            f"{(m['problem'] != '').sum()} clips could not be measured, first {rows[(m['problem'] != '').argmax()].id}"
         )
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

@@ -12,17 +12,17 @@ from itertools import zip_longest
 from pathlib import Path
 
 from .data import DataSettings, prepare
-from .manifest import read_higgs
+from .manifest import Sample, has_manifest, read_samples
 from .recipe import TrainSettings
 from .settings import from_cli, project_root, read_options_first, report_once
 
 # %% ../nbs/04_train.ipynb #f22e5925
-def load_rows(cfg: TrainSettings) -> list[dict]:
+def load_rows(cfg: TrainSettings) -> list[Sample]:
     "The rows of the Higgs folder; the demo clips are prepared if that was not done."
     folder = cfg.data or "data/demo"
-    if not cfg.data and not (project_root() / folder / "metadata.json").is_file():
+    if not cfg.data and not has_manifest(project_root() / folder):
         prepare(DataSettings(output_dir=folder))
-    return read_higgs(project_root() / folder).to_dict("records")
+    return read_samples(project_root() / folder)
 
 # %% ../nbs/04_train.ipynb #split4
 # In a command, --help and wrong values end here, before torch is imported.
@@ -46,8 +46,8 @@ def speak(run: Run, when: str) -> list[dict]:
     rows, folder = [], run.folder / "samples"
     for i, r in enumerate(run.data.rows[: run.cfg.sample_sentences]):
         row, real = (
-            dict(id=str(r["id"]), text=r["text"], real=f"real_{i}.wav"),
-            read_audio(r["audio_path"]),
+            dict(id=r.id, text=r.text, real=f"real_{i}.wav"),
+            read_audio(r.audio_path),
         )
         try:
             write_wav(folder / f"real_{i}.wav", real)

@@ -19,7 +19,7 @@ from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_ro
 from higgs_vi.cache import CodeCache, encode_files
 from higgs_vi.data import DataSettings, main, prepare, spoken_text, write_clips
 from higgs_vi.files import atomic, write_text
-from higgs_vi.manifest import read_higgs
+from higgs_vi.manifest import read_samples
 from higgs_vi.model import nano
 from higgs_vi.plan import split
 from higgs_vi.step import train_step
@@ -169,19 +169,19 @@ def test_a_folder_of_pairs_and_a_higgs_folder_with_references(tmp_path):
     )
     meta["samples"][2] |= dict(ref_audio_file=["lan_000000.wav"], ref_transcript=["Câu số 0."])
     (tmp_path / "first/metadata.json").write_text(json.dumps(meta))
-    theirs = read_higgs(tmp_path / "first")
-    assert [len(r) for r in theirs["ref_paths"]] == [1, 0, 1] and theirs["text"][0] == "Câu số 0."
+    theirs = read_samples(tmp_path / "first")
+    assert [len(s.ref_paths) for s in theirs] == [1, 0, 1] and theirs[0].text == "Câu số 0."
     samples, rejected = run(tmp_path / "first", tmp_path / "second")
     assert len(samples) == 3
     assert (
         samples[0]["task_type"] == "zero_shot_voice_cloning"
         and samples[1]["task_type"] == "single_speaker_smart_voice"
     )
-    again = read_higgs(tmp_path / "second")
+    again = read_samples(tmp_path / "second")
     assert (
-        read_audio(again["ref_paths"][0][0]) == read_audio(tmp_path / "first/lan_000001.wav")
+        read_audio(again[0].ref_paths[0]) == read_audio(tmp_path / "first/lan_000001.wav")
     ).all()
-    assert again["ref_transcript"][0] == ["Câu số 1."]
+    assert again[0].ref_transcript == ["Câu số 1."]
 
 
 def test_sources_are_never_overwritten(tmp_path):
@@ -235,8 +235,8 @@ def test_ragged_samples_of_others(tmp_path):
         and "text is empty" in reasons[4]
         and "no such audio file" in reasons[6]
     )
-    for r in read_higgs(tmp_path / "out").to_dict("records"):
-        prompt_from_row(r, r["text"])
+    for s in read_samples(tmp_path / "out"):
+        prompt_from_row(s, s.text)
 
 
 def test_a_higgs_folder_may_not_name_files_outside(tmp_path):
@@ -253,7 +253,7 @@ def test_a_higgs_folder_may_not_name_files_outside(tmp_path):
             json.dumps(dict(dataset_info={}, samples=[sample | bad]))
         )
         with pytest.raises(ValueError, match="leaves the folder"):
-            read_higgs(tmp_path / "d")
+            read_samples(tmp_path / "d")
 
 
 @pytest.mark.parametrize(
@@ -367,12 +367,12 @@ def train_one_step(folder, cache, own):
 
     Returns the usable clips and the step's report.
     """
-    manifest = read_higgs(folder)
-    codes, bad = encode_files(manifest["audio_path"], CodeCache(cache, own.codec))
-    rows = [r for r in manifest.to_dict("records") if r["audio_path"] in codes]
+    samples = read_samples(folder)
+    codes, bad = encode_files([s.audio_path for s in samples], CodeCache(cache, own.codec))
+    rows = [s for s in samples if str(s.audio_path) in codes]
     examples = [
-        build_example(own.tokenizer, prompt_from_row(r, r["text"]), codes[r["audio_path"]], r["id"])
-        for r in rows
+        build_example(own.tokenizer, prompt_from_row(s, s.text), codes[str(s.audio_path)], s.id)
+        for s in rows
     ]
     model = add_lora(
         own.model, lora_config(targets=["attention", "audio_ffn"], audio_embeddings=True)
@@ -444,10 +444,10 @@ def test_what_the_table_says_of_validation_reaches_training(tmp_path):
         DataSettings(table=str(tmp_path / "table.csv"), audio="/", output_dir=str(tmp_path / "out"))
     )
     assert [s.get("split") for s in samples] == ["train", "valid", None]
-    found = read_higgs(tmp_path / "out").to_dict("records")
+    found = read_samples(tmp_path / "out")
     data = split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)
     assert (list(data.train), list(data.valid)) == ([0, 2], [1])
-    found[0]["split"] = "odd"
+    found[0] |= dict(split="odd")
     with pytest.raises(ValueError, match="'odd'"):
         split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import higgs_vi.speakers as speakers
+import higgs_vi.files as files_module
 from higgs_vi.batch import epoch_batches, sample_by_weight
 from higgs_vi.check import CheckSettings
 from higgs_vi.check import check as look_through
@@ -19,14 +19,22 @@ from higgs_vi.checkpoint import read_metrics
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.forecast import apply_preset
 from higgs_vi.loop import train
-from higgs_vi.manifest import read_higgs
+from higgs_vi.manifest import Sample, read_samples
 from higgs_vi.plan import Dataset, plan_after, plan_epoch, split
 from higgs_vi.recipe import TrainSettings
-from higgs_vi.speakers import SpeakersSettings, balance, execute, kind_of, original_rows
+from higgs_vi.speakers import SpeakersSettings, execute, kind_of, original_rows
+from higgs_vi.speakers import balance as balance_samples
 from higgs_vi.splits import SIDES, effective_number, seconds_by, speakers_of, texts_of
 from higgs_vi.train import start
 
 CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
+
+
+def balance(rows, *options):
+    "Balance rows that these tests write as plain dicts with a text."
+    records = [{k: v for k, v in r.items() if k != "text"} for r in rows]
+    texts = [r["text"] for r in rows]
+    return balance_samples(list(map(Sample.of, records, [None] * len(rows), texts)), *options)
 
 
 def manifest(rng):
@@ -408,19 +416,19 @@ def test_a_run_broken_off_leaves_the_folder_usable_and_the_next_one_ends_as_if_u
 ):
     whole = shutil.copytree(folder, folder.parent / "whole")
     execute(small(whole))
-    real = speakers.write_text
+    real = files_module.os.replace
     for doomed in ("dialogue_train_000001.txt", "unbalanced.json", "metadata.json"):
         with monkeypatch.context() as m:
 
-            def write_text(path, text, doomed=doomed):
+            def replace_file(written, path, doomed=doomed):
                 if Path(path).name == doomed:
                     raise OSError("no space")
-                real(path, text)
+                real(written, path)
 
-            m.setattr(speakers, "write_text", write_text)
+            m.setattr(files_module.os, "replace", replace_file)
             with pytest.raises(OSError):
                 execute(small(folder))
-        assert len(read_higgs(folder)) == 80
+        assert len(read_samples(folder)) == 80
     execute(small(folder))
     assert files(folder) == files(whole)
 
@@ -518,17 +526,17 @@ def test_another_balancing_broken_off_leaves_no_dialogue_whose_words_are_not_its
     for f in (folder, whole):
         execute(small(f))
     with monkeypatch.context() as m:
-        real = speakers.write_text
+        real = files_module.os.replace
 
-        def write_text(path, text):
+        def replace_file(written, path):
             if Path(path).name == "dialogue_train_000001.txt":
                 raise OSError("no space")
-            real(path, text)
+            real(written, path)
 
-        m.setattr(speakers, "write_text", write_text)
+        m.setattr(files_module.os, "replace", replace_file)
         with pytest.raises(OSError):
             execute(small(folder, seed=5, dialogue_share=0.3))
-    left = read_higgs(folder).to_dict("records")
+    left = read_samples(folder)
     assert len(left) == 80 and not any(kind_of(s) == "dialogue" for s in left)
     execute(small(folder))
     assert files(folder) == files(whole)

@@ -24,7 +24,7 @@ import soundfile as sf
 from higgs_vi.cells import kind_of, why_misread, why_noted, without_notes
 from higgs_vi.check import CheckSettings, check
 from higgs_vi.data import DataSettings, gender_of, main, prepare, read_source
-from higgs_vi.manifest import read_higgs
+from higgs_vi.manifest import read_samples
 from higgs_vi.splits import given_sides
 from higgs_vi.tables import Blobs, read_parquet, read_table, speakers_by_folder
 from tests.sounds import spoken
@@ -1760,8 +1760,8 @@ def test_a_file_where_a_folder_belongs_and_the_reverse(tmp_path):
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")
     with pytest.raises(ValueError, match="nowhere is a broken link: .*parameter output_dir"):
         run(table, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="t.csv is no Higgs dataset folder: it is a file"):
-        read_higgs(table)
+    with pytest.raises(ValueError, match="t.csv is not a Higgs folder: it is a file"):
+        read_samples(table)
     run(table, tmp_path / "out")
     for report, words in (
         ("out", "is a folder: name a file in it"),
