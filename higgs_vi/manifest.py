@@ -26,9 +26,9 @@ from .turns import as_list
 class Sample(Mapping):
     """One clip of a Higgs folder.
 
-    Fields are attributes, and the sample is also a read-only mapping of the fields that its object in
-    `metadata.json` has: `sample["mood"]` reads a field without an attribute, `"split" in sample` tells
-    whether the file has the field, and `sample | changes` returns a changed copy.
+    Fields are attributes, and the sample is also a read-only mapping of the fields that its object
+    in `metadata.json` has: `sample["mood"]` reads a field without an attribute, `"split" in sample`
+    tells whether the file has the field, and `sample | changes` returns a changed copy.
     """
 
     id: str  # unique in the folder
@@ -52,7 +52,7 @@ class Sample(Mapping):
     channel: str | None = None  # which channel of the source was taken, as "1 of 2"
     raw_text: str | None = None  # the text before numbers were written in words
     foreign: str | None = None  # why the text may not be Vietnamese
-    ref_audio_file: list[str] | str | None = None  # reference clips for voice cloning, relative paths
+    ref_audio_file: list[str] | str | None = None  # clips whose voice is cloned, relative paths
     ref_transcript: list[str] | str | None = None  # a transcript for each reference
     ref_speakers: list[str] | str | None = None  # a speaker_id for each reference
     pitch: str | None = None  # "low", "moderate", "high" or "unknown", compared within the gender
@@ -112,11 +112,12 @@ class Sample(Mapping):
     @property
     def files(self) -> list[str]:
         "The relative paths of all its files: sound, transcript, reference clips."
-        return [str(f) for f in (self.audio_file, self.transcript_file, *as_list(self.ref_audio_file))]
+        names = (self.audio_file, self.transcript_file, *as_list(self.ref_audio_file))
+        return [str(name) for name in names]
 
 
 NOT_WRITTEN = ("extra", "order", "folder", "text")
-FIELDS = frozenset(f.name for f in fields(Sample)) - {*NOT_WRITTEN}
+FIELDS = dict.fromkeys(f.name for f in fields(Sample) if f.name not in NOT_WRITTEN)
 
 # %% ../nbs/26_manifest.ipynb #e7178c01
 METADATA = "metadata.json"
@@ -137,7 +138,7 @@ def _why_odd_record(record: dict) -> str:
             return f"its {name} is {value!r:.60}: it must be {kind}"
     return ""
 
-
+# %% ../nbs/26_manifest.ipynb #15a04a16
 def _why_odd(meta: dict) -> str:
     "Return the reason why the object in a metadata.json cannot be used, or '' if it can."
     info = meta.get("dataset_info") or {}
@@ -149,7 +150,8 @@ def _why_odd(meta: dict) -> str:
         return "samples is not a list of objects"
     for name in _REQUIRED:
         if records and not any(name in r for r in records): return f"no sample has the field {name}"
-    return next((f"sample {i}: {why}" for i, r in enumerate(records) if (why := _why_odd_record(r))), "")
+    reasons = ((i, _why_odd_record(record)) for i, record in enumerate(records))
+    return next((f"sample {i}: {why}" for i, why in reasons if why), "")
 
 # %% ../nbs/26_manifest.ipynb #84df71b6
 @dataclass
@@ -164,7 +166,7 @@ class Manifest:
         "`dataset_info`: counts, hours, the source table; {} if the file has none."
         return self.head.get("dataset_info") or {}
 
-
+# %% ../nbs/26_manifest.ipynb #0d4134ec
 def has_manifest(folder: Path) -> bool:
     "Return whether `folder` is a Higgs folder, that is, has a metadata.json."
     return (folder / METADATA).is_file()
@@ -190,7 +192,7 @@ def _parsed(folder: Path, name: str) -> dict:
         ) from e
     return meta
 
-
+# %% ../nbs/26_manifest.ipynb #9f434ba6
 def read_manifest(folder: str | Path, name: str = METADATA) -> Manifest:
     """Read and check the metadata of a Higgs folder; transcripts and sounds are not touched.
 
@@ -209,7 +211,7 @@ def read_manifest(folder: str | Path, name: str = METADATA) -> Manifest:
         )
     return Manifest([Sample.of(r, folder) for r in meta["samples"]], meta)
 
-
+# %% ../nbs/26_manifest.ipynb #8bd54c61
 def write_manifest(folder: Path, manifest: Manifest, name: str = METADATA):
     "Write the metadata of a Higgs folder atomically, as UTF-8."
     meta = manifest.head | dict(samples=[s.to_dict() for s in manifest.samples])
@@ -261,7 +263,7 @@ def _text_or_empty(sample: Sample) -> str:
 
 
 def read_higgs_rows(folder: Path) -> pd.DataFrame:
-    "Return the samples of a Higgs folder as table rows with our column names, for 00_data to check."
+    "Return the samples of a Higgs folder as table rows with our columns, for 00_data to check."
     samples = read_manifest(folder).samples
     df = mark_illegible(df := as_table(samples), list(df))
     names = df.get("speaker_name", df["speaker_id"])
