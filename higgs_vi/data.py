@@ -335,7 +335,8 @@ def _old_files(out: Path, source: str) -> set[str]:
         manifest = read_manifest(out)
     except ValueError as e:
         raise ValueError(
-            f"{e}; or choose another folder (parameter output_dir), or delete {out}"
+            f"{out} already holds a dataset, made from something else or damaged ({e}): "
+            "choose another folder (parameter output_dir), or delete it"
         ) from e
     origin = manifest.info.get("created_from")
     if origin != [source]:
