@@ -2,6 +2,7 @@
 to Praat's on real speech.
 """
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from higgs_vi.audio import SAMPLE_RATE, frame_levels, read_audio
-from higgs_vi.show import HIGHEST, LOWEST, draw_spectrogram, pitch
+from higgs_vi.show import HIGHEST, LOWEST, Clip, draw_spectrogram, pitch, table
 
 REAL = Path(__file__).resolve().parents[2]/"shared/data/cv_vi"
 
@@ -66,10 +67,18 @@ def test_silence_and_noise_have_no_pitch():
 
 def test_the_picture_has_an_axis_for_pitch():
     figure = Figure()
-    draw_spectrogram(figure.add_subplot(), voiced(TONES["sắc"]), "sắc")
+    draw_spectrogram(figure.add_subplot(), voiced(TONES["sắc"]))
     line = figure.axes[1]
     assert line.get_yscale() == "log" and line.get_ylim() == (LOWEST, HIGHEST) == (75, 400)
     assert np.nanmax(line.lines[0].get_ydata()) > 240
+
+
+def test_a_title_is_printed_once():
+    "It is the caption in the table, and the picture does not repeat it."
+    wave = voiced(TONES["sắc"])
+    assert Clip(wave, "one").picture() == Clip(wave, "two").picture()
+    for clip, caption in ((Clip(wave, "one"), "one"), (Clip(wave), "cell")):
+        assert re.findall("<figcaption.*?>(.*?)<", table([dict(cell=clip)])) == [caption]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the Common Voice clips are not at hand")
