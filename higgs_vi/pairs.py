@@ -18,46 +18,54 @@ import numpy as np
 from .audio import SAMPLE_RATE, clipped_share, frame_levels, peak, read_audio, rms_level
 from .files import path_inside
 from .manifest import Sample
-from .settings import Settings
 from .splits import seeded_hash, texts_of
 from .turns import is_dialogue, task_of
 
-# %% ../nbs/29_pairs.ipynb #339c97c3
+# %% ../nbs/29_pairs.ipynb #60411365
 def snr_of(x: np.ndarray) -> float:
-    "Decibels between the loud and the quiet moments of `x` (95th and 10th percentile of 20 ms), those without any sound left aside."
+    """Estimate the signal-to-noise ratio of `x` `(samples,)` in dB.
+
+    It is the distance between the 95th and the 10th percentile of the levels of 20 ms frames.
+    Frames of digital silence are ignored: codecs and editors add them at the ends, and they say
+    nothing about the noise.
+    """
     levels = frame_levels(x)
-    heard = levels[
-        levels > -75
-    ]  # coders and editors put digital silence at the ends: it says nothing of the noise
-    return float(np.percentile(levels, 95) - np.percentile(heard, 10)) if len(heard) else 0.0
+    audible = levels[levels > -75]
+    if not len(audible): return 0.0
+    return float(np.percentile(levels, 95) - np.percentile(audible, 10))
 
-def clean_check(folder: Path, cfg: Settings) -> Callable[[dict], bool]:
-    "Whether a row's sound is fit to be a reference: at least `snr` dB, and hardly clipped. Sounds are read when asked for, once."
+def clean_check(folder: Path, min_snr: float) -> Callable[[Sample], bool]:
+    """Return a function that tells whether a row's sound can be a reference.
 
+    It can if its SNR is at least `min_snr` dB and fewer than 0.1 % of its samples are clipped. Each
+    sound is read once, when it is first asked for.
+    """
     @cache
-    def heard(file):
-        "A file's noise, and the share of its samples that are clipped."
+    def measure(file):
+        "Return the SNR of a file (dB) and the share of its samples that are clipped."
         x = read_audio(path_inside(folder, file))
         return snr_of(x), clipped_share(x)
 
-    def clean(row):
-        "Whether the row's sound is fit."
-        snr, cut = heard(row["audio_file"])
-        return (
-            row["snr"] if isinstance(row.get("snr"), (int, float)) else snr
-        ) >= cfg.min_snr and cut < 1e-3
+    def is_clean(row):
+        "Return whether the row's sound can be a reference."
+        snr, clipped = measure(row["audio_file"])
+        if isinstance(row.get("snr"), (int, float)): snr = row["snr"]
+        return snr >= min_snr and clipped < 1e-3
 
-    return clean
+    return is_clean
 
 # %% ../nbs/29_pairs.ipynb #c0e0bea5
-def is_plain(row: dict) -> bool:
-    "Whether one person speaks in a row, and no reference is given."
+def is_plain(row: Sample) -> bool:
+    "Return whether a row has one speaker and no reference."
     return not is_dialogue(row["text"]) and not row.get("ref_audio_file")
 
 def clips_by_voice(
-    rows: list[dict], shortest: float = 0.0, longest: float = float("inf")
-) -> dict[tuple, list[dict]]:
-    "The plain rows of each (side, speaker) that last from `shortest` to `longest` seconds, in the order of their ids."
+    rows: list[Sample], shortest: float = 0.0, longest: float = float("inf")
+) -> dict[tuple, list[Sample]]:
+    """Group the plain rows of `shortest` to `longest` seconds by (side, speaker).
+
+    Each group is sorted by id.
+    """
     out = defaultdict(list)
     for r in sorted(rows, key=lambda r: r["id"]):
         if is_plain(r) and shortest <= r["duration"] <= longest:
@@ -65,88 +73,122 @@ def clips_by_voice(
     return out
 
 def draw_reference(
-    voices: list[dict], taken: set[str], lots: tuple, clean: Callable[[dict], bool]
-) -> dict | None:
-    "One of `voices` that says nothing of `taken` and is clean, drawn by `lots`; None if there is none."
-    drawn = random.Random(repr(lots)).sample(voices, len(voices))
-    return next((r for r in drawn if not texts_of(r) & taken and clean(r)), None)
+    candidates: list[Sample], texts: set[str], key: tuple, is_clean: Callable[[Sample], bool]
+) -> Sample | None:
+    """Draw a clean row from `candidates` that has none of the `texts`; None if there is none.
 
-def clone_pairs(rows: list[dict], share: float, seed: int = 0, shortest: float = 3.0, longest: float = 10.0,
-                clean: Callable[[dict], bool] = lambda row: True) -> list[dict]:
-    """Rows again, each with a reference of its speaker: so many that they are `share` of the `rows` of each side, or all that can be.
-
-    A row has `id`, `speaker_id`, `text`, `audio_file`, `duration` and perhaps a `split`; speakers and texts of a side stay there.
+    `key` seeds the draw.
     """
-    voices, left, pairs = clips_by_voice(rows, shortest, longest), Counter(r.get("split") for r in rows), []
-    left = {side: round(share*n) for side, n in left.items()}
+    drawn = random.Random(repr(key)).sample(candidates, len(candidates))
+    return next((r for r in drawn if not texts_of(r) & texts and is_clean(r)), None)
+
+def _pair(row: Sample, reference: Sample) -> Sample:
+    "Return `row` once more, with a reference before it."
+    return row | dict(
+        id=f"{row['id']}_clone",
+        task_type=task_of(row["text"], True),
+        pair_of=[row["id"]],
+        ref_audio_file=[reference["audio_file"]],
+        ref_transcript=[reference["text"]],
+        ref_speakers=[reference["speaker_id"]],
+    )
+
+def clone_pairs(
+    rows: list[Sample],
+    share: float,
+    seed: int = 0,
+    shortest: float = 3.0,
+    longest: float = 10.0,
+    is_clean: Callable[[Sample], bool] = lambda row: True,
+) -> list[Sample]:
+    """Make pairs for voice cloning from `rows`, which have `text` and perhaps `split`.
+
+    On each side there are `share` times as many pairs as rows, or as many as can be made.
+    References last `shortest` to `longest` seconds, and `is_clean` accepts them. A pair and its
+    reference are on the same side.
+    """
+    voices = clips_by_voice(rows, shortest, longest)
+    wanted = {side: round(share*n) for side, n in Counter(r.get("split") for r in rows).items()}
+    pairs = []
     for r in sorted(filter(is_plain, rows), key=lambda r: seeded_hash(seed, "clone", r["id"])):
-        if not left[r.get("split")]: continue
-        ref = draw_reference(voices[r.get("split"), r["speaker_id"]], texts_of(r), (seed, "reference", r["id"]), clean)
-        if not ref: continue
-        left[r.get("split")] -= 1
-        pairs.append(r | dict(id=f"{r['id']}_clone", task_type=task_of(r["text"], True), pair_of=[r["id"]],
-                              ref_audio_file=[ref["audio_file"]], ref_transcript=[ref["text"]], ref_speakers=[ref["speaker_id"]]))
+        side, key = r.get("split"), (seed, "reference", r["id"])
+        if not wanted[side]: continue
+        reference = draw_reference(voices[side, r["speaker_id"]], texts_of(r), key, is_clean)
+        if not reference: continue
+        wanted[side] -= 1
+        pairs.append(_pair(r, reference))
     return sorted(pairs, key=lambda r: r["id"])
 
 # %% ../nbs/29_pairs.ipynb #132dada6
 PAUSE, LONGEST_DIALOGUE = 0.25, 20.0     # seconds
 
-def _dialogue(
-    voices: dict[str, list[dict]], references: dict[str, list[dict]], lots: tuple, clean
-) -> tuple[list[dict], list[dict]] | None:
-    "Turns and references of a dialogue drawn by `lots`; None if the draw does not do."
-    rng = random.Random(repr(lots))
+def _draw_dialogue(
+    voices: dict[str, list[Sample]], references: dict[str, list[Sample]], key: tuple, is_clean
+) -> tuple[list[Sample], list[Sample]] | None:
+    """Draw the turns and the references of a dialogue; `key` seeds the draw.
+
+    Returns None if the draw is too long, repeats a text, or has no clean reference.
+    """
+    rng = random.Random(repr(key))
     two = rng.sample(sorted(references), 2)
     turns = [rng.choice(voices[two[i % 2]]) for i in range(rng.randint(2, 4))]
-    said = set().union(*map(texts_of, turns))
-    if len(said) < len(turns) or sum(r["duration"] + PAUSE for r in turns) > LONGEST_DIALOGUE:
+    texts = set().union(*map(texts_of, turns))
+    if len(texts) < len(turns) or sum(r["duration"] + PAUSE for r in turns) > LONGEST_DIALOGUE:
         return None
-    refs = [draw_reference(references[s], said, (*lots, s), clean) for s in two]
-    return (turns, refs) if all(refs) else None
+    drawn = [draw_reference(references[s], texts, (*key, s), is_clean) for s in two]
+    return (turns, drawn) if all(drawn) else None
 
-def _dialogue_row(name: str, turns: list[Sample], refs: list[Sample]) -> Sample:
-    "The row of a dialogue: what all its turns agree on, else `unknown`, or nothing for what is no word."
+def _tagged(turns: list[Sample], field: str) -> str:
+    "Join a text field of the turns, each after its speaker tag."
+    return " ".join(
+        f"[SPEAKER{i % 2}] {t.get(field) or t['text']}" for i, t in enumerate(turns)
+    )
+
+def _dialogue_row(name: str, turns: list[Sample], references: list[Sample]) -> Sample:
+    """Return the row of a dialogue.
+
+    A string or number field has the value that all turns agree on, or "unknown". Other fields are
+    left out.
+    """
     row = {
         k: v if all(t.get(k) == v for t in turns) else "unknown"
         for k, v in turns[0].items()
         if isinstance(v, (str, int, float)) and k not in ("raw_text", "foreign", "text")
     }
-    line = lambda key: " ".join(
-        f"[SPEAKER{i % 2}] {t.get(key) or t['text']}" for i, t in enumerate(turns)
-    )
-    text = line("text")
+    text, speakers = _tagged(turns, "text"), [r["speaker_id"] for r in references]
     if any(t.get("raw_text") for t in turns):
-        row["raw_text"] = line("raw_text")
-    if odd := [t["foreign"] for t in turns if t.get("foreign")]:
-        row["foreign"] = odd[0]
+        row["raw_text"] = _tagged(turns, "raw_text")
+    if foreign := [t["foreign"] for t in turns if t.get("foreign")]:
+        row["foreign"] = foreign[0]
     row |= dict(
         id=name,
         audio_file=f"{name}.wav",
         transcript_file=f"{name}.txt",
         task_type=task_of(text, True),
         duration=round(sum(t["duration"] for t in turns) + PAUSE * (len(turns) - 1), 3),
-    )
-    pair = [r["speaker_id"] for r in refs]
-    row |= dict(
-        speaker_id="+".join(pair),
-        speaker_name="+".join(str(r.get("speaker_name", r["speaker_id"])) for r in refs),
+        speaker_id="+".join(speakers),
+        speaker_name="+".join(str(r.get("speaker_name", r["speaker_id"])) for r in references),
         pair_of=[t["id"] for t in turns],
-        ref_audio_file=[r["audio_file"] for r in refs],
-        ref_transcript=[r["text"] for r in refs],
-        ref_speakers=pair,
+        ref_audio_file=[r["audio_file"] for r in references],
+        ref_transcript=[r["text"] for r in references],
+        ref_speakers=speakers,
     )
     return Sample.of(row, turns[0].folder, text)
 
 # %% ../nbs/29_pairs.ipynb #75f29ad7
 def make_dialogues(
-    rows: list[dict],
+    rows: list[Sample],
     share: float,
     seed: int = 0,
     shortest: float = 3.0,
     longest: float = 10.0,
-    clean: Callable[[dict], bool] = lambda row: True,
-) -> list[dict]:
-    "Rows of dialogues, `pair_of` their turns: so many that they are `share` of each side's `rows`, or what ten draws for each can find."
+    is_clean: Callable[[Sample], bool] = lambda row: True,
+) -> list[Sample]:
+    """Make dialogues from the plain `rows`; their `pair_of` lists the ids of the turns.
+
+    On each side there are `share` times as many dialogues as rows, or as many as ten draws per
+    dialogue find. References last `shortest` to `longest` seconds, and `is_clean` accepts them.
+    """
     out = []
     for side, n in sorted(Counter(r.get("split") or "" for r in rows).items()):
         here = [r for r in rows if (r.get("split") or "") == side]
@@ -158,17 +200,21 @@ def make_dialogues(
         for i in range(10 * wanted if len(references) > 1 else 0):
             if len(found) == wanted:
                 break
-            made = _dialogue(voices, references, (seed, "dialogue", side, i), clean)
-            if made:
-                found.setdefault(tuple(t["id"] for t in made[0]), made)
+            drawn = _draw_dialogue(voices, references, (seed, "dialogue", side, i), is_clean)
+            if drawn:
+                found.setdefault(tuple(t["id"] for t in drawn[0]), drawn)
         out += [
-            _dialogue_row(f"dialogue_{side or 'all'}_{i:06d}", *made)
-            for i, made in enumerate(found.values())
+            _dialogue_row(f"dialogue_{side or 'all'}_{i:06d}", *drawn)
+            for i, drawn in enumerate(found.values())
         ]
     return out
 
+# %% ../nbs/29_pairs.ipynb #5b94f899
 def join_turns(sounds: list[np.ndarray]) -> np.ndarray:
-    "The turns of a dialogue, each at -23 dBFS or as near as a peak of -1 dBFS allows, with pauses between."
+    """Join the turns of a dialogue, `(samples,)` each, with a pause between them.
+
+    Each turn is scaled to -23 dBFS, or less if its peak would exceed -1 dBFS.
+    """
     even = [
         x * 10 ** (min(-23 - rms_level(x), -1 - peak(x)) / 20) if np.isfinite(rms_level(x)) else x
         for x in sounds

@@ -109,13 +109,14 @@ def balance(rows: list[Sample], cfg: Settings, clean: Callable[[Sample], bool] =
     `rows` have `text`; `clean` says which are fit to be references, `copies` which are one
     recording (id -> its name). `ValueError` with counts where no division does.
     """
-    reasons = find_over_cap(rows, cfg)
+    reasons = find_over_cap(rows, cfg.max_minutes, cfg.max_clips, cfg.seed)
     left = [r for r in rows if r.id not in reasons]
     if not left:
         shortest = min((r.duration for r in rows), default=0)
         raise ValueError(f"each of the {len(rows)} clips alone is longer than the {cfg.max_minutes:g} min that a "
                          f"speaker may have: the shortest lasts {shortest:.1f} s (parameter max_minutes)")
-    sides, owners = divide(left, cfg, copies)
+    shares = cfg.valid_share, cfg.test_share
+    sides, owners = divide(left, cfg.disjoint, *shares, cfg.seed, copies)
     reasons |= {r.id: f"it is in {s} by its {'own split' if cfg.disjoint == 'given' else 'speaker'}, but its text belongs to {o}, "
                 "where more clips say it, or as many: a text on two sides would be a leak"
                 for r, s, o in zip(left, sides, owners) if s != o}
@@ -211,7 +212,7 @@ def execute(cfg: Settings) -> tuple[list[Sample], list[Sample], pd.DataFrame]:
     "The whole step: the rows as they were, the samples written, the rows dropped."
     folder = project_root()/cfg.data
     source, rows = original_rows(folder)
-    samples, dropped = balance(rows, cfg, clean_check(folder, cfg), find_duplicates(folder, rows))
+    samples, dropped = balance(rows, cfg, clean_check(folder, cfg.min_snr), find_duplicates(folder, rows))
     write(folder, source, rows, samples, dropped, cfg)
     return rows, samples, dropped
 
