@@ -184,8 +184,8 @@ def _why_not(rows, sides, owners, groups, disjoint) -> str:
     split = f"the best of {DRAWS} draws of speakers" if drawn else "the table's own split"
     return (
         f"{sum(len(s) > 1 for s in speakers.values())} of {len(speakers)} texts are said by "
-        f"several of {len({r['speaker_id'] for r in rows})} speakers, so the sides cannot also differ in "
-        f"all texts: {split} would keep "
+        f"several of {len({r['speaker_id'] for r in rows})} speakers, so the sides cannot also "
+        f"differ in all texts: {split} would keep "
         + ", ".join(f"{kept[s]} of {had[s]} clips in {s}" for s in SIDES if had[s])
         + "; set disjoint to utterance, or valid_share and test_share to smaller values, or add "
         "sentences that only one speaker says"
