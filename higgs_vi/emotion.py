@@ -277,7 +277,10 @@ def _asks_first(s: _Sentence) -> bool:
     return bool(_FIRST.search(s.core + " "))
 
 def _asks_within(s: _Sentence) -> bool:
-    "Return whether a question word inside a sentence asks: soft ending, or 'you' is addressed."
+    """Return whether a question word inside the sentence asks.
+
+    It does if the sentence ends in softening words or addresses the listener.
+    """
     if _KNOWING.search(s.core) or s.end == "!" and not s.tail: return False
     if s.tail and _INSIDE.search(s.core): return True
     return bool(_TO_YOU.search(s.core) and _YOURS.search(s.core)
@@ -665,11 +668,11 @@ def _warning(s: _Sentence) -> str:
 # %% ../nbs/27_emotion.ipynb #c1dd5d60
 @dataclass(frozen=True)
 class Verdict:
-    "The class of a text: one of `EMOTIONS`, the rule, and whether the sound is ignored."
+    "The result for a text."
 
-    emotion: str
-    why: str
-    sure: bool
+    emotion: str    # one of `EMOTIONS`
+    why: str        # the rule that decided
+    sure: bool      # whether the sound is ignored, see `vote`
 
 # %% ../nbs/27_emotion.ipynb #f3275c67
 _OTHER_PREDICATE = re.compile(
