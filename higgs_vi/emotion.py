@@ -209,7 +209,7 @@ _NONE = _word(
 _WHY_NOT = re.compile(r"^(?:sao|tại sao|vì sao|ai|liệu|cớ sao|bộ|chẳng lẽ|lẽ nào|răng) ")
 
 def _means_any(s: _Sentence) -> bool:
-    "Return whether a question word means any or every: ai đến trước thì …, đâu cũng …."
+    "Return whether a question word means any or every: ai đến trước thì …, ai cũng …."
     return bool(_WHOEVER.search(s.core) or _AS_ONE_LIKES.search(s.plain)
                 or _EVERY.search(s.joined) or _EACH.search(s.joined))
 
