@@ -310,22 +310,22 @@ def _why_decoded_twice(text: str) -> str:
     except UnicodeError:
         return ""
     if plain == text: return ""
-    return (f"it is UTF-8 that was decoded as cp1252 and means {printable(plain, 40)!r}: export the "
-            "table again as UTF-8")
+    return (f"it is UTF-8 that was decoded as cp1252 and means {printable(plain, 40)!r}: export "
+            "the table again as UTF-8")
 
 def why_misread(text: str) -> str:
     "Return the reason why `text` looks decoded or exported in a wrong way, or ''."
     if why := _why_decoded_twice(text): return why
     if m := re.search("[ðþÞ]", text):
-        return (f"it holds {m[0]!r}, which is not a Vietnamese letter: it stands for đ where "
-                "cp1258 was decoded as cp1252; export the table again as UTF-8")
+        return (f"it holds {m[0]!r}, which is not a Vietnamese letter: it is a đ in cp1258 that "
+                "was decoded as cp1252; export the table again as UTF-8")
     if m := re.search(r"\\[ux][0-9a-fA-F]{2,4}", text):
         return f"it holds {m[0]!r}, an escaped letter: write the letter itself"
     if m := re.match(r"\s*(#(?:NAME|REF|VALUE|DIV/0|N/A|NUM|NULL)[?!]?|=[A-Za-z]+[\d(])", text):
         return f"it begins with {m[0]!r}, a spreadsheet error or formula: export the cell's value"
     if "://" not in text and (lost := [w for w in text.split() if _lost(w)]):
-        return (f"it holds {printable(lost[0], 20)!r}: letters were lost when the table was saved, "
-                "so export it again as UTF-8 (Excel: CSV UTF-8)")
+        return (f"it holds {printable(lost[0], 20)!r}: letters were lost when the table was "
+                "saved, so export it again as UTF-8 (Excel: CSV UTF-8)")
     return ""
 
 # %% ../nbs/20_cells.ipynb #677df11c

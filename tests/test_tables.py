@@ -117,7 +117,7 @@ def test_lines_that_one_quotation_mark_swallows_are_counted(tmp_path):
     )  # what lies between the marks is a row by itself
     assert (
         sum("one quotation mark" in r for r in got.reasons) == 2
-        and "line 6 of the table has 4 cells, the header 3" in got.reasons[2]
+        and "line 6 of the table has 4 cells, but the header has 3" in got.reasons[2]
     )
 
 
@@ -151,7 +151,7 @@ def test_jsonl_of_nemo_and_of_swift(tmp_path):
         and {s["duration"] for s in got.samples} == {1.0}
     )
     assert (
-        "line 4 of the table is no JSON" in got.reasons[0]
+        "line 4 of the table is not JSON" in got.reasons[0]
         and "the segment from 7 to 8 s is not inside it" in got.reasons[1]
     )
     for i in range(3):
@@ -196,7 +196,7 @@ def test_ljspeech_and_lists_with_a_speaker(tmp_path):
         and got.kind == "ljspeech"
     )
     assert set(got.speakers) == {"lj/metadata"} and any(
-        "all clips are taken for one speaker, 'lj/metadata'" in n for n in got.notes
+        "all clips are assumed to have one speaker, 'lj/metadata'" in n for n in got.notes
     )
     assert (
         run(tmp_path / "lj", tmp_path / "out2", columns="text=2", encoding="utf-8").texts[1]
@@ -251,7 +251,7 @@ def test_folders_of_sounds_and_texts_keep_people_apart(tmp_path):
     assert got.texts == TEXTS[:3] and got.speakers == ["vivos/lan", "vlsp/lan", "minh"]
     assert (
         "there is no b.txt beside it" in got.reasons[0]
-        and "no sound beside this text" in got.reasons[1]
+        and "no audio file beside this text" in got.reasons[1]
     )
 
 
@@ -336,7 +336,7 @@ def test_parquet_whose_sounds_are_damaged_or_beside_it(tmp_path):
     damage(tmp_path / "a/a.parquet", 1, "audio.bytes", 400)
     got = run(tmp_path / "a", tmp_path / "out", columns="text=transcription")
     assert got.texts == [f"Câu số {i}." for i in (0, 1, 4, 5)]
-    assert len(got.reasons) == 2 and all("fetch the shard again" in r for r in got.reasons)
+    assert len(got.reasons) == 2 and all("download the shard again" in r for r in got.reasons)
     wav(tmp_path / "b/clips/0.wav", 0)
     wav(tmp_path / "b/clips/1.wav", 1)
     sounds = [dict(bytes=None, path="0.wav"), dict(bytes=None, path="1")]
@@ -382,7 +382,7 @@ def test_memory_does_not_grow_with_a_shard(tmp_path):
         (
             lambda d: lines(d / "t.csv", "path,text", "0.wav,Một"),
             dict(columns="words=text"),
-            "'words=text': it takes ours=theirs",
+            "'words=text': write field=column",
         ),
         (
             lambda d: lines(d / "t.csv", "path,text", "0.wav,Mét", encoding="cp1252"),
@@ -397,12 +397,12 @@ def test_memory_does_not_grow_with_a_shard(tmp_path):
         (
             lambda d: lines(d / "t.csv", "path,text", "0.wav,Một"),
             dict(encoding="viscii9"),
-            "no encoding 'viscii9'",
+            "unknown encoding 'viscii9'",
         ),
         (
             lambda d: lines(d / "t.txt", "a|b|c d|e", "f|g|h i|j"),
             {},
-            "no header and 4 columns: say what they are",
+            "no header and 4 columns: say which is which",
         ),
         (
             lambda d: lines(d / "t.csv", "path,text", "0.wav,Một"),
@@ -419,7 +419,7 @@ def test_memory_does_not_grow_with_a_shard(tmp_path):
         (
             lambda d: lines(d / "in/mine.csv", "path,text").parent,
             {},
-            "holds no clip: .* it holds mine.csv",
+            "holds no clips: .* it holds mine.csv",
         ),
         (
             lambda d: wav(d / "in/a.wav", 0) or d / "in",
@@ -579,10 +579,10 @@ BAD_ROWS = {
         "cannot be used",
     ),
     "a name twice": ('{"audio": "1.wav", "text": "Một.", "text": "Hai."}', "has 'text' twice"),
-    "a list": ("[1, 2]", "has no names"),
-    "a word": ("null", "has no names"),
-    "two objects": ('{"audio": "1.wav"} {"text": "Hai."}', "goes on behind its object"),
-    "messages of another form": (dict(messages="Chào", audios=["1.wav"]), "no list of turns"),
+    "a list": ("[1, 2]", "is not a JSON object"),
+    "a word": ("null", "is not a JSON object"),
+    "two objects": ('{"audio": "1.wav"} {"text": "Hai."}', "text follows its object"),
+    "messages of another form": (dict(messages="Chào", audios=["1.wav"]), "not a list of turns"),
     "a folder": (row(1, audio="folder"), "no such audio file: .* is a folder"),
     "no path": (row(1, audio=""), r"its path is empty \('' in row 2 of t.jsonl, column 'audio'\)"),
     "a dash for a path": (row(1, audio="-"), "its path is empty"),
@@ -627,7 +627,7 @@ def test_the_first_line_may_be_the_bad_one_and_a_list_may_be_broken(tmp_path):
         lines(tmp_path / "torn.json", "[" + ",".join(json.dumps(row(i)) for i in range(4))[:-20]),
         tmp_path / "out3",
     )
-    assert len(got.texts) == 3 and "element 4 of the table is no JSON" in got.reasons[0]
+    assert len(got.texts) == 3 and "element 4 of the table is not JSON" in got.reasons[0]
 
 
 def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_path, monkeypatch):
@@ -956,7 +956,7 @@ def test_words_and_numbers_for_no(tmp_path):
         "path,text,speaker,valid",
         *(f"{i}.wav,Câu {i}.,a,mức {i}" for i in range(3)),
     )
-    with pytest.raises(ValueError, match="column 'valid', but its cells are no valid"):
+    with pytest.raises(ValueError, match="column 'valid', but its cells are not booleans"):
         read_table(odd)
 
 
@@ -1135,10 +1135,10 @@ def test_tails_that_several_paths_share_and_paths_that_leave(tmp_path):
         ),
         tmp_path / "out",
     )
-    assert got.texts == ["Câu 5."] and any("found by their tails" in n for n in got.notes)
+    assert got.texts == ["Câu 5."] and any("matched below" in n for n in got.notes)
     for reason, words in zip(
         got.reasons,
-        ["several paths end as '0.wav'"] * 2 + ["leaves the folder"] * 2 + ["no such audio file"], strict=True,
+        ["several paths end in '0.wav'"] * 2 + ["leaves the folder"] * 2 + ["no such audio file"], strict=True,
     ):
         assert words in reason
     with pytest.raises(ValueError, match="there is no folder .*parameter audio"):
@@ -1299,11 +1299,11 @@ def test_encodings_and_excel(tmp_path):
     old = "".join(map(in_cp1258, "\n".join(rows).replace("Một", "Đi chợ, một")))
     (tmp_path / "old.csv").write_bytes(old.encode("cp1258"))
     with pytest.raises(
-        ValueError, match="not UTF-8 text .* read as cp1258 its words are Vietnamese"
+        ValueError, match="not UTF-8 text .* decoded as cp1258 its words are Vietnamese"
     ):
         read_table(tmp_path / "old.csv")
     with pytest.raises(
-        ValueError, match="no Vietnamese in cp1252: .*set the parameter encoding to cp1258"
+        ValueError, match="not Vietnamese in cp1252: .*set the parameter encoding to cp1258"
     ):
         read_table(tmp_path / "old.csv", encoding="cp1252")
     assert run(tmp_path / "old.csv", tmp_path / "old", encoding="cp1258").texts[1:] == TEXTS[1:3]
@@ -1788,16 +1788,16 @@ def test_files_that_are_no_tables_say_what_they_are(tmp_path):
         ("t.csv", pickle.dumps(MakesAFolder(str(ran))), "is a pickle, .* never loaded"),
         ("t.pkl", b"(dp0\n.", "is a pickle"),
         ("m.pt", b"PK\x03\x04", "is a pickle"),
-        ("t.txt", b"\x93NUMPY\x01\0", "arrays of NumPy"),
-        ("t.db", b"SQLite format 3\0", "data base"),
+        ("t.txt", b"\x93NUMPY\x01\0", "NumPy arrays"),
+        ("t.db", b"SQLite format 3\0", "database"),
         ("t.pdf", b"%PDF-1.4", "is a document"),
-        ("t.tsv", bytes(range(256)) * 9, "no text but a binary file"),
+        ("t.tsv", bytes(range(256)) * 9, "is a binary file, not text"),
     ):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(ValueError, match=words) as e:
             read_source(DataSettings(table=str(tmp_path / name), output_dir=str(tmp_path / "out")))
         assert str(tmp_path / name) in str(e.value) and "UTF-16" not in str(e.value)
-    with pytest.raises(ValueError, match="is a sound, no table"):
+    with pytest.raises(ValueError, match="is an audio file, not a table"):
         read_table(tmp_path / "0.wav")
     assert not ran.exists()
     text = "path,text\n0.wav,Đi đâu đấy, đường đẹp đẽ đông đúc.\n" * 5
@@ -1831,8 +1831,8 @@ def test_a_list_of_transcripts_is_a_table_too(tmp_path):
     for reason, words in zip(
         got.reasons,
         [
-            "names 'NONE_R0', and 0 sounds",
-            "names 'twice', and 2 sounds",
+            "names 'NONE_R0', but 0 audio files",
+            "names 'twice', but 2 audio files",
             "line 7 of prompts.txt has no text",
         ], strict=True,
     ):
@@ -1880,7 +1880,7 @@ def test_files_beside_a_sound_that_are_not_read_are_named(tmp_path):
     )
     with pytest.raises(
         ValueError,
-        match="holds 5 sounds without texts beside them; it holds validated.tsv: name one",
+        match="holds 5 audio files without texts beside them; it holds validated.tsv: give one",
     ):
         read_table(tmp_path / "in")
 
@@ -2132,7 +2132,7 @@ def test_texts_that_a_spreadsheet_or_an_escape_spoilt_are_refused():
 
 
 @pytest.mark.parametrize(
-    "name, word", [("a.srt", "subtitles"), ("a.html", "a page"), ("a.ass", "subtitles")]
+    "name, word", [("a.srt", "subtitles"), ("a.html", "a web page"), ("a.ass", "subtitles")]
 )
 def test_a_file_that_is_no_table_is_named(tmp_path, name, word):
     with pytest.raises(ValueError, match=word):
