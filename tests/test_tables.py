@@ -1681,7 +1681,7 @@ def test_an_empty_path_is_named_as_such(tmp_path):
         False,
     ]
     assert "in row 2 of t.csv, column 'path'" in got.reasons[0] and got.reasons[2].endswith(
-        "is a folder, name a file in it"
+        "is a folder; name a file in it"
     )
     wav(tmp_path / "NA.wav", 5)
     assert run(
