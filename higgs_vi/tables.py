@@ -1154,7 +1154,9 @@ def _unify_speakers(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     usable = rows["problem"] == "" if "problem" in rows else pd.Series(True, rows.index)
     names = [n for n in map(str, rows["speaker"][usable]) if not is_unknown_speaker(n)]
     unified, several = unify_spelling(names)
-    def spelling(name): return unified.get(str(name), visible_name(name))
+    def spelling(name):
+        "Return the one spelling of a name."
+        return unified.get(str(name), visible_name(name))
     rows = rows.assign(speaker=[spelling(n) for n in rows["speaker"]])
     if "ref_speakers" in rows:
         rows["ref_speakers"] = [[spelling(n) for n in names] for names in rows["ref_speakers"]]
@@ -1411,7 +1413,9 @@ def _describe(found: dict[str, str], raw: Raw, usable: pd.DataFrame) -> str:
 def _as_fields(raw: Raw, chosen: dict[str, str], path: Path,
                is_file: Callable[[str], bool]) -> tuple[pd.DataFrame, list[str]]:
     "Return the rows of a raw table under our field names, and its notes."
-    def names_file(cell): return is_sound(cell) or is_file(cell)
+    def names_file(cell):
+        "Return True if a cell names an audio file or an existing file."
+        return is_sound(cell) or is_file(cell)
     usable = raw.cells[[not why for why in raw.problem]]    # only these rows decide the guesses
     if raw.kind == "ljspeech":
         if not len(usable):
@@ -1480,6 +1484,7 @@ def _read(path: Path, kind: str, root: Path, chosen: dict[str, str],
         return rows, "list", []
     find = Finder(root)
     def is_file(cell):
+        "Return True if a cell names an existing file."
         return 0 < len(cell) < 1000 and os.path.isfile(os.path.join(root, find(cell)))
     if kind == "parquet": raw = read_parquet(path, chosen)
     elif kind == "jsonl": raw = read_jsonl(path, encoding)
