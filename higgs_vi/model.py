@@ -68,7 +68,7 @@ def route_positions(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if not hasattr(audio, "routes"):
         order = audio.flatten().to(torch.uint8).argsort(stable=True)
-        # int() waits for the GPU, the only time in a forward pass
+        # int() waits for the GPU: the only host synchronisation of a forward pass
         audio.routes = order.tensor_split([order.numel() - int(audio.sum())])
     return audio.routes
 
@@ -273,7 +273,7 @@ def _check_loaded(source, info: dict):
     if "text_lm_head.weight" in info["missing_keys"]:
         raise ValueError(
             f"the model {str(source)!r} has no text head (text_lm_head.weight): "
-            "set text_weight to 0"
+            "set text_loss_weight to 0"
         )
     wrong = (
         sorted(info["missing_keys"])
@@ -319,7 +319,7 @@ def load_model(
 
 # %% ../nbs/36_model.ipynb #c2a5fbf7
 def need_bitsandbytes(feature: str, instead: str):
-    "Raise `ValueError` if bitsandbytes is not installed; `instead` is the message's other way."
+    "Raise `ValueError` if bitsandbytes is not installed. The message recommends `instead`."
     if not find_spec("bitsandbytes"):
         raise ValueError(
             f"{feature} needs the package bitsandbytes: pip install 'higgs-vi[quant]', "
@@ -543,7 +543,7 @@ def random_model(
     return Checkpoint(model, tokenizer, codec)
 
 def nano(seed: int = 0, hidden: int = 128, layers: int = 2) -> Checkpoint:
-    "Return an untrained nano with tokenizer and codec fitted to the demo clips. It speaks noise."
+    "Return an untrained nano, its tokenizer and codec fitted to the demo clips."
     import pandas as pd
 
     texts = pd.read_csv(DEMO / "demo.csv")["normalized_text"].dropna().tolist()
