@@ -112,6 +112,8 @@ def test_the_comparison_with_outside_forms(said, expected, right):
     [
         ("Giá sẽ giảm sau 4-5 ngày.", "Giá sẽ giảm sau bốn đến năm ngày."),
         ("Hẹn ngày 4-5.", "Hẹn ngày bốn tháng năm."),
+        ("Từ 1900-1905.", "Từ một nghìn chín trăm đến một nghìn chín trăm linh năm."),
+        ("Gọi 1900-1905.", "Gọi một chín không không một chín không năm."),
         ("Dẫn 2-1 lúc 3:15.", "Dẫn hai một lúc ba giờ mười lăm phút."),
         ("中文 số 5", "中文 số năm"),
         ("AI ư?", "Ây ai ư?"),
