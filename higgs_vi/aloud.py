@@ -445,6 +445,7 @@ def _house(m: re.Match) -> str | None:
         for part in m[0].split("/")
     )
 
+# %% ../nbs/14_aloud.ipynb #fb5a4325
 @_rule("date", r"(\d{1,4})/(\d{1,4}(?:\.\d{3})*)(?![\d/A-ZĐ]|,\d)")
 def _slash(m: re.Match) -> str:
     "Read two numbers with a slash: a date, a month, a house, a fraction, or 'x trên y'."
@@ -523,6 +524,7 @@ def _plate(m: re.Match) -> str:
     "Read 29A-123.45 digit by digit."
     return spell("".join(filter(None, m.groups())))
 
+# %% ../nbs/14_aloud.ipynb #65a0cb92
 _GROUPED = (r"\(?0\d{2,3}\)?[ .-]?\d(?:[ .-]\d{3,4}){2}(?!\d)"
             r"|(?:\(?\+84\)?[ .-]?|\(?0)\d{1,3}\)?(?:[ .-]?\d{2,4}){2,4}(?![\d])|0\d{8,10}(?!\d)"
             r"|\+84\d{9,10}(?!\d)"
@@ -685,6 +687,7 @@ _WEIGHED = re.compile(
     r"(?!\w)")
 _A_DAY = re.compile(r" mỗi (?:ngày|lần|bữa)| một (?:ngày|lần|bữa)|/")
 
+# %% ../nbs/14_aloud.ipynb #060be861
 _WHOLE_THINGS = re.compile(     # things counted in integers: 12,345 người
     r" (?:người|lượt|học sinh|sinh viên|giáo viên|công nhân|em|hộ|ca|view|like|đồng|cổ phiếu|bài"
     r"|cuốn|quyển|con|cái|chiếc|xe|căn|phòng|vé|bạn|khách|thí sinh|cử tri|đại biểu|doanh nghiệp"
@@ -838,6 +841,7 @@ def _last_is_capital(left: str) -> bool:
     last = left.split()[-1:]
     return bool(last) and unicodedata.category(last[0][0]) == "Lu"
 
+# %% ../nbs/14_aloud.ipynb #e6e12d43
 @_rule("fraction", r"(\d{0,3})\s?([½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 def _vulgar(m: re.Match) -> str:
     "Read ½ and 1½."
@@ -883,6 +887,7 @@ def _colon(m: re.Match) -> str:
     )
     return f"{number(a)}{' ' if scored else ' trên '}{number(b)}"
 
+# %% ../nbs/14_aloud.ipynb #bd5fa813
 @_rule("measure", r"(?:[-−–+±~≈]\s?)?(?:US\$|S\$|A\$|C\$|HK\$|[$€£¥₫₩฿])?\s?\d")
 def _measures(m: re.Match) -> tuple[str, int] | None:
     "Read a measure, or a range of two."
@@ -1168,6 +1173,7 @@ def abbreviation(letters: str, shouted: bool = False) -> str:
     if shouted and vowels and len(letters) > 3: return letters
     return spell(letters)
 
+# %% ../nbs/14_aloud.ipynb #dc2b3184
 _ELEMENTS = set("""
     H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Ti V Cr Mn Fe Co Ni Cu Zn As Se Br Ag
     Cd Sn I Ba Pt Au Hg Pb U""".split())
@@ -1188,6 +1194,7 @@ def _glued(m: re.Match) -> str:
     if m[1]: return f"{abbreviation(m[1]) if m[1] in _SAID_ENGLISH else spell(m[1])} {m[2]}"
     return f"{m[3]} {abbreviation(m[4])}"
 
+# %% ../nbs/14_aloud.ipynb #fdd2ed68
 _TOKEN = r"[A-ZĐƯ]{1,6}(?:[-.]?\d{1,6}[A-ZĐƯ]{0,3}){1,4}|\d{1,5}(?:[A-ZĐƯ]{1,3}\d{0,3}){1,4}"
 _ROADS = _table("""
     KP khu phố; QL quốc lộ; TL tỉnh lộ; ĐT đường tỉnh; HL hương lộ; DT đường tỉnh""")
@@ -1232,6 +1239,7 @@ def _code(m: re.Match) -> str | None:
         last = piece
     return " ".join(out)
 
+# %% ../nbs/14_aloud.ipynb #766c437b
 @_rule("abbreviation", r"[A-ZĐƯ]{1,8}(?:&[A-ZĐƯ]{1,8}|-[A-ZĐƯ]{2,8}){1,3}(?!\w)"
                        r"|[A-ZĐƯ]{2,12}s?(?![^\W_]|['’]\w|-[A-ZĐ][a-z])|ThS(?!\w)|TTg(?!\w)"
                        r"|Ok(?!\w)")
@@ -1401,6 +1409,7 @@ def _unit(m: re.Match) -> str | None:
     near = re.search(r"\d(?:[.,]\d+)?\s?$|[^\W\d_]/$", left)
     return _UNITS[m[0]] if near and len(m[0]) > 1 else None
 
+# %% ../nbs/14_aloud.ipynb #2485765f
 _CHAT_LETTERS = {"a": "anh", "e": "em", "v": "vậy"}
 _IN_CHAT = re.compile(r"(?<!\w)(?:k|ko|hok|dc|đc|đk|bn|ntn|mk|bt|bik|vs|trc|mn|ny|vk|ck|nx|r|z|h|j)"
                       r"(?!\w)", re.IGNORECASE)
@@ -1468,6 +1477,7 @@ def _letter(m: re.Match) -> str:
     if text in _SYMBOLS: return _SYMBOLS[text]
     return spell(text)
 
+# %% ../nbs/14_aloud.ipynb #d5119a1b
 _SYMBOLS = _table("""
     + cộng; = bằng; < nhỏ hơn; > lớn hơn; ± cộng trừ; × nhân; ÷ chia; ≈ xấp xỉ; ≤ nhỏ hơn hoặc
     bằng; ≥ lớn hơn hoặc bằng; ≠ khác; ∞ vô cùng; √ căn bậc hai; π pi; Δ đen ta; α an pha; β
@@ -1516,6 +1526,7 @@ def _power(m: re.Match) -> str:
         else ""
     )
 
+# %% ../nbs/14_aloud.ipynb #95da366b
 _THE_DAY = r"(?i:thứ (?:[2-7]|hai|ba|tư|năm|sáu|bảy)|chủ nhật)(?!\w)"
 
 @_rule("dash", r"[-–—−]+")
