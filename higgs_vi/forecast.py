@@ -407,7 +407,7 @@ def plans_by_card(cfg: MemorySettings) -> pd.DataFrame:
             names = "mode", "gradient_checkpointing", "token_budget", "optim"
             row = {name: getattr(plan, name) for name in names} | {
                 "GiB, forecast": round(forecast(plan)["total"], 1),
-                "positions/s, forecast": round(speed(plan, card), -2),
+                "positions/s, forecast": int(round(speed(plan, card), -2)),
             }
         rows[f"{card.size} GB ({card.name})"] = row
     return pd.DataFrame(rows).T
