@@ -286,7 +286,7 @@ def test_times_for_another_rate_of_frames_are_refused(long_talk, by, n):
         for a, b in long_talk[:n]
     ]
     why = why_misfit(cues, long_talk)
-    assert "the times drift" in why and "frames a second" in why
+    assert "the times drift" in why and "frames per second" in why
     a, b = map(float, re.search(r"from (\S+) to (\S+) frames", why).groups())
     assert abs(by * a / b - 1) < 0.002
     assert not why_misfit([Cue(c.start / by, c.end / by, "x") for c in cues], long_talk)
