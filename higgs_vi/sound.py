@@ -196,9 +196,9 @@ def _count_speech_frames(P: np.ndarray, active: np.ndarray, pitched: np.ndarray)
     speech = continues[:-1] & (moved[:-1] > 0.003) & (change > 2)
     return int(continues.sum()), int(speech.sum())
 
-# %% ../nbs/24_sound.ipynb #e6458068
+# %% ../nbs/24_sound.ipynb #794bf066
 def _count_by_seconds(low: np.ndarray, active: np.ndarray) -> tuple[int, int]:
-    "`_count_speech_frames` for a clip `low` at 8 kHz, one second at a time until it is decided."
+    "Apply `_count_speech_frames` to a clip `low` at 8 kHz, second by second, until it is decided."
     voiced = speech = 0
     for i in range(0, len(active) - 2, 50):
         part = low[_FRAME_HOP*i : _FRAME_HOP*(i + 51) + _FRAME]
@@ -225,6 +225,7 @@ def _is_hidden_speech(low: np.ndarray, active: np.ndarray, levels: np.ndarray) -
     voiced, speech = _count_speech_frames(P, active, P)
     return speech >= max(5, 0.3*voiced)
 
+# %% ../nbs/24_sound.ipynb #75a0e09e
 def why_not_speech(
     x: np.ndarray, silence_dbfs: float = -50.0, require_voice: bool = True
 ) -> str:

@@ -553,7 +553,7 @@ def has_recordings(folder: Path, longest: float) -> bool:
     sounds, beside = [p for p in folder.rglob("*") if p.suffix.lower() in SOUNDS], subtitles(folder)
     return any(p.with_suffix("") in beside or _is_long(p, longest) for p in sounds)
 
-# %% ../nbs/23_subtitles.ipynb #3d28adef
+# %% ../nbs/23_subtitles.ipynb #dcf73908
 def _rows(folder: Path, row: dict, encoding: str, longest: float, path: Path | None) -> list[dict]:
     """Cut the recording of `row` into rows, one per sentence.
 
@@ -591,6 +591,7 @@ def _rows(folder: Path, row: dict, encoding: str, longest: float, path: Path | N
         for c in fit_to_speech(cues, spans, len(levels) * hop)
     ]
 
+# %% ../nbs/23_subtitles.ipynb #41bcfb9b
 def _notes(df: pd.DataFrame, folder: Path, beside: dict[Path, Path]) -> list[str]:
     "Describe how many sentences were cut, and which recordings have too few cues to check."
     is_cut = df["start"] != ""
