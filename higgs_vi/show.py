@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURE_STYLE', 'LOWEST', 'HIGHEST', 'plot_style', 'setup_plots', 'pitch', 'load_librosa', 'draw_spectrogram', 'Clip',
-           'table', 'gallery', 'show', 'options_table']
+           'table', 'gallery', 'show', 'options_table', 'frame_html']
 
 # %% ../nbs/16_show.ipynb #1922f7a0
 import base64
@@ -277,3 +277,15 @@ def options_table(settings: Settings):
     names = ("", "value", "takes", "meaning")
     head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
     return HTML(f"<table><tr>{head}</tr>{''.join(lines)}</table>")
+
+# %% ../nbs/16_show.ipynb #f04baae7
+def frame_html(df) -> str:
+    "Return a pandas DataFrame as an HTML table: text on the left, scrolling on a narrow page."
+    style = "text-align:left;vertical-align:top;min-width:4rem;max-width:36rem"
+    head = "".join(f'<th style="{style}">{html.escape(str(name))}</th>' for name in df.columns)
+    lines = []
+    for values in df.itertuples(index=False):
+        cells = "".join(f'<td style="{style}">{html.escape(str(v))}</td>' for v in values)
+        lines.append(f"<tr>{cells}</tr>")
+    rows = "".join(lines)
+    return f'<div style="overflow-x:auto"><table><tr>{head}</tr>{rows}</table></div>'

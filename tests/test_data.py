@@ -17,8 +17,9 @@ from higgs_vi.adapters import add_lora, lora_config
 from higgs_vi.audio import DEMO, read_audio, write_wav
 from higgs_vi.batch import build_example, collate, epoch_batches, prompt_from_row
 from higgs_vi.cache import CodeCache, encode_files
-from higgs_vi.data import DataSettings, main, prepare, spoken_text, write_clips
+from higgs_vi.data import DataSettings, main, prepare
 from higgs_vi.files import atomic, write_text
+from higgs_vi.intake import spoken_text, write_clips
 from higgs_vi.manifest import read_samples
 from higgs_vi.model import nano
 from higgs_vi.plan import split

@@ -128,15 +128,15 @@ VOICE = read_audio(DEMO/"clips/minh_000.ogg")
 
 RUN = """
 import json, sys, time
-import higgs_vi.data as data
+import higgs_vi.intake as intake
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.monitor import memory_gib
-took, real = {}, data.read_clip
+took, real = {}, intake.read_clip
 def timed(row, *rest):
     began = time.perf_counter()
     try: return real(row, *rest)
     finally: took[row["file"]] = time.perf_counter() - began
-data.read_clip = timed
+intake.read_clip = timed
 samples, rejected = prepare(DataSettings(table=sys.argv[1], output_dir=sys.argv[2], num_workers=1))
 rows = rejected[["file", "reason"]].values.tolist()
 print("RESULT" + json.dumps(dict(samples=len(samples), rejected=rows, took=took, gib=memory_gib())))

@@ -18,11 +18,12 @@ import pytest
 import soundfile as sf
 import soxr
 
-import higgs_vi.data as data
+import higgs_vi.intake as intake
 from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.check import BROKEN, ODD, CheckSettings, check
 from higgs_vi.check import main as check_command
-from higgs_vi.data import DataSettings, count_reasons, main, prepare, read_source, write_clips
+from higgs_vi.data import DataSettings, main, prepare, read_source
+from higgs_vi.intake import count_reasons, write_clips
 from higgs_vi.show import load_librosa
 from higgs_vi.subtitles import cut_at_pauses, levels_of, parse_cues, speech_spans
 from tests.sounds import spoken
@@ -155,21 +156,21 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     The next run reads only the remaining rows, and the result equals an uninterrupted run.
     """
     run(DEMO / "demo.csv", tmp_path / "whole")
-    out, real, read = tmp_path / "out", data.read_clip, []
+    out, real, read = tmp_path / "out", intake.read_clip, []
 
     def stopped(row, *rest):
         if row["row"] == 30:
             raise KeyboardInterrupt
         return real(row, *rest)
 
-    monkeypatch.setattr(data, "read_clip", stopped)
+    monkeypatch.setattr(intake, "read_clip", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(DEMO / "demo.csv", out)
     assert not list(out.glob(".row*")) and not (out / "metadata.json").exists()
     with (out / "journal.jsonl").open("ab") as f:
         f.write('{"stamp": "đ'.encode()[:-1])
     monkeypatch.setattr(
-        data, "read_clip", lambda row, *rest: (read.append(row["row"]), real(row, *rest))[1]
+        intake, "read_clip", lambda row, *rest: (read.append(row["row"]), real(row, *rest))[1]
     )
     run(DEMO / "demo.csv", out)
     assert sorted(read) == list(range(30, 89)) and content(out) == content(tmp_path / "whole")
@@ -202,8 +203,8 @@ def test_a_changed_file_or_text_is_done_again(tmp_path):
 
 def slowly(out):
     "Prepare the demo table in a separate process, 20 ms slower per row."
-    real = data.read_clip
-    data.read_clip = lambda *a: (time.sleep(0.02), real(*a))[1]
+    real = intake.read_clip
+    intake.read_clip = lambda *a: (time.sleep(0.02), real(*a))[1]
     run(DEMO/"demo.csv", out, num_workers=2)
 
 

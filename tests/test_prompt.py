@@ -6,8 +6,9 @@ import pytest
 from higgs_vi.audio import write_wav
 from higgs_vi.batch import prompt_from_row
 from higgs_vi.check import CheckSettings, text_faults
-from higgs_vi.data import DataSettings, prepare, spoken_text
+from higgs_vi.data import DataSettings, prepare
 from higgs_vi.files import write_text
+from higgs_vi.intake import spoken_text
 from higgs_vi.pairs import is_plain
 from higgs_vi.prompt import Prompt, Reference
 from higgs_vi.speakers import original_rows

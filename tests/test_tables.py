@@ -23,7 +23,8 @@ import soundfile as sf
 
 from higgs_vi.cells import kind_of, why_misread, why_noted, without_notes
 from higgs_vi.check import CheckSettings, check
-from higgs_vi.data import DataSettings, gender_of, main, prepare, read_source
+from higgs_vi.data import DataSettings, main, prepare, read_source
+from higgs_vi.intake import gender_of
 from higgs_vi.manifest import read_samples
 from higgs_vi.splits import given_sides
 from higgs_vi.tables import Blobs, read_parquet, read_table, speakers_by_folder
@@ -633,9 +634,9 @@ def test_the_first_line_may_be_the_bad_one_and_a_list_may_be_broken(tmp_path):
 def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_path, monkeypatch):
     import errno
 
-    import higgs_vi.data as data
+    import higgs_vi.intake as intake
 
-    table, real = jsonl(some(tmp_path) / "t.jsonl", *map(row, range(3))), data.read_clip
+    table, real = jsonl(some(tmp_path) / "t.jsonl", *map(row, range(3))), intake.read_clip
     for number, error in enumerate(
         (
             KeyError("x"),
@@ -651,11 +652,11 @@ def test_an_unknown_fault_of_a_row_is_its_own_but_a_full_disk_ends_the_run(tmp_p
                 raise error
             return real(r, *rest)
 
-        monkeypatch.setattr(data, "read_clip", odd)
+        monkeypatch.setattr(intake, "read_clip", odd)
         got = run(table, tmp_path / f"out{number}")
         assert len(got.texts) == 2 and len(got.reasons) == 1 and got.reasons[0]
     for error in (OSError(errno.ENOSPC, "full"), ImportError("sea-g2p")):
-        monkeypatch.setattr(data, "read_clip", mock.Mock(side_effect=error))
+        monkeypatch.setattr(intake, "read_clip", mock.Mock(side_effect=error))
         with pytest.raises(type(error)):
             run(table, tmp_path / "full")
 
