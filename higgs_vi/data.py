@@ -200,7 +200,7 @@ def prepare(
     _write_metadata(out, samples, dataset_info(samples, label, table.kind, cfg), old)
     if later:
         print(
-            f"{out} was written anew, without the tags or splits it had: "
+            f"{cfg.output_dir} was written anew, without the tags or splits it had: "
             f"run {' and '.join(later)} again"
         )
     stages["metadata"] = time.perf_counter() - began - sum(stages.values())

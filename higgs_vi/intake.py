@@ -123,7 +123,7 @@ def read_higgs_rows(folder: Path) -> pd.DataFrame:
 
 # %% ../nbs/26_intake.ipynb #1a2ba03c
 def _check_cells(row: dict):
-    "Raise `ValueError` if the reader found a problem, a cell is illegible, or the row is not valid."
+    "Raise `ValueError` if the reader found a problem, a cell is illegible or `valid` is no."
     if row.get("problem"):
         raise ValueError(row["problem"])
     for name in COLUMNS:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'AUDIO_TOKEN', 'DELAY_TOKEN', 'AUDIO_BOS', 'AUDIO_EOS', 'INSTRUCTION', 'DIALOGUE_INSTRUCTION',
            'SCENES', 'DEFAULT_SCENE', 'TASKS', 'CHAT_TEMPLATE', 'token_id', 'tiny_tokenizer', 'scene_sentence',
-           'describe_voice', 'Reference', 'reference_text', 'Prompt', 'scene_lines', 'render', 'audio_placeholder_ids',
-           'encode_prompt', 'to_messages']
+           'describe_voice', 'Reference', 'Prompt', 'scene_lines', 'render', 'audio_placeholder_ids', 'encode_prompt',
+           'to_messages']
 
 # %% ../nbs/31_prompt.ipynb #3a2c0e25
 import re
@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from .text import clean_text
-from .turns import is_dialogue, map_turns
+from .turns import map_turns, reference_text
 
 # %% ../nbs/31_prompt.ipynb #da2f8e19
 _NAMED = """
@@ -156,18 +156,6 @@ class Reference:
     codes: np.ndarray
 
 # %% ../nbs/31_prompt.ipynb #2cd6084e
-def reference_text(text: str) -> str:
-    """Return the cleaned transcript of a reference.
-
-    Raises `ValueError` if it has speaker tags, since a reference holds one voice.
-    """
-    if isinstance(text, str) and is_dialogue(text):
-        raise ValueError(
-            f"the reference's transcript {text[:60]!r} has a speaker tag: a reference holds "
-            "one voice; give its words without tags"
-        )
-    return clean_text(text)
-
 def _refuse_control(text: str):
     "Raise `ValueError` if `text` contains a control token."
     if found := [t for t in SPECIAL_TOKENS if t in text]:

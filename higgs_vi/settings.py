@@ -261,9 +261,15 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 def comments(cls: type[Settings]) -> dict[str, str]:
-    "Return the comment on the line where each field begins; {} if `cls` has no source."
+    """Return the comment on the line where each field begins; {} if `cls` has no source.
+
+    The source of a class that a notebook defines is taken from the list of its cells, `In`.
+    """
     try: lines = inspect.getsource(cls).splitlines()
-    except (OSError, TypeError): return {}
+    except (OSError, TypeError):
+        cells = getattr(sys.modules.get(cls.__module__), "In", [])
+        cell = next((c for c in reversed(cells) if f"class {cls.__name__}(" in c), "")
+        lines = cell.partition(f"class {cls.__name__}(")[2].splitlines()
     return {m[1]: m[2] for line in lines if (m := re.match(r"    (\w+): .*?# (.*)", line))}
 
 # %% ../nbs/10_settings.ipynb #4080ae84

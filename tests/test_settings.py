@@ -1,7 +1,9 @@
 """Every step's parameters: their limits, and where their relative paths start."""
-from dataclasses import fields
+import sys
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -223,3 +225,12 @@ def test_one_folder_under_two_names_is_one(tmp_path, monkeypatch, start):
         for m in ("nano", "./nano", "link", str(tmp_path / "nano"), "../" + tmp_path.name + "/nano")
     ]
     assert set(resolved) == {str(tmp_path / "nano")}
+
+
+def test_comments_of_a_class_that_a_notebook_defines_come_from_its_cells(monkeypatch):
+    cell = 'class Mine(Settings):\n    "Mine."\n\n    size: int = 3  # how many\n    name: str = ""\n'
+    notebook = ModuleType("notebook")
+    notebook.__dict__.update(In=["1 + 1", cell], Settings=module.Settings)
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    exec(cell, notebook.__dict__)
+    assert module.comments(dataclass(notebook.Mine)) == dict(size="how many")
