@@ -570,7 +570,7 @@ BAD_ROWS = {
     "half a surrogate in a speaker": (row(1, speaker="La\udcffn"), "its speaker cannot be used"),
     "half a surrogate in a path": (row("\ud83d"), "its file cannot be used"),
     "half a surrogate in a scene": (row(1, scene="\ud83d"), "its scene cannot be used"),
-    "a speaker of 260 letters": (row(1, speaker="a" * 260), "name of 260 letters"),
+    "a speaker of 260 letters": (row(1, speaker="a" * 260), "name has 260 characters"),
     "a path of 5,000 letters": (row(1, audio="a" * 5000), "no such audio file"),
     "a text of 200,000 letters": (row(1, text="a " * 100_000), "its text has 200000 characters"),
     "100,000 brackets": ("[" * 100_000, "nested too deeply"),
@@ -1065,7 +1065,7 @@ def test_one_person_of_several_spellings(tmp_path):
     assert (
         "written in several ways" in notes and "'LAN'" in notes and r"'La\u200bn' -> 'Lan'" in notes
     )
-    assert "several people by their marks: 'Hoà' and 'Hỏa'" in notes
+    assert "differ only in diacritics: 'Hoà' and 'Hỏa'" in notes
 
 
 # Paths as people's tables have them.
