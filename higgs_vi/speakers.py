@@ -56,8 +56,8 @@ class SpeakersSettings(Settings):
         about="A speaker's share of the training goes with its time to the power 1/temperature")
     disjoint: str = option(  # what train, valid and test do not share
         "utterance", choices=("utterance", "speaker", "given"),
-        about="utterance: no text. speaker: no text and no speaker. given: the table's own split is "
-        "used, without the texts that it has on two sides")
+        about="utterance: no text. speaker: no text and no speaker. given: the table's own split "
+        "is used, without the texts that it has on two sides")
     valid_share: float = option(0.05, min=0, below=1)  # fraction of the time for validation
     test_share: float = option(0.05, min=0, below=1)  # fraction of the time for the final test
     clone_share: float = option(  # pairs for voice cloning, as a fraction of all clips
@@ -173,8 +173,8 @@ def balance(
     if not left:
         shortest = min((r.duration for r in rows), default=0)
         raise ValueError(
-            f"each of the {len(rows)} clips alone is longer than the {cfg.max_minutes:g} min that "
-            f"a speaker may have: the shortest lasts {shortest:.1f} s (parameter max_minutes)"
+            f"each of the {len(rows)} clips alone is longer than the {cfg.max_minutes:g} min "
+            f"that a speaker may have: the shortest lasts {shortest:.1f} s (parameter max_minutes)"
         )
     kept, leaks = _drop_leaks(left, cfg, copies)
     reasons |= leaks
@@ -212,7 +212,8 @@ def summary_lines(
         f"{len(everyone)} speakers have no pair",
         "; ".join(f"{n}: {sides[n]} rows, {hours[n]:.2f} h of clips" for n in SIDES if sides[n]),
         f"effective number of speakers: {before:.1f} of {len({r.speaker_id for r in rows})} "
-        f"before, {after:.1f} of {len({s for r in train for s in speakers_of(r)})} in training after",
+        f"before, {after:.1f} of {len({s for r in train for s in speakers_of(r)})} in training "
+        "after",
     ]
 
 # %% ../nbs/02_speakers.ipynb #e7c1bfd7
