@@ -136,8 +136,9 @@ def _check_apart(out: Path, rows: pd.DataFrame, root: Path):
     "Raise `ValueError` if a clip of the table lies in `out`, where it would be overwritten."
 
     def resolved(file):
+        "Return where a file of the table lies, or '' if its cell is not a path."
         try: return os.path.realpath(os.path.join(root, str(file)))
-        except (OSError, ValueError): return ""  # not a path: its row is left out later
+        except (OSError, ValueError): return ""
 
     inside = [f for f in rows["file"] if Path(resolved(f)).is_relative_to(out.resolve())]
     if inside:

@@ -280,6 +280,7 @@ def make_sample(
     "Return the sample of a row whose files are called `name`; `refs` holds its reference fields."
 
     def known(column: str) -> str:
+        "Return a cell, or 'unknown' if it is missing."
         cell = str(row.get(column) or "").strip()
         return "unknown" if is_missing(cell) else cell
 
