@@ -26,9 +26,12 @@ from .text import is_syllable, split_tone, words
 # %% ../nbs/50_generate.ipynb #571259cf
 @dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn. `max_seconds` bounds the length; `ras_win_len` is the length of RAS' window, 0 switches it off.
+    """How codes are drawn. Raises `ValueError` for a value out of range.
 
-    `guidance_scale` 1 is the model as it is, more holds it closer to the text (`Guidance`), 0 what its checkpoint asks for.
+    `temperature`, `top_k` and `top_p` are HF's; temperature 0 is greedy. `ras_win_len` is the
+    window of RAS in frames, 0 switches it off. `max_seconds` limits the length of the speech.
+    `guidance_scale` 1 leaves the model alone, more holds it closer to the text (see `Guidance`), 0
+    takes what the checkpoint asks for.
     """
 
     temperature: float = 0.5
@@ -50,18 +53,19 @@ class Sampling:
             self.guidance_scale,
         )
         if not all(math.isfinite(n) for n in numbers):
-            raise ValueError(f"{self}: each is a finite number")
+            raise ValueError(f"{self}: every value must be a finite number")
         if (
             min(self.temperature, self.top_k, self.ras_win_len, self.guidance_scale) < 0
             or not 0 < self.top_p <= 1
             or self.max_seconds <= 0
         ):
             raise ValueError(
-                f"{self}: temperature, top_k, ras_win_len and guidance_scale are 0 or more, top_p lies in (0, 1], max_seconds is above 0"
+                f"{self}: temperature, top_k, ras_win_len and guidance_scale must be 0 or more, "
+                "top_p above 0 and at most 1, max_seconds above 0"
             )
 
     def options(self, frame_rate: float, codebooks: int) -> dict:
-        "The same as keyword arguments of HF's `generate`."
+        "Return the keyword arguments of HF's `generate`."
         draw = dict(do_sample=False)
         if self.temperature:
             draw = dict(
@@ -74,57 +78,42 @@ GREEDY = Sampling(temperature=0, ras_win_len=0)
 
 # %% ../nbs/50_generate.ipynb #20b6dffd
 class Guidance:
-    """A forward hook: logits `u + scale (c - u)`, where `c` are the model's and `u` those after the prompt `blind`, which has no words.
+    """Forward hook for classifier-free guidance: logits become `u + scale * (c - u)`.
 
-    It lives for one `generate`; what is spoken after both prompts is the same, and `u` has a cache of its own.
+    `c` are the model's logits, `u` those after the prompt `blind`, which has no words. The speech
+    after both prompts is the same, and `u` has a cache of its own. Use a new object for every
+    `generate`.
     """
 
     def __init__(self, blind: dict[str, torch.Tensor], scale: float):
         self.blind, self.scale, self.cache = blind, scale, DynamicCache()
 
     def __call__(self, model, args, kwargs, out):
-        spoken = (
-            dict(audio_input_ids=kwargs["audio_input_ids"][:, -1:])
-            if self.cache.get_seq_length()
-            else self.blind
-        )
-        name = (
-            "cache" if "cache" in kwargs else "past_key_values"
-        )  # as this version of transformers calls it
-        u = model.forward(**spoken, use_cache=True, logits_to_keep=1, **{name: self.cache}).logits[
-            :, -1:
-        ]
+        inputs = self.blind
+        if self.cache.get_seq_length():  # the prompt is in the cache: the newest frame follows
+            inputs = dict(audio_input_ids=kwargs["audio_input_ids"][:, -1:])
+        # the argument's name depends on the version of transformers
+        name = "cache" if "cache" in kwargs else "past_key_values"
+        blind = model.forward(**inputs, use_cache=True, logits_to_keep=1, **{name: self.cache})
+        u = blind.logits[:, -1:]
         out.logits = torch.lerp(u.float(), out.logits[:, -1:].float(), self.scale)
         return out
 
 @contextmanager
 def with_guidance(model, guide: Guidance | None):
-    "`model` with the hook `guide` for the time of the block; with None as it is."
+    "Context manager: run `model` with the hook `guide` attached (no-op when `guide` is None)."
     hook = model.register_forward_hook(guide, with_kwargs=True) if guide else None
     try: yield
     finally:
         if hook: hook.remove()
 
-# %% ../nbs/50_generate.ipynb #ae29cab4
-def _inputs(parts: Checkpoint, prompt: Prompt, words: bool = True) -> dict[str, torch.Tensor]:
-    "The prompt, with its words or without, as arguments of the model: a batch of one."
-    model = unwrap_peft(parts.model)
-    whole = encode_prompt(parts.tokenizer, prompt, model.config.num_codebooks, words)
-    ids, delayed_codes = (torch.from_numpy(x)[None].to(model.device) for x in whole)
-    sound = dict(
-        audio_input_ids=delayed_codes,
-        audio_input_ids_mask=torch.ones_like(delayed_codes[..., 0], dtype=torch.bool),
-    )
-    return dict(input_ids=ids, attention_mask=torch.ones_like(ids)) | (
-        sound if delayed_codes.shape[1] else {}
-    )
-
+# %% ../nbs/50_generate.ipynb #a427bf4b
 @contextmanager
 def one_thread(model):
-    """One CPU thread for the time of the block if `model` is small and on a CPU, else no change.
+    """Context manager: one CPU thread if `model` is small and on a CPU, no change otherwise.
 
-    The products of a step are then too small to divide among threads: waiting for each other costs
-    more than it saves, and many times more when other processes want the CPU.
+    The products of a small model's step are too small to divide among threads. Waiting for each
+    other costs more than it saves, and many times more when other processes use the CPU.
     """
     before = torch.get_num_threads()
     small = model.device.type == "cpu" and model.config.hidden_size <= 512
@@ -133,33 +122,48 @@ def one_thread(model):
     finally:
         if small: torch.set_num_threads(before)
 
-@torch.inference_mode()
-def generate_delayed_codes(parts: Checkpoint, prompt: Prompt, how: Sampling = Sampling()) -> np.ndarray:
-    "The columns `(L, K)` that the model speaks after `prompt`, BOS column first; the seed is set and the caller's random state restored."
+def _inputs(parts: Checkpoint, prompt: Prompt, words: bool = True) -> dict[str, torch.Tensor]:
+    "Encode the prompt, with its words or without, as model inputs for a batch of one."
     model = unwrap_peft(parts.model)
+    arrays = encode_prompt(parts.tokenizer, prompt, model.config.num_codebooks, words)
+    ids, delayed_codes = (torch.from_numpy(x)[None].to(model.device) for x in arrays)
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+    if delayed_codes.shape[1]:
+        inputs["audio_input_ids"] = delayed_codes
+        mask = torch.ones_like(delayed_codes[..., 0], dtype=torch.bool)
+        inputs["audio_input_ids_mask"] = mask
+    return inputs
+
+@torch.inference_mode()
+def generate_delayed_codes(
+    parts: Checkpoint, prompt: Prompt, sampling: Sampling | None = None
+) -> np.ndarray:
+    """Generate delayed codes `(L, K)` for `prompt`, starting with the BOS frame.
+
+    Sets the seed and restores the caller's random state. `sampling` None means `Sampling()`.
+    """
+    sampling, model = sampling or Sampling(), unwrap_peft(parts.model)
     device, K = model.device, model.config.num_codebooks
     inputs, training = _inputs(parts, prompt), model.training
-    heard = inputs["audio_input_ids"].shape[1] if "audio_input_ids" in inputs else 0
-    scale = how.guidance_scale or getattr(model.generation_config, "text_guidance", 1.0)
+    n_reference = inputs["audio_input_ids"].shape[1] if "audio_input_ids" in inputs else 0
+    scale = sampling.guidance_scale or getattr(model.generation_config, "text_guidance", 1.0)
     guide = Guidance(_inputs(parts, prompt, words=False), scale) if scale != 1 else None
-    own = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=own), with_guidance(model, guide), one_thread(model):
-        torch.manual_seed(how.seed)
-        ends = dict(
-            eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
-        )  # a stale generation_config never ends
-        out = model.eval().generate(
-            **inputs, **ends, **how.options(parts.codec.config.frame_rate, K)
-        )
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), with_guidance(model, guide), one_thread(model):
+        torch.manual_seed(sampling.seed)
+        # given here, because with another EOS in generation_config speech would never end
+        ends = dict(eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id)
+        options = sampling.options(parts.codec.config.frame_rate, K)
+        out = model.eval().generate(**inputs, **ends, **options)
     model.train(training)
-    return out[0, heard:].cpu().numpy()
+    return out[0, n_reference:].cpu().numpy()
 
-# %% ../nbs/50_generate.ipynb #b7e2f4a9
+# %% ../nbs/50_generate.ipynb #f5f4b620
 def syllables_to_say(text: str) -> tuple[int, int]:
-    """The least and the most syllables that reading `text` aloud can take.
+    """Return the least and the most syllables that reading `text` aloud can take.
 
-    A Vietnamese syllable counts once. Another word has a syllable for each group of vowels, or is spelled out; a number has
-    one to three syllables for each digit. Tags of speakers are not read.
+    A Vietnamese syllable counts once. Another word has one syllable per group of vowels, or is
+    spelled out; a number has one to three syllables per digit. Speaker tags are not read.
     """
     least = most = 0
     for word in words(re.sub(r"\[SPEAKER\d+\]", " ", text)):
@@ -171,68 +175,85 @@ def syllables_to_say(text: str) -> tuple[int, int]:
     return least, most
 
 def loud_seconds(wave: np.ndarray) -> float:
-    "Seconds from the first to the last frame of 20 ms in `wave` (24 kHz) that is at most 20 dB below the loudest; 0 for silence."
+    """Return the time in seconds from the first to the last loud frame of `wave` (24 kHz).
+
+    A frame of 20 ms is loud if it is at most 20 dB below the loudest. 0 for silence.
+    """
     levels = frame_levels(wave)
     if not len(levels) or levels.max() < -80: return 0.0
     loud = np.flatnonzero(levels >= levels.max() - 20)
     return 0.02*float(loud[-1] - loud[0] + 1)
 
 def length_problem(text: str, wave: np.ndarray, ended: bool = True) -> tuple[float, str]:
-    """How far the length of `wave` (24 kHz) is from what `text` can take, and that as a sentence; `(1, "")` where it fits.
+    """Compare the length of `wave` (24 kHz) with what `text` can take.
 
-    The first is a factor above 1. A take that was cut (`ended` is False) is never too short.
+    Returns the factor by which it is too long or too short, and a sentence that says so; `(1, "")`
+    if it fits. A take that was cut (`ended` False) is never too short.
     """
     (least, most), seconds = syllables_to_say(text), loud_seconds(wave)
     low, high = 0.12 * least, 0.6 * most + 0.5
     if ended and seconds < low:
-        return low / max(
-            seconds, 0.02
-        ), f"it takes {seconds:.2f} s for at least {least} syllables: words are missing"
+        why = f"it takes {seconds:.2f} s for at least {least} syllables: words are missing"
+        return low / max(seconds, 0.02), why
     if seconds > high:
-        return (
-            seconds / high,
-            f"it takes {seconds:.2f} s for at most {most} syllables: it says more than the text, or pauses",
-        )
+        took = f"it takes {seconds:.2f} s for at most {most} syllables"
+        return seconds / high, f"{took}: it says more than the text, or pauses"
     return 1.0, ""
 
-# %% ../nbs/50_generate.ipynb #f5f4b620
+# %% ../nbs/50_generate.ipynb #6d3f6105
 @dataclass(frozen=True)
 class Speech:
-    """What was said: sound float32 `(samples,)` at 24 kHz, codes `(K, T)`, and whether it ended by itself.
+    """Generated speech: `wave` float32 `(samples,)` at 24 kHz and its `codes` `(K, T)`.
 
-    `odd` says why its length does not fit the text ("" where it fits), `tries` how many takes were drawn.
+    `ended` tells whether it ended by itself, not at the limit `max_seconds`. `length_problem` says
+    why its length does not fit the text (empty if it does), `tries` how many takes were drawn.
     """
     wave: np.ndarray
     codes: np.ndarray
     ended: bool
-    odd: str = ""
+    length_problem: str = ""
     tries: int = 1
 
-def _take(parts: Checkpoint, prompt: Prompt, how: Sampling) -> tuple[float, Speech | None]:
-    "One take, and how far its length is off; None where the model ends before the first whole frame."
-    delayed_codes, config = generate_delayed_codes(parts, prompt, how), unwrap_peft(parts.model).config
+def _take(parts: Checkpoint, prompt: Prompt, sampling: Sampling) -> tuple[float, Speech | None]:
+    """Generate one take; returns the factor by which its length is off, and the speech.
+
+    The speech is None if the model ended before the first whole frame.
+    """
+    delayed_codes = generate_delayed_codes(parts, prompt, sampling)
+    config = unwrap_peft(parts.model).config
     codes = undelay(delayed_codes, config.audio_stream_bos_id)
     if not codes.shape[1]: return np.inf, None
-    wave, ended = decode(parts.codec, codes), bool((delayed_codes == config.audio_stream_eos_id).any())
-    off, odd = length_problem(prompt.text, wave, ended)
-    return off, Speech(wave, codes, ended, odd)
+    wave = decode(parts.codec, codes)
+    ended = bool((delayed_codes == config.audio_stream_eos_id).any())
+    factor, problem = length_problem(prompt.text, wave, ended)
+    return factor, Speech(wave, codes, ended, problem)
 
-def say(parts: Checkpoint, prompt: Prompt, how: Sampling = Sampling(), again: int = 3) -> Speech:
-    """Speak `prompt`. A take whose length does not fit the text (`length_problem`) is drawn again with the next seed, at most `again` times.
+def say(
+    parts: Checkpoint, prompt: Prompt, sampling: Sampling | None = None, max_retries: int = 3
+) -> Speech:
+    """Speak `prompt`.
 
-    If none fits, the nearest is returned, and a line says why. Greedy takes are drawn once. Raises `ValueError` if the model
-    ends before the first whole frame every time.
+    A take whose length does not fit the text (`length_problem`) is drawn again with the next seed,
+    at most `max_retries` times. If none fits, the nearest is returned and a message printed. Greedy
+    takes are drawn once. `sampling` None means `Sampling()`.
+
+    Raises `ValueError` if the model ends before the first whole frame in every take.
     """
-    takes = []
-    for seed in range(how.seed, how.seed + 1 + again * bool(how.temperature)):
-        takes.append(_take(parts, prompt, replace(how, seed=seed)))
+    takes, sampling = [], sampling or Sampling()
+    tries = 1 + (max_retries if sampling.temperature else 0)
+    for seed in range(sampling.seed, sampling.seed + tries):
+        takes.append(_take(parts, prompt, replace(sampling, seed=seed)))
         if takes[-1][0] == 1:
             break
     speech = min(takes, key=lambda take: take[0])[1]
     if not speech:
         raise ValueError(
-            f"the model said nothing for {prompt.text[:40]!r}: it ended at once; try another seed, or train longer"
+            f"the model said nothing for {prompt.text[:40]!r}: it ended at once in {len(takes)} "
+            "take(s); try another seed, or train longer"
         )
-    if speech.odd:
-        print(f"odd length after {len(takes)} take(s) of {prompt.text[:40]!r}: {speech.odd}")
+    if speech.length_problem:
+        print(
+            f"unlikely length after {len(takes)} take(s) of {prompt.text[:40]!r}: "
+            f"{speech.length_problem}"
+        )
     return replace(speech, tries=len(takes))

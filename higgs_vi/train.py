@@ -59,7 +59,7 @@ def speak_row(run: Run, i: int, when: str) -> dict:
         write_wav(folder / name, speech.wave)
     except ValueError as error:
         return record | {when: None, f"{when}_reason": str(error)}
-    return record | {when: name, f"{when}_ended": speech.ended, f"{when}_odd": speech.odd}
+    return record | {when: name, f"{when}_ended": speech.ended, f"{when}_odd": speech.length_problem}
 
 def speak_samples(run: Run, when: str):
     """Speak and save the run's held-out sentences, on the main process only.

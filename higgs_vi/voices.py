@@ -14,13 +14,9 @@ from .files import path_inside
 from .prompt import DEFAULT_SCENE, Prompt, Reference
 from .turns import task_of
 
-# %% ../nbs/51_voices.ipynb #4fa83ca3
-def voice_names(folder: str | Path) -> list[str]:
-    "The names in a folder of voices."
-    return sorted(p.stem for p in Path(folder).glob("*.txt") if _sound_of(folder, p.stem))
-
-def _sound_of(folder: str | Path, name: str) -> Path | None:
-    "The sound file of a voice, or nothing."
+# %% ../nbs/51_voices.ipynb #676a1c10
+def _sound_file(folder: str | Path, name: str) -> Path | None:
+    "Return the sound file of the voice `name`, or None."
     found = [
         p
         for p in Path(folder).iterdir()
@@ -28,26 +24,33 @@ def _sound_of(folder: str | Path, name: str) -> Path | None:
     ]
     return min(found, default=None)
 
+def voice_names(folder: str | Path) -> list[str]:
+    "List the names of the voices in a folder: those with a sound file and a transcript."
+    return sorted(p.stem for p in Path(folder).glob("*.txt") if _sound_file(folder, p.stem))
+
 def load_voice(codec, folder: str | Path, name: str) -> Reference:
-    "The reference of a named voice; `ValueError` for an unknown name or a clip without transcript."
+    """Load the voice `name` as a reference: its transcript and the codes of its clip.
+
+    Raises `ValueError` for a missing folder, an unknown name, a name that leads out of the folder,
+    or a clip without a transcript.
+    """
     if not Path(folder).is_dir():
         raise ValueError(
             f"there is no folder of voices {folder}: give one that holds name.wav and name.txt"
         )
-    text = path_inside(folder, f"{name}.txt")
-    sound = _sound_of(folder, name)
+    transcript = path_inside(folder, f"{name}.txt")
+    sound = _sound_file(folder, name)
     if not sound:
         raise ValueError(
             f"unknown voice {name!r}: {folder} holds {', '.join(voice_names(folder)) or 'none'}"
         )
-    if not text.is_file():
+    if not transcript.is_file():
         raise ValueError(
-            f"the voice {name!r} has no transcript: write what is said in {sound.name} into {text.name}"
+            f"the voice {name!r} has no transcript: write what is said in {sound.name} into "
+            f"{transcript.name}"
         )
-    return Reference(
-        text.read_text(encoding="utf-8"),
-        encode(codec, [read_audio(sound, codec.config.sample_rate)])[0],
-    )
+    wave = read_audio(sound, codec.config.sample_rate)
+    return Reference(transcript.read_text(encoding="utf-8"), encode(codec, [wave])[0])
 
 # %% ../nbs/51_voices.ipynb #ff9a0348
 def make_prompt(
@@ -57,13 +60,19 @@ def make_prompt(
     scene: str | None = DEFAULT_SCENE,
     place: str = "turns",
 ) -> Prompt:
-    "The prompt for `text`; `ValueError` where tags, voices and profiles do not fit (see `Prompt`)."
+    """Build the prompt for `text`.
+
+    `references` are voices to clone, `profiles` descriptions of voices, `scene` a sentence about
+    the recording, and `place` where references stand: in `turns` of the conversation or in the
+    `scene`. Raises `ValueError` if tags, references and profiles do not fit (see `Prompt`).
+    """
     if references and profiles:
-        raise ValueError("a voice is either cloned or described: give voices or profiles, not both")
-    task = task_of(text, bool(references))
+        raise ValueError(
+            "a voice is either cloned or described: give references or profiles, not both"
+        )
     return Prompt(
         text,
-        task=task,
+        task=task_of(text, bool(references)),
         scene=scene,
         voices=tuple(profiles),
         references=tuple(references),

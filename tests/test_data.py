@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -446,11 +445,11 @@ def test_what_the_table_says_of_validation_reaches_training(tmp_path):
     )
     assert [s.get("split") for s in samples] == ["train", "valid", None]
     found = read_samples(tmp_path / "out")
-    data = split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)
+    data = split([0, 1, 2], found, 0.5)
     assert (list(data.train), list(data.valid)) == ([0, 2], [1])
     found[0] |= dict(split="odd")
     with pytest.raises(ValueError, match="'odd'"):
-        split(SimpleNamespace(seed=0, validation=0.5), [0, 1, 2], found)
+        split([0, 1, 2], found, 0.5)
 
 
 def test_texts_are_written_as_they_are_read_aloud_where_asked(tmp_path):

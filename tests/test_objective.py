@@ -420,7 +420,7 @@ def test_routed_layers_decode_as_hf_s(parts):
 
 
 def test_heads_copied_for_older_cards_are_the_same(parts, reference_step, monkeypatch):
-    monkeypatch.setattr("higgs_vi.step._shares_heads", lambda v: False)
+    monkeypatch.setattr("higgs_vi.step._supports_gqa", lambda v: False)
     with torch.no_grad():
         got = audio_loss(parts.model, collate(reference_step[0], parts.tokenizer)).total.item()
     assert abs(got - reference_step[1]) <= 1e-6 * reference_step[1]

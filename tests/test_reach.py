@@ -121,7 +121,7 @@ def test_the_rate_of_every_step_is_its_schedule_s(place, tmp_path, monkeypatch):
     run = train(start(cfg))
     wanted = [5e-4, 1e-3, *(1e-3 * (1 + math.cos(math.pi * i / 7)) / 2 for i in range(1, 7))]
     assert used == pytest.approx(wanted) and [
-        learning_rate_at(cfg, s, 8) for s in range(1, 9)
+        learning_rate_at(s, 8, 1e-3, 0.25) for s in range(1, 9)
     ] == pytest.approx(wanted)
     assert [r["rate"] for r in read_metrics(run.folder)] == pytest.approx(wanted)
 
@@ -371,7 +371,7 @@ def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
         save_total_limit=1,
     )
     run = execute(cfg)
-    assert (run.best, run.best_step, run.stale, run.before) == (3.0, 2, 1, 6.0)
+    assert (run.best, run.best_step, run.evals_since_best, run.loss_before) == (3.0, 2, 1, 6.0)
     assert [p.name for p in checkpoints(run.folder)] == ["step-000002", "step-000003"]
     written, best, last = (
         load_file(run.folder / f / "adapter_model.safetensors")
@@ -381,7 +381,7 @@ def test_the_best_is_written_and_not_the_last(place, tmp_path, monkeypatch):
         not torch.equal(written[n], last[n]) for n in last
     )
     again = start(replace(cfg, resume_from_checkpoint=True))
-    assert (again.best, again.best_step, again.stale) == (3.0, 2, 1)
+    assert (again.best, again.best_step, again.evals_since_best) == (3.0, 2, 1)
 
 
 # --- speaking -------------------------------------------------------------------------------------

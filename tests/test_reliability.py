@@ -626,7 +626,7 @@ def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_p
         tmp_path / "nano/model.safetensors",
         metadata=dict(format="pt"),
     )
-    with pytest.raises(ValueError, match="begun with other weights of its base"):
+    with pytest.raises(ValueError, match="started with other weights of its base"):
         begin(cfg)
     shutil.copytree(run.data, tmp_path / "data")
     from dataclasses import replace
@@ -639,7 +639,7 @@ def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_p
     write_wav(
         first, np.random.default_rng(0).normal(0, 0.1, len(read_audio(first))).astype(np.float32)
     )
-    with pytest.raises(ValueError, match="or the clips are others"):
+    with pytest.raises(ValueError, match="or the clips have changed"):
         begin(cfg)
 
 

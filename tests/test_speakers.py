@@ -339,18 +339,17 @@ def plan_batches(cfg, data, epoch):
 
 
 def test_only_rows_that_train_bring_their_weights():
-    cfg = SimpleNamespace(seed=0, validation_share=0.5)
     rows = [
         dict(id="a", split="train", weight=2.0),
         dict(id="b", split="valid", weight=9.0),
         dict(id="c", split="train", weight=None),
     ]
     assert (
-        split(cfg, list("abc"), rows).weights == (2.0, 1.0)
-        and split(cfg, list("abc"), [dict(id=i) for i in "abc"]).weights == ()
+        split(list("abc"), rows, 0.5).weights == (2.0, 1.0)
+        and split(list("abc"), [dict(id=i) for i in "abc"], 0.5).weights == ()
     )
     with pytest.raises(ValueError, match="'c': -1"):
-        split(cfg, list("abc"), [*rows[:2], dict(id="c", weight=-1)])
+        split(list("abc"), [*rows[:2], dict(id="c", weight=-1)], 0.5)
 
 
 # on folders
@@ -576,11 +575,7 @@ def test_a_share_drawn_for_validation_has_no_pair_in_training(folder):
     _, samples, _ = execute(
         small(folder, valid_share=0, test_share=0, clone_share=1, dialogue_share=0.2)
     )
-    data = split(
-        SimpleNamespace(validation_share=0.1, seed=3),
-        [SimpleNamespace(name=s["id"]) for s in samples],
-        samples,
-    )
+    data = split([SimpleNamespace(name=s["id"]) for s in samples], samples, 0.1, 3)
     of = {s["id"]: {s["id"], *s.get("pair_of", [])} for s in samples}
     held, trained = (
         set().union(*(of[r["id"]] for r in data.rows)),

@@ -219,7 +219,7 @@ def test_validation_finds_the_best_checkpoint(place, unbroken):
         len(r["by_codebook"]) == 8 and r["eos_loss"] > 0 for r in rows
     )
     best = min(rows[1:], key=lambda r: r["loss"])
-    assert unbroken.before == rows[0]["loss"] and (unbroken.best_step, unbroken.best) == (
+    assert unbroken.loss_before == rows[0]["loss"] and (unbroken.best_step, unbroken.best) == (
         best["step"],
         best["loss"],
     )
@@ -256,7 +256,7 @@ def test_early_stopping_stops_and_keeps_the_best(place, capsys):
     )
     assert (
         run.step < run.total == 40
-        and "no better for 2 validation(s): stopping" in capsys.readouterr().out
+        and "no improvement for 2 validation(s): stopping" in capsys.readouterr().out
     )
     rows = [r for r in read_metrics(run.folder) if r["kind"] == "valid" and r["step"]]
     assert run.best_step == min(rows, key=lambda r: r["loss"])["step"] == run.step - 2
@@ -274,8 +274,7 @@ def test_early_stopping_stops_and_keeps_the_best(place, capsys):
 
 
 def test_the_rate_rises_and_falls():
-    cfg = replace(TrainSettings(), learning_rate=1.0, warmup_ratio=0.1)
-    rates = [learning_rate_at(cfg, s, 100) for s in range(1, 101)]
+    rates = [learning_rate_at(s, 100, 1.0, 0.1) for s in range(1, 101)]
     assert (
         rates[0] == 0.1
         and max(rates) == rates[9] == 1.0
@@ -442,7 +441,7 @@ def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tm
         "no GPU": (["--device", "cuda"], "device is cuda but torch sees no GPU"),
         "a finished run": (
             ["--output_dir", str(unbroken.folder)],
-            f"the run folder {unbroken.folder} exists already",
+            f"the run folder {unbroken.folder} already exists",
         ),
         "a run in use": (
             ["--output_dir", str(tmp_path / "held")],
@@ -506,7 +505,8 @@ def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch)
         and checkpoints(run.folder)[-1].name == "step-000002"
     )
     assert said._render_traceback_() == [
-        f"{said}. To go on, run this cell again; in a new process, set resume true."
+        f"{said}. To continue, run this cell again; in a new process, set "
+        "resume_from_checkpoint true."
     ]
     torch.rand(3)  # whatever else runs in the notebook meanwhile
     assert signalled(monkeypatch, run, 6, signal.SIGHUP).number == signal.SIGHUP and run.step == 6
@@ -518,7 +518,7 @@ def test_signals_save_and_the_same_process_goes_on(place, unbroken, monkeypatch)
     assert (run.folder / "adapter/adapter_model.safetensors").read_bytes() == (
         unbroken.folder / "adapter/adapter_model.safetensors"
     ).read_bytes()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         start(settings(place, place / "told", save_steps=100, eval_steps=4))
 
 
@@ -684,7 +684,7 @@ def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbr
     (tmp_path / "settings.json").write_text(json.dumps(old))
     open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
     (tmp_path / "settings.json").write_text(json.dumps(old | dict(lora_variant="dora")))
-    with pytest.raises(ValueError, match="begun with lora_variant = 'dora'"):
+    with pytest.raises(ValueError, match="started with lora_variant = 'dora'"):
         open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
 
 
@@ -1195,9 +1195,9 @@ def test_a_gpu_that_is_not_there_is_named(place, tmp_path):
 
 def test_an_existing_run_is_not_overwritten(place, unbroken):
     before = {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
-    with pytest.raises(SystemExit, match="run folder .* exists already: set resume true"):
+    with pytest.raises(SystemExit, match="run folder .* already exists: set resume_from_checkpoint"):
         train_main(command(settings(place, unbroken.folder))[3:])
-    with pytest.raises(ValueError, match="was begun with seed = 0, not 5"):
+    with pytest.raises(ValueError, match="was started with seed = 0, not 5"):
         execute(settings(place, unbroken.folder, resume_from_checkpoint=True, seed=5))
     with pytest.raises(ValueError, match="no run to resume"):
         execute(settings(place, place / "none", resume_from_checkpoint=True))
@@ -1228,7 +1228,7 @@ def test_a_run_is_resumed_with_its_own_clips_only(place, unbroken, tmp_path):
     (tmp_path / "run/settings.json").write_text(
         json.dumps(saved | dict(data=str(tmp_path / "data")))
     )
-    with pytest.raises(ValueError, match="or the clips are others"):
+    with pytest.raises(ValueError, match="or the clips have changed"):
         execute(
             settings(
                 place, tmp_path / "run", data=str(tmp_path / "data"), resume_from_checkpoint=True
@@ -1314,9 +1314,9 @@ def test_the_best_so_far_may_be_worse_than_before_training_and_says_so(monkeypat
         total=8,
         best=float("inf"),
         best_step=0,
-        stale=0,
+        evals_since_best=0,
         stop="",
-        before=3.0,
+        loss_before=3.0,
         cfg=SimpleNamespace(early_stopping_patience=0),
         accelerator=SimpleNamespace(is_main_process=True),
     )
