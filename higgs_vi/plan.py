@@ -221,8 +221,8 @@ def epoch_clips(cfg: Settings, data: Dataset, epoch: int) -> list[int]:
 def plan_epoch(cfg: Settings, data: Dataset, epoch: int, world: int) -> list[list[list[int]]]:
     """Return the steps of an epoch: each a list of batches, a batch a list of clips.
 
-    Clips are indices into `data.train`. A step has `cfg.gradient_accumulation_steps` batches for each of
-    `world` processes; the last step of an epoch may have fewer.
+    Clips are indices into `data.train`. A step has `cfg.gradient_accumulation_steps` batches for
+    each of `world` processes; the last step of an epoch may have fewer.
     """
     chosen, size = epoch_clips(cfg, data, epoch), cfg.gradient_accumulation_steps * world
     lengths = [len(e) for e in data.train]
