@@ -137,7 +137,8 @@ def check_base(cfg: TrainSettings, folder: Path, model):
         return write_base(folder, cfg.resolved()["model"], now)
     name, before = read_base(path)
 
-    def unpacked(seen):  # without 4-bit weights, which a GPU may pack differently than a CPU
+    def unpacked(seen: dict) -> dict:
+        "Leave out 4-bit weights, which a GPU may pack differently than a CPU."
         return {k: v for k, v in seen.items() if not k.endswith(":4bit")}
 
     if unpacked(before) != unpacked(now) or not is_same_base(before, now):
@@ -319,7 +320,8 @@ def _load_data(cfg: TrainSettings, parts: Checkpoint, folder: Path, load_rows) -
     "Build the training, validation and replay examples of a run."
     cache = CodeCache(project_root() / cfg.code_cache, parts.codec)
 
-    def built(rows, folder):
+    def built(rows: list[Sample], folder: Path) -> tuple[list, list[Sample]]:
+        "Build the examples of `rows` with the settings of the run."
         return build_examples(
             parts, rows, folder, cache, cfg.token_budget, cfg.tag_share, cfg.seed
         )
@@ -543,6 +545,7 @@ def catch_signals(run: Run):
     first = 0.0
 
     def handler(number, _):
+        "Note the first signal; stop at once on a late second SIGINT."
         nonlocal first
         if number == signal.SIGINT and run.signal_number and time.monotonic() - first > 3:
             where = f"in step {run.step + 1} of {run.total}"

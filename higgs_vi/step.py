@@ -230,7 +230,8 @@ def text_loss(model, states: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
             "the model has no text head, which a text loss needs: load it with text_head=True"
         )
 
-    def chunk_loss(h, t):
+    def chunk_loss(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        "The summed cross-entropy of a few positions."
         return F.cross_entropy(head(h).float(), t, reduction="sum")
 
     chunks = zip(states.split(TEXT_ROWS), targets.split(TEXT_ROWS), strict=True)
