@@ -344,6 +344,17 @@ def _backward(model, batch, counts, weights, autocast, scaler) -> Loss:
         ) from e
     return loss
 
+def _accumulate(model, batches, counts, weights, autocast, scaler) -> torch.Tensor:
+    "Compute loss and gradients of all batches; returns the sum of their tallies."
+    device = next(p.device for p in model.parameters() if p.requires_grad)
+    tally = torch.zeros(5, len(counts), dtype=torch.double, device=device)
+    for batch in batches:
+        batch = to_device(batch, device)
+        tally += _backward(model, batch, counts, weights, autocast, scaler).tally
+    if not batches:  # a process without a batch needs a scale nevertheless
+        scaler.scale(torch.zeros((), device=device))
+    return tally
+
 def _reduce_gradients(params: list[torch.Tensor], all_reduce: Callable):
     "Replace the gradients of `params` by their sums over all processes, in one message."
     flat = all_reduce(
@@ -390,15 +401,10 @@ def train_step(
     cleared in every case.
     """
     params = [p for p in model.parameters() if p.requires_grad]
-    device, counts = params[0].device, target_counts(batches) if counts is None else counts
+    counts = target_counts(batches) if counts is None else counts
     autocast, scaler = autocast or nullcontext(), scaler or torch.amp.GradScaler(enabled=False)
-    tally = torch.zeros(5, len(counts), dtype=torch.double, device=device)
     try:
-        for batch in batches:
-            batch = to_device(batch, device)
-            tally += _backward(model, batch, counts, weights, autocast, scaler).tally
-        if not batches:  # a process without a batch needs a scale nevertheless
-            scaler.scale(torch.zeros((), device=device))
+        tally = _accumulate(model, batches, counts, weights, autocast, scaler)
         if all_reduce:
             _reduce_gradients(params, all_reduce)
             tally = all_reduce(tally)
