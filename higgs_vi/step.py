@@ -397,8 +397,7 @@ def train_step(
     pass. With several processes, `counts` `(K,)` are the targets of all of them, and `all_reduce`
     sums a tensor over them.
 
-    Raises `OutOfMemory` or `FloatingPointError` before any weight has changed. Gradients are
-    cleared in every case.
+    Raises `OutOfMemory` or `FloatingPointError` before any weight has changed; clears gradients.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     counts = target_counts(batches) if counts is None else counts
