@@ -331,7 +331,7 @@ def _month(m: int) -> str: return "tư" if m == 4 else count(m)
 def _is_date(d: str, m: str) -> bool: return 1 <= int(d) <= 31 and 1 <= int(m) <= 12
 
 def _date(before: str, d: str, m: str, y: str = "") -> str:
-    "'5', '3', '2024' -> 'ngày năm tháng ba năm hai nghìn không trăm hai mươi tư'."
+    "Read '5', '3', '2024' as 'ngày năm tháng ba năm hai nghìn không trăm hai mươi tư'."
     day = "" if _ends(before, _NO_DAY) else "ngày "
     return f"{day}{count(int(d))} tháng {_month(int(m))}" + (f" năm {count(int(y))}" if y else "")
 

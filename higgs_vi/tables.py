@@ -1042,7 +1042,7 @@ def _unread_beside(sound: Path, paths: list[Path]) -> str:
 def _prefix(path: Path) -> str: return _key(str(path.with_name(path.name.split(".")[0])))
 
 class _TextFinder:
-    "Finds the text of each audio file of a folder, and counts which text files were used."
+    "Callable that returns the text of an audio file, and records which text files were used."
 
     def __init__(self, folder: Path, sounds: list[Path], texts: list[Path], encoding: str,
                  others: list[Path]):
