@@ -57,7 +57,12 @@ RESUMED, WRITTEN = (
 MUTATIONS = [
     # loss
     plant(
-        "loss: shift lost", "batch.py", "b*S + audio[supervised - 1]", "b*S + audio[supervised]", OBJECTIVE, SPLIT
+        "loss: shift lost",
+        "batch.py",
+        "b*S + audio[supervised - 1]",
+        "b*S + audio[supervised]",
+        OBJECTIVE,
+        SPLIT,
     ),
     plant(
         "loss: counts of the batch alone",

@@ -37,7 +37,8 @@ def waves():
         x[9600 : 9600 + n]
         for x, n in zip(
             clips,
-            [900, 960, 4800, 8000, 9700, 16_000, 19_200, 20_000, 23_900, 30_000, 33_000, 38_400], strict=True,
+            [900, 960, 4800, 8000, 9700, 16_000, 19_200, 20_000, 23_900, 30_000, 33_000, 38_400],
+            strict=True,
         )
     ]
 
@@ -65,7 +66,10 @@ def check(codec, waves, codes):
     difference is a near tie.
     """
     true = alone(codec, waves)
-    assert all(a.shape == b.shape for a, b in zip(codes, true, strict=True)) and share(codes, true) >= 0.999
+    assert (
+        all(a.shape == b.shape for a, b in zip(codes, true, strict=True))
+        and share(codes, true) >= 0.999
+    )
     # HF takes distances as |z|² - 2z·e + |e|², whose fp32 rounding alone is some 1e-4 of them
     assert all(
         abs(g) < 5e-4

@@ -218,7 +218,7 @@ def test_the_library_does_not_need_nbdev():
 
 
 def test_the_wheel_works_in_an_empty_folder(tmp_path):
-    "A wheel contains the nano and the demo clips: without the checkout a command prepares and speaks."
+    "A wheel contains nano and demo clips: commands prepare data and speak without the checkout."
     for name in ("pyproject.toml", "README.md", "LICENSE"): shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "higgs_vi", tmp_path / "higgs_vi")
     build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "wheel", "."]

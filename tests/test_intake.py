@@ -535,7 +535,10 @@ def test_a_recording_with_subtitles_becomes_its_sentences(tmp_path, kind):
         and "has no cue" in rejected["reason"].tolist()[0]
     )
     off = np.array(
-        [(a - float(s), float(e) - b) for (a, b), s, e in zip(limits, rows["start"], rows["end"], strict=True)]
+        [
+            (a - float(s), float(e) - b)
+            for (a, b), s, e in zip(limits, rows["start"], rows["end"], strict=True)
+        ]
     )
     print(f"air around the words: {1000 * off.min():.0f} to {1000 * off.max():.0f} ms")
     assert (off > 0).all() and (off < 0.25).all(), off
@@ -548,16 +551,23 @@ def test_a_long_recording_is_cut_at_its_longest_pauses_if_they_fit_its_sentences
     A transcript with a missing, repeated or foreign sentence is refused.
     """
     texts, limits = recording(tmp_path, gap_from=0.9)
-    spans = speech_spans(*levels_of(tmp_path/"talk.wav"))
+    spans = speech_spans(*levels_of(tmp_path / "talk.wav"))
     ended = [x if x[-1] in ".!?" else x + "." for x in texts]
     cues = cut_at_pauses(" ".join(ended), spans)
     assert [c.text for c in cues] == ended
-    assert all(abs(c.start - a) < 0.15 and abs(c.end - b) < 0.15 for c, (a, b) in zip(cues, limits, strict=True))
+    assert all(
+        abs(c.start - a) < 0.15 and abs(c.end - b) < 0.15
+        for c, (a, b) in zip(cues, limits, strict=True)
+    )
     for i in range(len(ended)):
-        for wrong in (ended[:i] + ended[i + 1:], ended[:i] + ended[i:i + 1]*2 + ended[i + 1:]):
-            with pytest.raises(ValueError): cut_at_pauses(" ".join(wrong), spans)
-    (tmp_path/"talk.txt").write_text(" ".join(ended))
-    samples, rejected = run(tmp_path, tmp_path/"out", max_seconds=10)[:2]
+        for wrong in (
+            ended[:i] + ended[i + 1 :],
+            ended[:i] + ended[i : i + 1] * 2 + ended[i + 1 :],
+        ):
+            with pytest.raises(ValueError):
+                cut_at_pauses(" ".join(wrong), spans)
+    (tmp_path / "talk.txt").write_text(" ".join(ended))
+    samples, rejected = run(tmp_path, tmp_path / "out", max_seconds=10)[:2]
     assert len(samples) == len(texts) and not len(rejected)
 
 

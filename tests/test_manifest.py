@@ -27,12 +27,22 @@ def metadata(folder, *records, **head):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_file_that_is_read_and_written_again_holds_the_same_json(tmp_path, seed):
-    "In whatever order the fields stand, with fields that nobody knows, nulls, and keys beside samples."
+    "In any field order, with unknown fields, nulls, and keys beside samples."
     rng = random.Random(seed)
     records = []
     for i in range(20):
-        more = dict(mood=[1, None, {"x": 2}], text="not the transcript", folder="x", extra={}, order=1,
-                    split=None, quality_score=None, duration="3 s", ref_speakers=["b"], weight=0.5)
+        more = dict(
+            mood=[1, None, {"x": 2}],
+            text="not the transcript",
+            folder="x",
+            extra={},
+            order=1,
+            split=None,
+            quality_score=None,
+            duration="3 s",
+            ref_speakers=["b"],
+            weight=0.5,
+        )
         fields = [*RECORD.items(), *rng.sample(list(more.items()), rng.randint(0, len(more)))]
         rng.shuffle(fields)
         records.append(dict(fields) | dict(id=f"a{i}"))
@@ -64,25 +74,40 @@ def test_a_transcript_and_a_field_named_text_are_two_things(tmp_path):
     assert as_table([sample])["text"].tolist() == ["Xin chào."]
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(id=7), "sample 1: its id is 7: it must be a string"),
-    (dict(speaker_id=None), "sample 1: its speaker_id is None: it must be a string"),
-    (dict(audio_file=["a.wav"]), "sample 1: its audio_file is .*: it must be a string"),
-    (dict(ref_speakers=["b", 3]), "sample 1: its ref_speakers is .* a string or a list of strings"),
-    (dict(tagged={"scene": 1}), "sample 1: its tagged is .* a string or a list of strings"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(id=7), "sample 1: its id is 7: it must be a string"),
+        (dict(speaker_id=None), "sample 1: its speaker_id is None: it must be a string"),
+        (dict(audio_file=["a.wav"]), "sample 1: its audio_file is .*: it must be a string"),
+        (
+            dict(ref_speakers=["b", 3]),
+            "sample 1: its ref_speakers is .* a string or a list of strings",
+        ),
+        (dict(tagged={"scene": 1}), "sample 1: its tagged is .* a string or a list of strings"),
+    ],
+)
 def test_a_wrong_type_is_named_with_file_sample_rule_and_way_out(tmp_path, change, words):
     metadata(tmp_path, RECORD, RECORD | change)
-    with pytest.raises(ValueError, match=rf"metadata\.json is damaged \({words}\): restore it, or make"):
+    with pytest.raises(
+        ValueError, match=rf"metadata\.json is damaged \({words}\): restore it, or make"
+    ):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("{", "damaged"), ("[]", "damaged"), ('{"samples": 3}', "samples is not a list of objects"),
-    ('{"samples": []}', "holds no clip"), ('{"samples": [{"id": "a"}]}', "no sample has the field audio_file"),
-    ('{"dataset_info": 3, "samples": []}', "dataset_info is not an object"),
-    ("[" * 100_000, "nested too deeply"), (b"\xff", "damaged"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"samples": 3}', "samples is not a list of objects"),
+        ('{"samples": []}', "holds no clip"),
+        ('{"samples": [{"id": "a"}]}', "no sample has the field audio_file"),
+        ('{"dataset_info": 3, "samples": []}', "dataset_info is not an object"),
+        ("[" * 100_000, "nested too deeply"),
+        (b"\xff", "damaged"),
+    ],
+)
 def test_a_file_of_another_form_is_refused(tmp_path, text, words):
     (tmp_path / "metadata.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=f"{words}.*make the folder again with 00_data"):
@@ -116,8 +141,17 @@ def test_metadata_is_replaced_and_never_written_in_place(tmp_path):
 
 def test_paths_are_resolved_once_and_stay_inside(tmp_path):
     (tmp_path / "a.txt").write_text("Một.")
-    s, = load_texts([Sample.of(RECORD | dict(ref_audio_file="b.wav"), tmp_path)])
+    (s,) = load_texts([Sample.of(RECORD | dict(ref_audio_file="b.wav"), tmp_path)])
     assert s.audio_path == (tmp_path / "a.wav").resolve() and s.audio_path is s.audio_path
-    assert s.ref_paths == [(tmp_path / "b.wav").resolve()] and s.files == ["a.wav", "a.txt", "b.wav"]
-    for bad in (dict(audio_file="../a.wav"), dict(transcript_file="/etc/passwd"), dict(ref_audio_file=["../b.wav"])):
-        with pytest.raises(ValueError, match="leaves the folder"): load_texts([s | bad])
+    assert s.ref_paths == [(tmp_path / "b.wav").resolve()] and s.files == [
+        "a.wav",
+        "a.txt",
+        "b.wav",
+    ]
+    for bad in (
+        dict(audio_file="../a.wav"),
+        dict(transcript_file="/etc/passwd"),
+        dict(ref_audio_file=["../b.wav"]),
+    ):
+        with pytest.raises(ValueError, match="leaves the folder"):
+            load_texts([s | bad])

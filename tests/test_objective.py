@@ -5,6 +5,7 @@ Each test fails when the part it names is broken.
 import copy
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def reference_step(parts):
 def test_loss_and_gradients_of_a_step_do_not_depend_on_its_split(parts, reference_step, split):
     examples, want, grads = reference_step
     model, cuts = copy.deepcopy(parts.model), np.cumsum([0, *split])
-    batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:], strict=True)]
+    batches = [collate(examples[a:b], parts.tokenizer) for a, b in pairwise(cuts)]
     counts, total = target_counts(batches), 0.0
     for batch in batches:
         loss = audio_loss(model, batch, counts)
@@ -211,13 +212,14 @@ def test_train_step_counts_the_targets_of_all_its_batches(parts, reference_step,
     examples, ends = reference_step[0], []
     for sizes in ([6], split):
         model, cuts = copy.deepcopy(parts.model), np.cumsum([0, *sizes])
-        batches = [collate(examples[a:b], parts.tokenizer) for a, b in zip(cuts, cuts[1:], strict=True)]
+        batches = [collate(examples[a:b], parts.tokenizer) for a, b in pairwise(cuts)]
         train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batches, max_norm=1e9)
         ends.append(model)
     for (n, a), (_, b) in zip(*(m.named_parameters() for m in ends), strict=True):
         assert (a - b).abs().max() <= 2e-5, n
     assert any(
-        (b - c).abs().max() > 1e-2 for b, c in zip(ends[1].parameters(), parts.model.parameters(), strict=True)
+        (b - c).abs().max() > 1e-2
+        for b, c in zip(ends[1].parameters(), parts.model.parameters(), strict=True)
     )
 
 

@@ -85,7 +85,9 @@ def test_clip_bounds_the_step(place, tmp_path, monkeypatch):
     )
     before = trained(run)
     train(run)
-    moved = math.sqrt(sum((a - b).square().sum().item() for a, b in zip(before, trained(run), strict=True)))
+    moved = math.sqrt(
+        sum((a - b).square().sum().item() for a, b in zip(before, trained(run), strict=True))
+    )
     assert moved == pytest.approx(0.5 * 0.01, rel=1e-3) and run.metrics.rows[-1]["grad_norm"] > 0.1
 
 

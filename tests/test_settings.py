@@ -228,7 +228,9 @@ def test_one_folder_under_two_names_is_one(tmp_path, monkeypatch, start):
 
 
 def test_comments_of_a_class_that_a_notebook_defines_come_from_its_cells(monkeypatch):
-    cell = 'class Mine(Settings):\n    "Mine."\n\n    size: int = 3  # how many\n    name: str = ""\n'
+    cell = (
+        'class Mine(Settings):\n    "Mine."\n\n    size: int = 3  # how many\n    name: str = ""\n'
+    )
     notebook = ModuleType("notebook")
     notebook.__dict__.update(In=["1 + 1", cell], Settings=module.Settings)
     monkeypatch.setitem(sys.modules, "notebook", notebook)

@@ -248,7 +248,10 @@ def test_habits_of_subtitlers_and_partial_subtitles_are_no_misfit(dialogue, habi
 
 def test_cues_that_touch_and_one_far_after_the_end_are_no_misfit(dialogue):
     limits, spans = dialogue
-    touching = [Cue(a, b, "x") for (a, _), (b, _) in zip(limits, [*limits[1:], (limits[-1][1], 0)], strict=True)]
+    touching = [
+        Cue(a, b, "x")
+        for (a, _), (b, _) in zip(limits, [*limits[1:], (limits[-1][1], 0)], strict=True)
+    ]
     assert not why_misfit(touching, spans) and not why_misfit(
         [*touching, Cue(900, 903, "x")], spans
     )

@@ -80,7 +80,10 @@ def test_csv_and_tsv_with_every_kind_of_sound(tmp_path):
     wav(tmp_path / "2.opus", 2, rate=48_000, format="OGG", subtype="OPUS")
     sf.write(tmp_path / "3.flac", np.stack([spoken(3, 0.5, 48_000)] * 2, 1), 48_000)
     files = ["0.wav", "1.mp3", "2.opus", "3.flac"]
-    rows = [f'{f};"{t[:-1]}; rồi.";{s}' for f, t, s in zip(files, TEXTS, ["minh", "lan"] * 2, strict=True)]
+    rows = [
+        f'{f};"{t[:-1]}; rồi.";{s}'
+        for f, t, s in zip(files, TEXTS, ["minh", "lan"] * 2, strict=True)
+    ]
     csv = lines(tmp_path / "a.csv", "audio_path;transcript;speaker_id", *rows, encoding="utf-8-sig")
     got = run(csv, tmp_path / "out")
     assert (
@@ -219,11 +222,17 @@ def test_kaldi(tmp_path, segments):
     lines(d / "wav.scp", "r0 r0.wav", "r1 r1.wav", "r2 flac -dc r2.flac |")
     lines(
         d / "text",
-        *(f"{u} {t}" for u, t in zip([*names, "r2" if not segments else "u2", "x9"], TEXTS, strict=True)),
+        *(
+            f"{u} {t}"
+            for u, t in zip([*names, "r2" if not segments else "u2", "x9"], TEXTS, strict=True)
+        ),
     )
     lines(
         d / "utt2spk",
-        *(f"{u} {s}" for u, s in zip([*names, "r2", "u2"], ["lan", "minh", "lan", "lan"], strict=True)),
+        *(
+            f"{u} {s}"
+            for u, s in zip([*names, "r2", "u2"], ["lan", "minh", "lan", "lan"], strict=True)
+        ),
     )
     lines(d / "spk2gender", "lan f", "minh m")
     if segments:
@@ -1139,7 +1148,8 @@ def test_tails_that_several_paths_share_and_paths_that_leave(tmp_path):
     assert got.texts == ["Câu 5."] and any("matched below" in n for n in got.notes)
     for reason, words in zip(
         got.reasons,
-        ["several paths end in '0.wav'"] * 2 + ["leaves the folder"] * 2 + ["no such audio file"], strict=True,
+        ["several paths end in '0.wav'"] * 2 + ["leaves the folder"] * 2 + ["no such audio file"],
+        strict=True,
     ):
         assert words in reason
     with pytest.raises(ValueError, match="there is no folder .*parameter audio"):

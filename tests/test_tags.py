@@ -404,7 +404,9 @@ def test_texts_alone_and_broken_input(folder):
     sounds = sorted(folder.glob("*.wav"))
     sounds[0].write_bytes(b"no sound")
     rows, m = tag(TagSettings(data=str(folder)))
-    assert (m["problem"] != "").sum() == 1 and rows[(m["problem"] != "").argmax()].pitch == "unknown"
+    assert (m["problem"] != "").sum() == 1 and rows[
+        (m["problem"] != "").argmax()
+    ].pitch == "unknown"
     for f in sounds:
         f.write_bytes(b"no sound")
     with pytest.raises(ValueError, match="none of the 80 clips can be measured"):

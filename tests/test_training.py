@@ -719,7 +719,8 @@ def test_full_training_trains_everything_and_resumes(place):
         )
     )
     assert again.step == 4 and all(
-        torch.equal(a, b) for a, b in zip(again.model.parameters(), run.model.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(again.model.parameters(), run.model.parameters(), strict=True)
     )
 
 
@@ -778,7 +779,9 @@ def test_full_training_in_bf16_follows_fp32_and_resumes(place, monkeypatch):
     )
     assert all(
         torch.equal(a, b)
-        for a, b in zip(again.model.parameters(), runs["rounded8bit"].model.parameters(), strict=True)
+        for a, b in zip(
+            again.model.parameters(), runs["rounded8bit"].model.parameters(), strict=True
+        )
     )
     assert steps_of(place / "full-cut") == steps_of(runs["rounded8bit"].folder)
 
@@ -855,7 +858,8 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
     )  # `finish` has put the average into the model
     adapter = lambda r: load_file(r.folder / "adapter/adapter_model.safetensors")
     assert any(
-        not torch.equal(a, b) for a, b in zip(adapter(plain).values(), adapter(mean).values(), strict=True)
+        not torch.equal(a, b)
+        for a, b in zip(adapter(plain).values(), adapter(mean).values(), strict=True)
     )
     shutil.rmtree(mean.folder / "checkpoints/step-000006")
     before = adapter(mean)
@@ -864,7 +868,9 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
             start(settings(place, mean.folder, ema_decay=0.9, resume_from_checkpoint=True, **given))
         )
     )
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), adapter(mean).values(), strict=True)
+    )
 
 
 def test_the_text_is_trained_where_its_head_is(place, tmp_path, parts):
@@ -1139,7 +1145,9 @@ def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
         and not plans[2].gradient_checkpointing
     )
     needs = [forecast(p)["total"] for p in plans]
-    assert needs == sorted(needs) and all(n < room for n, room in zip(needs, (6, 14, 80), strict=True))
+    assert needs == sorted(needs) and all(
+        n < room for n, room in zip(needs, (6, 14, 80), strict=True)
+    )
     with pytest.raises(ValueError, match="too few: the smallest plan"):
         settings(place, place / "planned", gpu_memory="0.01")
     with pytest.raises(ValueError, match="no GPU to ask"):
