@@ -59,7 +59,8 @@ def speak_row(run: Run, i: int, when: str) -> dict:
         write_wav(folder / name, speech.wave)
     except ValueError as error:
         return record | {when: None, f"{when}_reason": str(error)}
-    return record | {when: name, f"{when}_ended": speech.ended, f"{when}_odd": speech.length_problem}
+    found = {f"{when}_ended": speech.ended, f"{when}_odd": speech.length_problem}
+    return record | {when: name} | found
 
 def speak_samples(run: Run, when: str):
     """Speak and save the run's held-out sentences, on the main process only.

@@ -161,7 +161,8 @@ def odd_rows(rng, typed):
 def delimited(rng, path):
     rows, d = odd_rows(rng, False), rng.choice(",;|\t")
     keys = list(dict.fromkeys(k for r in rows for k in r))
-    cell = lambda v: v if rng.random() < 0.7 else '"' + str(v).replace('"', '""') + '"'
+    def cell(v):
+        return v if rng.random() < 0.7 else '"' + str(v).replace('"', '""') + '"'
     lines = [d.join(keys)] * (rng.random() < 0.8) + [
         d.join(cell(r.get(k, "")) for k in keys) for r in rows
     ]

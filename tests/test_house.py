@@ -100,10 +100,11 @@ def test_notebooks_are_light_and_carry_no_widgets_players_or_paths(path):
 def test_exported_code_keeps_the_style(path):
     """Functions have at most 40 lines (the training loop 80), everything public has a docstring.
 
-    Lines have at most 100 columns (200 while texts are being rewritten); ruff checks the rest.
+    Lines have at most 100 columns, except the generated `__all__`; ruff checks the rest.
     """
     text = path.read_text(encoding="utf-8")
-    assert [n for n, line in enumerate(text.splitlines(), 1) if len(line) > 200] == []
+    lines = re.sub(r"(?s)__all__ = \[.*?\]", "", text).splitlines()
+    assert [line for line in lines if len(line) > 100] == []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name

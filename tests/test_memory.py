@@ -240,7 +240,8 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
         .model.train()
         .layers[0]
     )
-    rows = lambda n: torch.randn(n, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    def rows(n):
+        return torch.randn(n, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
     args = (
         layer,
         rows(n - sound),
@@ -255,7 +256,8 @@ def test_the_compiler_keeps_what_the_formula_says(tmp_path, how):
         ),
     ):
         seen = {}
-        keep = lambda t, seen=seen: seen.setdefault(t.untyped_storage()._cdata, t) is None or t
+        def keep(t, seen=seen):
+            return seen.setdefault(t.untyped_storage()._cdata, t) is None or t
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
             torch.autocast("cpu", torch.bfloat16),

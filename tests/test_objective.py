@@ -667,9 +667,10 @@ def test_guidance_away_from_the_prompt_itself_changes_nothing(parts):
 def test_guidance_is_what_the_checkpoint_asks_for_or_nothing(parts):
     "A hook that fails or has ended leaves the model unchanged."
     own, prompt = copy.deepcopy(parts), Prompt("Xin chào.")
-    said = lambda guidance: generate_delayed_codes(
-        own, prompt, replace(GREEDY, max_seconds=0.6, guidance_scale=guidance)
-    ).tolist()
+    def said(guidance):
+        return generate_delayed_codes(
+            own, prompt, replace(GREEDY, max_seconds=0.6, guidance_scale=guidance)
+        ).tolist()
     plain, strong = said(1.0), said(3.0)
     assert said(0.0) == plain != strong
     own.model.generation_config.text_guidance = 3.0

@@ -70,7 +70,8 @@ def speaking(monkeypatch, lengths):
 def test_an_odd_take_is_drawn_again_and_the_next_is_taken(monkeypatch, capsys):
     parts, seeds = speaking(monkeypatch, [0.2, 9, 1.2, 1.2])
     speech = say(parts, Prompt("Xin chào các bạn."))
-    assert seeds == [0, 1, 2] and speech.tries == 3 and speech.length_problem == "" and speech.codes[0, 0] == 2
+    assert seeds == [0, 1, 2] and speech.tries == 3
+    assert speech.length_problem == "" and speech.codes[0, 0] == 2
     assert capsys.readouterr().out == ""
 
 def test_what_stays_odd_is_said(monkeypatch, capsys):

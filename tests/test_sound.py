@@ -342,7 +342,8 @@ def notes(hz, seconds, parts=8, fall=3.0):
 def still():
     "Sounds of 3 s that have a pitch and are constant between steps, at most 0.3 s apart."
     t, rng = np.arange(72_000) / SAMPLE_RATE, np.random.default_rng(0)
-    tone = lambda *hz: sum(np.sin(2 * np.pi * f * t) for f in hz)
+    def tone(*hz):
+        return sum(np.sin(2 * np.pi * f * t) for f in hz)
     keys = np.concatenate(
         [
             np.r_[(tone(a, b))[:2_400], np.zeros(2_400)]
@@ -353,10 +354,11 @@ def still():
     chords = [
         sum(notes(f * 2 ** (s / 12), 0.75, fall=1) for s in (0, 4, 7)) for f in (131, 175, 196, 131)
     ]
-    narrow = lambda hz, wide: np.fft.irfft(
-        np.fft.rfft(rng.normal(size=72_000))
-        * (np.abs(np.fft.rfftfreq(72_000, 1 / SAMPLE_RATE) - hz) < wide / 2)
-    )
+    def narrow(hz, wide):
+        return np.fft.irfft(
+            np.fft.rfft(rng.normal(size=72_000))
+            * (np.abs(np.fft.rfftfreq(72_000, 1 / SAMPLE_RATE) - hz) < wide / 2)
+        )
     out = {f"{hz} Hz": tone(hz) for hz in (70, 100, 220, 440, 1_000, 3_000)}
     out |= {f"hum of {hz} Hz": notes(hz, 3, 15, 0) for hz in (50, 60, 100, 120)}
     out |= dict(

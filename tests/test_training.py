@@ -856,7 +856,8 @@ def test_the_average_of_the_weights_is_kept_and_resumes(place):
     assert (
         validate(replace(mean, average=None))["loss"] == mean.best
     )  # `finish` has put the average into the model
-    adapter = lambda r: load_file(r.folder / "adapter/adapter_model.safetensors")
+    def adapter(r):
+        return load_file(r.folder / "adapter/adapter_model.safetensors")
     assert any(
         not torch.equal(a, b)
         for a, b in zip(adapter(plain).values(), adapter(mean).values(), strict=True)
@@ -1203,7 +1204,7 @@ def test_a_gpu_that_is_not_there_is_named(place, tmp_path):
 
 def test_an_existing_run_is_not_overwritten(place, unbroken):
     before = {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
-    with pytest.raises(SystemExit, match="run folder .* already exists: set resume_from_checkpoint"):
+    with pytest.raises(SystemExit, match="folder .* already exists: set resume_from_checkpoint"):
         train_main(command(settings(place, unbroken.folder))[3:])
     with pytest.raises(ValueError, match="was started with seed = 0, not 5"):
         execute(settings(place, unbroken.folder, resume_from_checkpoint=True, seed=5))
