@@ -147,9 +147,9 @@ def sample_by_weight(weights: np.ndarray, seed: int = 0, epoch: int = 0) -> list
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad) or not weights.sum() > 0:
         raise ValueError(
-            f"{len(bad)} of {len(weights)} weights are negative or not finite, and all weights sum "
-            f"to {np.nansum(weights)}: weights must be 0 or more, and one above 0; run 02_speakers "
-            "again"
+            f"{len(bad)} of {len(weights)} weights are negative or not finite, and the sum of all "
+            f"is {np.nansum(weights):g}: each weight must be at least 0, and at least one above "
+            "0; run 02_speakers again"
         )
     rng, n = np.random.default_rng([seed, 5, epoch]), len(weights)
     order = rng.permutation(n)

@@ -67,7 +67,7 @@ class CodeCache:
         self.shard_of |= dict.fromkeys(codes, shard)
 
     def get(self, keys: list[str]) -> list[np.ndarray]:
-        "Return the codes of `keys`, in order; each shard is opened once."
+        "Return the codes `(K, T)` of each of `keys`, in order; each shard is opened once."
         wanted, found = defaultdict(set), {}
         for key in keys:
             wanted[self.shard_of[key]].add(key)

@@ -264,8 +264,8 @@ def decode(codec, codes: np.ndarray) -> np.ndarray:
         raise ValueError("there is no frame to decode: the clip is empty")
     if codes.min() < 0 or codes.max() >= size:
         raise ValueError(
-            f"ids range from {codes.min()} to {codes.max()}, but codes are 0 to {size - 1}: "
-            "remove the markers with undelay"
+            f"ids range from {codes.min()} to {codes.max()}, but the codec takes codes from 0 to "
+            f"{size - 1}: remove the BOS and EOS ids with undelay() before decoding"
         )
     x = codec.decode(torch.from_numpy(codes.astype(np.int64))[None].to(codec.device)).audio_values
     return x[0, 0].float().cpu().numpy()

@@ -97,7 +97,7 @@ def read_source(cfg: DataSettings) -> tuple[Table, str]:
     if has_manifest(path):
         if cfg.columns:
             raise ValueError(
-                f"{path} is a Higgs folder, without columns to choose: leave the parameter "
+                f"{path} is a Higgs folder, whose columns are fixed: leave the parameter "
                 "columns empty"
             )
         rows = read_higgs_rows(path)

@@ -141,5 +141,5 @@ class Fingerprints:
         return self.of_samples(x, clip_key(x))
 
     def of_samples(self, x: np.ndarray, key: str) -> str:
-        "Return the fingerprint of `x`, rounded to 16 bits, whose `clip_key` is `key`."
+        "Return the fingerprint of the samples `x` (16-bit values); `key` is their `clip_key`."
         return self.keys.get(key) or fingerprint(x)

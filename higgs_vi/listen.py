@@ -16,7 +16,7 @@ from .show import gallery
 # %% ../nbs/06_listen.ipynb #7da59bc1
 @dataclass
 class ListenSettings(Settings):
-    "Write a run's samples as one page that plays offline: the parameters of 06_listen."
+    "Parameters of 06_listen, which writes a run's samples as one HTML page that plays offline."
 
     run: str = option("exps/demo", path="file")  # run folder of 04_train
     output_file: str = option(  # page to write; empty: gallery/index.html in the run folder

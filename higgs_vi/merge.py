@@ -56,10 +56,11 @@ from .weights import not_finite
 PROBES = ["Xin chào các bạn.", "Hôm nay trời đẹp quá!", "Bao giờ anh về quê?"]
 
 def probe(parts: Checkpoint) -> tuple[torch.Tensor, list[np.ndarray]]:
-    """Run a model on fixed prompts.
+    """Run the model of `parts` on fixed prompts.
 
-    Returns its logits `(N, K, V)` with fixed random codes as targets, and its greedy delayed codes
-    `(L, K)` for each prompt, at most 2 s long.
+    Returns the logits `(N, K, V)` for fixed random codes as input (teacher forcing; N positions of
+    all prompts, K codebooks, V ids), and for each prompt the greedily generated delayed codes
+    `(L, K)`, at most 2 s long.
     """
     parts.model.eval()
     prompts, rng = [make_prompt(text) for text in PROBES], np.random.default_rng(0)
@@ -184,9 +185,8 @@ def describe_differences(differences: dict) -> str:
     def line(d):
         "Return one comparison as text."
         return (
-            f"logits differ by {d['largest']:.2g} at most ({d['mean']:.2g} on average), most "
-            f"likely codes equal {d['likeliest_equal']:.1%}, greedy codes equal "
-            f"{d['greedy_equal']:.1%}"
+            f"largest logit difference {d['largest']:.2g} (mean {d['mean']:.2g}), equal argmax "
+            f"codes {d['likeliest_equal']:.1%}, equal greedy codes {d['greedy_equal']:.1%}"
         )
     return (
         f"adapter against merged: {line(differences['adapter_merged'])}\n"

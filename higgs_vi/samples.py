@@ -61,7 +61,7 @@ def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
     records = read_json(path, list)
     for i, record in enumerate(records):
         if not _is_record(record):
-            raise Damaged(path, f"entry {i} must hold a text and the names of its files")
+            raise Damaged(path, f"entry {i} holds no text or names no files")
     if not records:
         raise ValueError(
             f"no sentence was spoken in {run}: train with sample_sentences and validation_share "

@@ -306,7 +306,7 @@ class Recordings:
         self.names, self.prints, self.index = [], [], defaultdict(list)
 
     def find(self, mark: str) -> Hashable | None:
-        "Return the name of a recording of which the fingerprint `mark` is a copy, or None."
+        "Return the name of an added recording whose fingerprint matches `mark`, or None."
         words, votes = self._words(mark), Counter()
         for i, word in enumerate(words):
             for j, position in self.index.get(int(word), ()) if word else ():

@@ -74,12 +74,12 @@ class SpeakersSettings(Settings):
         super().__post_init__()
         if not self.test_share < 1 - self.valid_share:
             raise ValueError(
-                f"the parameter test_share is {self.test_share}: it must be from 0 to below "
+                f"the parameter test_share is {self.test_share}: it must be at least 0 and below "
                 "1 - valid_share"
             )
         if not self.min_seconds < self.max_seconds:
             raise ValueError(
-                f"the parameter min_seconds is {self.min_seconds}: it must be from 0 to below "
+                f"the parameter min_seconds is {self.min_seconds}: it must be at least 0 and below "
                 "max_seconds"
             )
 

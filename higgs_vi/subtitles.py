@@ -491,7 +491,8 @@ def cut_at_pauses(
     n = len(sentences) - 1
     if n < 1 or len(pauses) < n:
         raise ValueError(
-            f"{len(sentences)} sentence(s) with an end mark, but {len(pauses)} pause(s)"
+            f"the text has {len(sentences)} sentence(s) that end in a punctuation mark, but the "
+            f"recording has {len(pauses)} pause(s): add subtitles, or cut the recording"
         )
     order = np.argsort(-pauses, kind="stable")
     cuts = np.sort(order[:n])

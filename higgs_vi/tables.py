@@ -447,7 +447,7 @@ def _turns(row: dict) -> list[dict] | None:
     parts = [k for k in ("audios", "query", "response") if k in row]
     if parts and not texts:
         raise ValueError(
-            f"it has {' and '.join(parts)} without a text: ms-swift's rows have messages, "
+            f"it has {' and '.join(parts)}, but no text: ms-swift's rows have messages, "
             "or query and response, beside audios"
         )
     return None
@@ -1190,11 +1190,12 @@ def separate_speakers(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 # %% ../nbs/22_tables.ipynb #3c56d320
 class Finder:
-    """Callable that finds the file below `root` that a table means by a path.
+    """Callable that returns the file below `root` for a path in a table.
 
-    The file may lie in a usual folder, lack its extension, be spelled differently (case, Unicode
-    form, backslashes, surrounding spaces), or come from another machine: then the longest tail of
-    the path that exists here counts, and `by_tail` records it. A path with `..` is left as it is.
+    The file may lie in a common audio folder (`wavs`, `clips`, …), and the path may lack the
+    extension or be spelled differently (case, Unicode form, backslashes, surrounding spaces). For
+    a path from another machine, the longest trailing part that exists below `root` is used and
+    recorded in `by_tail`. A path with `..` is returned unchanged.
     """
 
     def __init__(self, root: str | Path):
@@ -1387,7 +1388,7 @@ def layout(path: Path) -> tuple[str, Path]:
 _DICT = re.compile(r"\s*\{.*['\"]path['\"]:\s*['\"]([^'\"]{1,1000})['\"].{0,200}\}\s*", re.S)
 
 def _plain_path(cell: str) -> str:
-    "Return a path, also out of a dictionary as text, as `datasets` writes it to CSV."
+    "Return the path in a cell, also from the text of a dict, as `datasets` writes it to CSV."
     return m[1] if cell[:1] == "{" and (m := _DICT.fullmatch(cell)) else cell
 
 def _why_cell(row: dict, found: dict[str, str], where: str, is_file: Callable[[str], bool]) -> str:
@@ -1475,7 +1476,7 @@ def _read(path: Path, kind: str, root: Path, chosen: dict[str, str],
     "Read a table of layout `kind`: return its rows, the name of its layout, and notes."
     if kind in ("kaldi", "pairs"):
         if chosen:
-            raise ValueError(f"{path} is a folder of layout {kind!r}, without columns to choose: "
+            raise ValueError(f"{path} is a folder of layout {kind!r}, whose columns are fixed: "
                              "leave the parameter columns empty")
         rows = read_kaldi(path, encoding) if kind == "kaldi" else read_pairs(path, encoding)
         return rows, kind, []
@@ -1534,7 +1535,7 @@ def _by_folder(rows: pd.DataFrame, root: Path, kind: str,
 
 def _name_speakers(rows: pd.DataFrame, root: Path, kind: str,
                    path: Path) -> tuple[pd.DataFrame, list[str]]:
-    "Fill in missing speakers by folder, if the table has no column for them or is a folder."
+    "Name missing speakers after the clips' folders if the source has no speaker column."
     has = rows["speaker"].astype(str) != "" if "speaker" in rows else pd.Series(False, rows.index)
     if "speaker" in rows and (kind != "pairs" or has.all()): return rows, []
     named, note = _by_folder(rows, root, kind, path)

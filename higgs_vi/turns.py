@@ -89,9 +89,11 @@ def map_turns(text: str, reading: Callable[[str], str] = clean_text, between: st
 
 # %% ../nbs/15_turns.ipynb #5054023f
 def task_of(text: str, cloning: bool) -> str:
-    """Return the task type of a row.
+    """Return the task of a row: one of the four names of train-higgs-audio-vi's format.
 
-    `cloning` says whether the row has reference clips. Speaker tags in `text` make it a dialogue.
+    With speaker tags in `text` it begins with `multi_speaker`, else with `zero_shot` if `cloning`
+    (the row has reference clips) or `single_speaker`. It ends in `_voice_cloning` if `cloning`,
+    else in `_smart_voice`.
     """
     if is_dialogue(text): speakers = "multi_speaker"
     else: speakers = "zero_shot" if cloning else "single_speaker"

@@ -434,7 +434,7 @@ def test_memory_does_not_grow_with_a_shard(tmp_path):
         (
             lambda d: wav(d / "in/a.wav", 0) or d / "in",
             dict(columns="text=b"),
-            "without columns to choose",
+            "whose columns are fixed",
         ),
     ],
     ids=[
@@ -1922,7 +1922,7 @@ SWIFT_FAULTS = {
     ),
     "response alone": (
         dict(response="Một.", audios=["1.wav"]),
-        "has audios and response without a text: ms-swift's rows have messages, or query and "
+        "has audios and response but no text: ms-swift's rows have messages, or query and "
         "response",
     ),
     "query alone": (dict(query="Một.", audios=["1.wav"]), "has audios and query without a text"),
