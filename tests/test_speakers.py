@@ -478,7 +478,7 @@ def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
         for r in read_metrics(train(start(replace(cfg, resume_from_checkpoint=True))).folder)
     ] == [r["loss"] for r in rows]
     execute(small(folder, temperature=5))
-    with pytest.raises(ValueError, match="or the clips are others"):
+    with pytest.raises(ValueError, match="or the clips have changed"):
         start(replace(cfg, resume_from_checkpoint=True))
 
 

@@ -196,7 +196,7 @@ def test_sigterm_saves_and_stops(place, unbroken):
             break
     rest = own.stdout.read()
     said = re.search(
-        r"stopped by SIGTERM after step (\d+) of 12, and saved; go on with "
+        r"stopped by SIGTERM after step (\d+) of 12, and saved; to continue, add "
         r"--resume_from_checkpoint true\n$", rest
     )
     assert own.wait() == 143 and said and "Traceback" not in rest
