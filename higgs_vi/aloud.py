@@ -1403,7 +1403,7 @@ _ALWAYS_UNITS = [
 
 @_rule("unit", rf"({_alternatives(_UNITS)})(?![^\W_]|['’²³])")
 def _unit(m: re.Match) -> str | None:
-    "Read a unit after a number or a slash that is read already, or one that cannot be a word."
+    "Return a unit in words: after a number or a slash, or one that cannot be an ordinary word."
     left = m.string[max(0, m.start() - 12):m.start()]
     if m[0] in _ALWAYS_UNITS and not re.search(r"\w$", left): return _UNITS[m[0]]
     near = re.search(r"\d(?:[.,]\d+)?\s?$|[^\W\d_]/$", left)

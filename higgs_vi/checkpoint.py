@@ -191,9 +191,9 @@ class Average:
 
 # %% ../nbs/44_checkpoint.ipynb #e376049a
 def _parse_rows(path: Path) -> tuple[list[dict], list[Damaged]]:
-    """Parse a file of metrics: its rows, and an error for each line that is not a row.
+    """Parse a file of metrics: return its rows, and an error for each line that is not a row.
 
-    A last line without a line end was torn by a kill; it counts as neither.
+    A last line without a newline was cut off when the process was killed; it is ignored.
     """
     rows, bad = [], []
     lines = path.read_bytes().split(b"\n") if path.is_file() else []

@@ -340,10 +340,10 @@ def _make_clip(row: dict, root: Path, blobs: object, out: Path, cfg: Settings) -
 
 
 def _prefetch_blob(row: dict, blobs: Blobs) -> object:
-    """Return a substitute for `blobs` that already holds the bytes of a Parquet row.
+    """Return a function to use in place of `blobs`, which already holds a Parquet row's bytes.
 
-    Parquet must be read in the table's order, that is, not in the threads. An error is raised when
-    the substitute is called, so that it counts as the row's own.
+    Parquet must be read in the table's order, so it is read here and not in the worker threads. An
+    error is raised only when the function is called, so that it is reported for that row.
     """
     if not row.get("blob"): return blobs
     try:

@@ -469,9 +469,9 @@ def validate(run: Run) -> dict:
     return per_target(tally, cfg.codebook_weights or None)
 
 def validation_row(run: Run, epoch: int) -> dict:
-    """Validate and return the row for the metrics.
+    """Run validation and return its row for the metrics.
 
-    Every process takes the main one's figures, so that all of them stop at the same step.
+    Every process uses the main process's values, so that all stop at the same step.
     """
     row = [dict(step=run.step, epoch=epoch, kind="valid", **validate(run))]
     return broadcast_object_list(row)[0] if run.accelerator.num_processes > 1 else row[0]

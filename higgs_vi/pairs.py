@@ -62,7 +62,7 @@ def is_plain(row: Sample) -> bool:
 def clips_by_voice(
     rows: list[Sample], shortest: float = 0.0, longest: float = float("inf")
 ) -> dict[tuple, list[Sample]]:
-    """Group the plain rows of `shortest` to `longest` seconds by (side, speaker).
+    """Group the plain rows of `shortest` to `longest` seconds by (split, speaker).
 
     Each group is sorted by id.
     """
@@ -103,9 +103,9 @@ def clone_pairs(
 ) -> list[Sample]:
     """Make pairs for voice cloning from `rows`, which have `text` and perhaps `split`.
 
-    On each side there are `share` times as many pairs as rows, or as many as can be made.
+    In each split there are `share` times as many pairs as rows, or as many as can be made.
     References last `shortest` to `longest` seconds, and `is_clean` accepts them. A pair and its
-    reference are on the same side.
+    reference are in the same split.
     """
     voices = clips_by_voice(rows, shortest, longest)
     wanted = {side: round(share*n) for side, n in Counter(r.get("split") for r in rows).items()}
@@ -186,7 +186,7 @@ def make_dialogues(
 ) -> list[Sample]:
     """Make dialogues from the plain `rows`; their `pair_of` lists the ids of the turns.
 
-    On each side there are `share` times as many dialogues as rows, or as many as ten draws per
+    In each split there are `share` times as many dialogues as rows, or as many as ten draws per
     dialogue find. References last `shortest` to `longest` seconds, and `is_clean` accepts them.
     """
     out = []

@@ -32,7 +32,7 @@ from higgs_vi.manifest import (
 from .pairs import clean_check, clone_pairs, join_turns, make_dialogues
 from .settings import Settings, from_cli, option, project_root
 from higgs_vi.splits import (
-    SIDES,
+    SPLITS,
     add_weights,
     divide,
     effective_number,
@@ -57,7 +57,7 @@ class SpeakersSettings(Settings):
     disjoint: str = option(  # what train, valid and test do not share
         "utterance", choices=("utterance", "speaker", "given"),
         about="utterance: no text. speaker: no text and no speaker. given: the table's own split "
-        "is used, without the texts that it has on two sides")
+        "is used, without the texts that it has in two splits")
     valid_share: float = option(0.05, min=0, below=1)  # fraction of the time for validation
     test_share: float = option(0.05, min=0, below=1)  # fraction of the time for the final test
     clone_share: float = option(  # pairs for voice cloning, as a fraction of all clips
@@ -150,7 +150,7 @@ def _drop_leaks(
         else:
             reasons[row.id] = (
                 f"it is in {side} by its {given_by}, but at least as many clips with its text are "
-                f"in {owner}: a text on two sides would be a leak"
+                f"in {owner}: a text in two splits would be a leak"
             )
     return kept, reasons
 
@@ -204,13 +204,13 @@ def summary_lines(
     everyone = {s.speaker_id for s in plain}
     unpaired = everyone - {s.speaker_id for s in samples if s.pair_of}
     sides = Counter(s.split for s in samples)
-    hours = {n: sum(s.duration for s in plain if s.split == n) / 3600 for n in SIDES}
+    hours = {n: sum(s.duration for s in plain if s.split == n) / 3600 for n in SPLITS}
     before, after = (effective_number(seconds_by(some)) for some in (rows, train))
     return [
         f"{len(rows)} clips in = {len(plain)} kept + {len(dropped)} dropped",
         f"on top: {kinds['pair']} pairs, {kinds['dialogue']} dialogues; {len(unpaired)} of "
         f"{len(everyone)} speakers have no pair",
-        "; ".join(f"{n}: {sides[n]} rows, {hours[n]:.2f} h of clips" for n in SIDES if sides[n]),
+        "; ".join(f"{n}: {sides[n]} rows, {hours[n]:.2f} h of clips" for n in SPLITS if sides[n]),
         f"effective number of speakers: {before:.1f} of {len({r.speaker_id for r in rows})} "
         f"before, {after:.1f} of {len({s for r in train for s in speakers_of(r)})} in training "
         "after",

@@ -24,7 +24,7 @@ from higgs_vi.plan import Dataset, plan_after, plan_epoch, split
 from higgs_vi.recipe import TrainSettings
 from higgs_vi.speakers import SpeakersSettings, execute, kind_of, original_rows
 from higgs_vi.speakers import balance as balance_samples
-from higgs_vi.splits import SIDES, effective_number, seconds_by, speakers_of, texts_of
+from higgs_vi.splits import SPLITS, effective_number, seconds_by, speakers_of, texts_of
 from higgs_vi.train import start
 
 CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
@@ -141,7 +141,7 @@ def check_pairs(samples, file, of, cfg):
             assert [
                 f"[SPEAKER{s['ref_speakers'].index(t['speaker_id'])}] {t['text']}" for t in turns
             ] == s["text"].replace(" [SPEAKER", "\n[SPEAKER").split("\n")
-    for name in SIDES:
+    for name in SPLITS:
         n = Counter(kind_of(s) for s in samples if s["split"] == name)
         assert n["pair"] <= round(cfg.clone_share * n["plain"]) and n["dialogue"] <= round(
             cfg.dialogue_share * n["plain"]
@@ -212,7 +212,7 @@ def test_what_cannot_be_is_refused_with_counts():
         balance(rows, SpeakersSettings(disjoint="speaker"))
     assert len(balance(rows, SpeakersSettings(clone_share=0, dialogue_share=0))[0]) == 120
     with pytest.raises(
-        ValueError, match=r"2 speaker\(s\) cannot be divided into 3 sides \(train, valid, test\)"
+        ValueError, match=r"2 speaker\(s\) cannot be divided into 3 splits \(train, valid, test\)"
     ):
         balance([r for r in rows if r["speaker_id"] in "ab"], SpeakersSettings(disjoint="speaker"))
     with pytest.raises(ValueError, match="1 different text"):
@@ -562,7 +562,7 @@ def test_a_dialogue_keeps_its_raw_text_and_a_clip_without_words_is_named(folder)
 
 def test_dialogues_of_a_folder_made_again_keep_their_people_apart(folder, tmp_path):
     """A balanced folder as input of 00: the speakers of its dialogues are known, so no speaker is
-    on two sides.
+    in two splits.
     """
     execute(small(folder, valid_share=0, test_share=0, dialogue_share=0.3))
     prepare(DataSettings(table=str(folder), output_dir=str(tmp_path/"again")))

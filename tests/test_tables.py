@@ -26,7 +26,7 @@ from higgs_vi.check import CheckSettings, check
 from higgs_vi.data import DataSettings, main, prepare, read_source
 from higgs_vi.intake import gender_of
 from higgs_vi.manifest import read_samples
-from higgs_vi.splits import given_sides
+from higgs_vi.splits import given_splits
 from higgs_vi.tables import Blobs, read_parquet, read_table, speakers_by_folder
 from tests.sounds import spoken
 
@@ -1050,9 +1050,9 @@ def test_one_reading_of_a_split(tmp_path):
         None,
     ]
     rows = [dict(split=w) for w in said]
-    assert given_sides(rows) == ["test", "train", "valid", "valid", "test", "train"]
+    assert given_splits(rows) == ["test", "train", "valid", "valid", "test", "train"]
     with pytest.raises(ValueError, match="'fold3'"):
-        given_sides([dict(split="fold3")])
+        given_splits([dict(split="fold3")])
 
 
 def test_one_person_of_several_spellings(tmp_path):
@@ -1922,10 +1922,10 @@ SWIFT_FAULTS = {
     ),
     "response alone": (
         dict(response="Một.", audios=["1.wav"]),
-        "has audios and response but no text: ms-swift's rows have messages, or query and "
+        "has audios and response, but no text: ms-swift's rows have messages, or query and "
         "response",
     ),
-    "query alone": (dict(query="Một.", audios=["1.wav"]), "has audios and query without a text"),
+    "query alone": (dict(query="Một.", audios=["1.wav"]), "has audios and query, but no text"),
     "a number": (
         dict(query="<audio>", response=5, audios=["1.wav"]),
         r"a message is an integer \(5\): it must be a string",
