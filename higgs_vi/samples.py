@@ -17,11 +17,12 @@ from .show import Clip
 
 # %% ../nbs/47_samples.ipynb #964ffc5c
 def save_samples(folder: Path, records: list[dict]):
-    """Merge `records` into `samples.json` in `folder`, the first into the first and so on.
+    """Merge `records` into `samples.json` in `folder`, the first record into the first one there.
 
-    A record holds `id`, `text`, the file name `real` and, for each time of speaking (`before`,
-    `after`, `during`), its file name, or None and `before_reason` and so on. A damaged
-    `samples.json` is replaced, and a line says so.
+    A record holds `id`, `text`, `real` (a file name) and, for each stage at which the text was
+    spoken, one of the keys `before`, `after` and `during`. Its value is the file name of the
+    sample, or None if there is none; then `before_reason` (or the like) gives the reason. A
+    damaged `samples.json` is replaced, and a line says so.
     """
     path = folder / "samples.json"
     try:

@@ -510,7 +510,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     out = dict(pairs)
     if len(out) != len(pairs):
         twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
-        raise ValueError(f"it has {printable(twice, 60)!r} twice: leave one")
+        raise ValueError(f"it has the key {printable(twice, 60)!r} twice: keep one of them")
     return out
 
 _JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)
@@ -946,7 +946,7 @@ def _base(path: Path) -> tuple[str, str]:
     return _key(str(path)[:len(str(path)) - len(end)]), end
 
 def _stem(name: str) -> str:
-    "Return the key of an audio file's name without folder and extension."
+    "Return the lookup key for an audio file's name, without folder and extension."
     name = name.replace("\\", "/").rpartition("/")[2]
     end = next((e for e in SOUNDS if name.lower().endswith(e)), "")
     return _key(name[:-len(end)] if end else name)
