@@ -737,7 +737,7 @@ def _is_letter_k(scale: str, written: str, before: str) -> bool:
     )
 
 def _scale_words(s: re.Match) -> str:
-    "Read a scale: 'tr5' -> 'triệu năm', 'tr250' -> 'triệu hai trăm năm mươi nghìn'."
+    "Read an abbreviated power of ten: 'tr5' -> 'triệu năm', 'tr250' -> 'triệu hai trăm …'."
     said = " ".join(
         _SCALES[w] for w in re.findall(r"nghìn|ngàn|triệu|tỷ|tỉ|trăm|tr|k", s[1].lower())
     )
@@ -879,7 +879,7 @@ def _product(m: re.Match) -> tuple[str, int] | None:
 
 @_rule("ratio", r"(\d{1,3}(?:[.,]\d+)?)\s?:\s?(\d{1,9}(?:[.,]\d{3}){0,3})(?![\d:])")
 def _colon(m: re.Match) -> str:
-    "Read 16:9, 1:1000, 2 : 1, 6 : 2 = 3."
+    "Read a colon between numbers: a ratio (16:9, 2 : 1), a scale (1:1000), a division (6 : 2 = 3)."
     a, b = m.groups()
     if re.match(r"\s*=", _after(m)): return f"{number(a)} chia {number(b)}"
     scored = _SCORED.search(_before(m)) or _between_names(

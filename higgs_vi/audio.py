@@ -473,8 +473,8 @@ def _check_header(name: str, rate: int, channels: int, frames: int, longest: flo
         )
     if frames * channels > _MOST_SAMPLES:
         raise ValueError(
-            f"the header of {name} states {frames * channels} samples in {channels} channels: "
-            f"at most {_MOST_SAMPLES} are read; convert it to mono"
+            f"the header of {name} states {frames * channels} samples in {channels} channels, and "
+            f"a file may have at most {_MOST_SAMPLES}: convert it to mono"
         )
 
 # %% ../nbs/12_audio.ipynb #ea21a4eb

@@ -40,7 +40,7 @@ def _is_binary(raw: bytes) -> bool:
     return control > len(raw[:4096])//50 and not _is_utf16(raw)
 
 def _likely_encoding(raw: bytes) -> str:
-    "Describe, for an error message, what bytes that are not UTF-8 look like."
+    "Describe, for an error message, the likely encoding of `raw`, which is not UTF-8."
     if _is_utf16(raw): return "it looks like UTF-16"
     if vietnamese_share(raw.decode("cp1258", "replace")) > 0.7:
         return "decoded as cp1258 its words are Vietnamese"

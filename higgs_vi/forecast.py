@@ -444,8 +444,8 @@ def fit_to_gpu(cfg: TrainSettings, given: frozenset) -> TrainSettings:
     """
     if cfg.lora_variant == "dora" or "precision" in given and cfg.precision == "fp32":
         raise ValueError(
-            "gpu_memory does not cover lora_variant dora or precision fp32: leave it empty, and "
-            "set gradient_checkpointing and token_budget yourself"
+            "the parameter gpu_memory cannot be used with lora_variant dora or precision fp32: "
+            "leave it empty, and set gradient_checkpointing and token_budget yourself"
         )
     gib = free_memory() if cfg.gpu_memory == "auto" else float(cfg.gpu_memory)
     if gib is None:

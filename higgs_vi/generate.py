@@ -112,8 +112,8 @@ def with_guidance(model, guide: Guidance | None):
 def one_thread(model):
     """Context manager: one CPU thread if `model` is small and on a CPU, no change otherwise.
 
-    The products of a small model's step are too small to divide among threads. Waiting for each
-    other costs more than it saves, and many times more when other processes use the CPU.
+    The matrix products of a small model's step are too small to divide among threads: the threads
+    would lose more time waiting for each other than they gain, above all on a busy CPU.
     """
     before = torch.get_num_threads()
     small = model.device.type == "cpu" and model.config.hidden_size <= 512

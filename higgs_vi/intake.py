@@ -359,7 +359,7 @@ def _prefetch_blob(row: dict, blobs: Blobs) -> object:
 # %% ../nbs/26_intake.ipynb #3bf8eb8a
 @dataclass
 class Outcome:
-    "The rows decided so far."
+    "The rows accepted or rejected so far."
 
     samples: list[Sample] = field(default_factory=list)
     rejected: list[dict] = field(default_factory=list)  # row, reason, file, text

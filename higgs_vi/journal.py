@@ -32,7 +32,10 @@ def file_mark(path: str | Path) -> list[int] | None:
     return [s.st_size, s.st_mtime_ns]
 
 def row_stamp(row: dict, files: list[str | Path], *settings: object) -> str:
-    "Hash what an outcome depends on: a row's cells, its files' marks, the settings. 16 hex digits."
+    """Return 16 hex digits, a hash of what a row's outcome depends on.
+
+    These are its cells, the sizes and modification times of its files, and the settings.
+    """
     content = [row, [file_mark(f) for f in files], settings]
     content = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha1(content.encode()).hexdigest()[:16]

@@ -395,10 +395,10 @@ def resume_from(run: Run, checkpoint: Path):
         run.stop = "patience"
 
 def resume_from_last(run: Run, found: list[Path]):
-    """Restore a run from the last of the checkpoints `found` that can be read.
+    """Restore a run from the newest of the checkpoints `found` that can be read.
 
-    Damaged ones after it are named and renamed to `damaged-step-…`. Raises `ValueError` if none
-    can be read.
+    Newer ones, which are damaged, are reported and renamed to `damaged-step-…`. Raises
+    `ValueError` if none can be read.
     """
     damaged = []
     for checkpoint in reversed(found):

@@ -101,7 +101,13 @@ def find_adapter(folder: str | Path) -> Path:
         raise ValueError(
             f"there is no folder {folder}: train first (04_train), or name the adapter's folder"
         )
-    return folder / "adapter" if (folder / "adapter").is_dir() else folder
+    adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if not (adapter / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no adapter (no adapter_config.json): train first (04_train), or name "
+            "the adapter's folder; a complete model is not merged"
+        )
+    return adapter
 
 def base_name(adapter: Path, base: str) -> str | Path:
     """Return what to load as the base: `base`, or else the one that the folder `adapter` names.

@@ -275,7 +275,7 @@ def comments(cls: type[Settings]) -> dict[str, str]:
 # %% ../nbs/10_settings.ipynb #4080ae84
 def _parser(cls: type[Settings]) -> argparse.ArgumentParser:
     "Build a parser with one option per field of `cls`."
-    parser, notes = _Parser(description=cls.__doc__), comments(cls)
+    parser, notes = _Parser(description=cls.__doc__, allow_abbrev=False), comments(cls)
     for f in fields(cls):
         default = ",".join(f.default) if f.type is list else f.default
         limits = f"; {rule}" if (rule := describe_limits(f.metadata)) else ""
@@ -288,6 +288,16 @@ def _parser(cls: type[Settings]) -> argparse.ArgumentParser:
             help=about.replace("%", "%%"),
         )
     return parser
+
+def _unknown(argument: str, cls: type[Settings]) -> str:
+    "Return what is wrong with an argument that no option takes, and the likely way out."
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}: join lists by commas, quote values with spaces"
+    name, names = argument.split("=")[0].lstrip("-"), [f.name for f in fields(cls)]
+    near = [n for n in names if name in n.split("_") or n.startswith(name)]
+    near = near or get_close_matches(name, names)
+    hint = f": did you mean --{' or --'.join(near[:3])}?" if near else ""
+    return f"there is no option --{name}{hint}"
 
 def _underscored(argument: str) -> str:
     "Return an option with its name in underscores: --learning-rate is --learning_rate."
@@ -303,7 +313,9 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     _START["folder"] = Path.cwd()
     parser = _parser(cls)
     argv = sys.argv[1:] if argv is None else argv
-    given = vars(parser.parse_args([_underscored(a) for a in argv]))
+    found, rest = parser.parse_known_args([_underscored(a) for a in argv])
+    if rest: parser.error(_unknown(rest[0], cls))
+    given = vars(found)
     try:
         settings = cls.of(given)
     except ValueError as e:

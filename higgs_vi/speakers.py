@@ -174,7 +174,7 @@ def balance(
         shortest = min((r.duration for r in rows), default=0)
         raise ValueError(
             f"each of the {len(rows)} clips alone is longer than the {cfg.max_minutes:g} min "
-            f"that a speaker may have: the shortest lasts {shortest:.1f} s (parameter max_minutes)"
+            f"that a speaker may have (the shortest lasts {shortest:.1f} s): raise max_minutes"
         )
     kept, leaks = _drop_leaks(left, cfg, copies)
     reasons |= leaks

@@ -37,7 +37,7 @@ class _Pad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        "Gradient `(N, …)` of the rows: the rectangle's gradient at the place of each row."
+        "Return the gradient `(N, …)` of the packed rows: the padded batch's at each position."
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 class _Unpad(torch.autograd.Function):

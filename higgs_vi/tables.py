@@ -150,7 +150,7 @@ def _unlike(field: str, name: str, cells: list[str]) -> str:
     if field in _READERS:
         odd = [c for c in values[:500] if _fails(_READERS[field], c)]
         if len(odd) * 2 > len(values[:500]) and len(odd) > 2:
-            return f"its cells are not {_VALUES[field]}, such as {printable(odd[0], 40)!r}"
+            return f"its cells are not {_VALUES[field]}; one of them is {printable(odd[0], 40)!r}"
     return ""
 
 # %% ../nbs/22_tables.ipynb #13058907
@@ -1504,7 +1504,7 @@ def _tables_in(path: Path) -> str:
 
 # %% ../nbs/22_tables.ipynb #4b9c6f43
 def _label(path: Path) -> str:
-    "Return a name for a table that is one speaker: its folder's name, and its own."
+    "Return a name for a table of one speaker's clips: the names of its folder and its file."
     return path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
 
 def _are_durations(rows: pd.DataFrame, root: Path) -> bool:

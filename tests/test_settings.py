@@ -236,3 +236,13 @@ def test_comments_of_a_class_that_a_notebook_defines_come_from_its_cells(monkeyp
     monkeypatch.setitem(sys.modules, "notebook", notebook)
     exec(cell, notebook.__dict__)
     assert module.comments(dataclass(notebook.Mine)) == dict(size="how many")
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--rank", "8"], "there is no option --rank: did you mean --lora_rank?"),
+    (["--out", "x"], "there is no option --out: did you mean --output_dir?"),  # no prefix of a name
+    (["--target_modules", "attention", "audio_ffn"], "unexpected argument 'audio_ffn': join lists"),
+])
+def test_an_unknown_option_is_refused_with_the_likely_name(argv, message, capsys):
+    with pytest.raises(SystemExit): from_cli(TrainSettings, argv)
+    assert message in capsys.readouterr().err
