@@ -168,7 +168,7 @@ def test_every_step_runs_as_a_module(tmp_path):
         tags="data",
         speakers="data",
         memory="model",
-        train="out",
+        train="output_dir",
         merge="adapter",
         listen="run",
         say="adapter",
