@@ -588,7 +588,10 @@ BAD_ROWS = {
         '{"audio": "1.wav", "text": ' + "1" * 5000 + "}",
         "cannot be used",
     ),
-    "a name twice": ('{"audio": "1.wav", "text": "Một.", "text": "Hai."}', "has the key 'text' twice"),
+    "a name twice": (
+        '{"audio": "1.wav", "text": "Một.", "text": "Hai."}',
+        "has the key 'text' twice",
+    ),
     "a list": ("[1, 2]", "is not a JSON object"),
     "a word": ("null", "is not a JSON object"),
     "two objects": ('{"audio": "1.wav"} {"text": "Hai."}', "text follows its object"),
