@@ -18,7 +18,7 @@ LONG = 100
 
 def modules(root: Path) -> dict[str, tuple[str, ast.Module]]:
     "Source and syntax tree of each module of the package, by name."
-    paths = (p for p in sorted((root / "higgs_vi").glob("*.py")) if not p.name.startswith("_"))
+    paths = (p for p in sorted((root / "higgs_vi").glob("*.py")) if p.name != "_modidx.py")
     return {p.stem: (t := p.read_text(encoding="utf-8"), ast.parse(t)) for p in paths}
 
 
@@ -75,8 +75,10 @@ def circles(graph: dict[str, set[str]]) -> int:
 
 
 def opens_metadata(tree: ast.Module) -> bool:
-    "Whether a module has the file name metadata.json in its code, so that it opens that file."
-    return any(isinstance(n, ast.Constant) and n.value == "metadata.json" for n in ast.walk(tree))
+    "Whether a module names metadata.json as a file: in a message it stands among other words."
+    texts = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    texts = (text for text in texts if isinstance(text, str))
+    return any(re.search(r"(^|/)(metadata|unbalanced)\.json$", text) for text in texts)
 
 
 def shown(code: list[dict]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.house_table import modules, opens_metadata
 from tests.parameters import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -112,15 +113,8 @@ def test_exported_code_keeps_the_style(path):
             assert node.end_lineno - node.lineno < (80 if node.name == "train" else 40), node.name
 
 
-def names_metadata(path):
-    "Whether a module names metadata.json as a file: in a message it stands among other words."
-    strings = [n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-               if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return any(re.search(r"(^|/)(metadata|unbalanced)\.json$", s) for s in strings)
-
-
 def test_metadata_json_is_opened_in_one_place():
-    rooms = [p.stem for p in sorted((ROOT / "higgs_vi").glob("*.py")) if names_metadata(p)]
+    rooms = [name for name, (_, tree) in modules(ROOT).items() if opens_metadata(tree)]
     assert rooms == ["manifest"], "read_manifest and write_manifest are its only reader and writer"
 
 

@@ -313,42 +313,25 @@ def seconds(function, text):
     return time.process_time() - start
 
 
+FUNCTIONS = (spoken, tokens, clean_text, plain_letters, why_foreign, words, place_tone, is_syllable)
+
+
 def test_time_grows_with_the_length_alone():
     "Each public text function: ten times the text takes at most about 20 times as long."
-    functions = (
-        spoken,
-        tokens,
-        clean_text,
-        plain_letters,
-        why_foreign,
-        words,
-        place_tone,
-        is_syllable,
-    )
     spoken("a 5")
     for unit, text in long_texts(10_000):
-        for function in functions:
+        for function in FUNCTIONS:
             short, long = seconds(function, text[:1_000]), seconds(function, text)
             assert long < 0.2 + 20 * short, (unit, function.__name__, short, long)
 
 
 @pytest.mark.slow
 def test_a_hundred_kilobytes_take_under_a_second():
-    functions = (
-        spoken,
-        tokens,
-        clean_text,
-        plain_letters,
-        why_foreign,
-        words,
-        place_tone,
-        is_syllable,
-    )
     spoken("a 5")
     slow = [
         (unit, f.__name__, took)
         for unit, text in long_texts()
-        for f in functions
+        for f in FUNCTIONS
         if (took := min(seconds(f, text) for _ in range(2))) > 1
     ]
     assert slow == []

@@ -706,18 +706,7 @@ def test_full_training_trains_everything_and_resumes(place):
         len(changed) > 0.9 * len(list(model.named_parameters()))
         and run.metrics.rows[-1]["loss"] < run.metrics.rows[0]["loss"]
     )
-    again = start(
-        settings(
-            place,
-            place / "full",
-            mode="full",
-            max_steps=4,
-            learning_rate=1e-3,
-            save_steps=2,
-            target_modules=["attention"],
-            resume_from_checkpoint=True,
-        )
-    )
+    again = start(replace(run.cfg, resume_from_checkpoint=True))
     assert again.step == 4 and all(
         torch.equal(a, b)
         for a, b in zip(again.model.parameters(), run.model.parameters(), strict=True)
