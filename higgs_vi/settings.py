@@ -119,6 +119,11 @@ def check_limits(name: str, value: object, limits: dict):
             raise ValueError(f"the parameter {name} is {v!r}: it must be {describe_limits(limits)}")
 
 # %% ../nbs/10_settings.ipynb #15b22672
+def _similar(name: str, names: list[str]) -> list[str]:
+    "Return up to three of `names` that somebody who wrote `name` may mean, the likeliest first."
+    parts = [n for n in names if name in n.split("_") or n.startswith(name)]
+    return parts[:3] or get_close_matches(name, names)
+
 @dataclass
 class Settings:
     """Base class of the settings of a step.
@@ -154,7 +159,7 @@ class Settings:
         names = [f.name for f in fields(cls)]
         for name in values:
             if name in names: continue
-            near = get_close_matches(name, names, 1)
+            near = _similar(name, names)
             hint = f"did you mean {near[0]!r}? The" if near else "the"
             raise ValueError(
                 f"unknown parameter {name!r}: {hint} parameters are {', '.join(names)}"
@@ -294,9 +299,8 @@ def _unknown(argument: str, cls: type[Settings]) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}: join lists by commas, quote values with spaces"
     name, names = argument.split("=")[0].lstrip("-"), [f.name for f in fields(cls)]
-    near = [n for n in names if name in n.split("_") or n.startswith(name)]
-    near = near or get_close_matches(name, names)
-    hint = f": did you mean --{' or --'.join(near[:3])}?" if near else ""
+    near = _similar(name, names)
+    hint = f": did you mean --{' or --'.join(near)}?" if near else ""
     return f"there is no option --{name}{hint}"
 
 def _underscored(argument: str) -> str:

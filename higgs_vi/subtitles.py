@@ -11,6 +11,7 @@ __all__ = ['Cue', 'is_labels', 'remove_rolling', 'mark_overlaps', 'parse_cues', 
 import html
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,7 @@ def remove_rolling(cues: list[Cue]) -> list[Cue]:
     extends the one before.
     """
     usable = [c for c in cues if not c.problem]
-    repeated = [_repeated(a, b) for a, b in zip(usable, usable[1:], strict=False)]
+    repeated = [_repeated(a, b) for a, b in pairwise(usable)]
     if not repeated or sum(n > 1 for n in repeated) < max(1, len(repeated) / 2):
         return cues
     out, before = [], None
@@ -228,7 +229,7 @@ def remove_rolling(cues: list[Cue]) -> list[Cue]:
 def _inserted_numbers(numbers: list[int], n_cues: int) -> set[int]:
     "Return the numbers far out of sequence, as those of inserted advertisements are."
     descending = sorted(numbers, reverse=True)
-    pairs = zip(descending, descending[1:], strict=False)
+    pairs = pairwise(descending)
     return {n for n, lower in pairs if n > lower + 100 and n > 2 * n_cues}
 
 def mark_overlaps(cues: list[Cue], max_overlap: float = 0.3) -> list[Cue]:
@@ -487,7 +488,7 @@ def cut_at_pauses(
     Raises `ValueError` with the reason if the pauses do not fit the sentences.
     """
     sentences = re.findall(rf"\S.*?(?:{_END}(?=\s)|\Z)", text.strip(), re.S)
-    pauses = np.array([b - a for (_, a), (b, _) in zip(spans, spans[1:], strict=False)])
+    pauses = np.array([b - a for (_, a), (b, _) in pairwise(spans)])
     n = len(sentences) - 1
     if n < 1 or len(pauses) < n:
         raise ValueError(
