@@ -246,3 +246,8 @@ def test_comments_of_a_class_that_a_notebook_defines_come_from_its_cells(monkeyp
 def test_an_unknown_option_is_refused_with_the_likely_name(argv, message, capsys):
     with pytest.raises(SystemExit): from_cli(TrainSettings, argv)
     assert message in capsys.readouterr().err
+
+
+def test_a_notebook_is_told_the_likely_name_too():
+    with pytest.raises(ValueError, match="unknown parameter 'rank': did you mean 'lora_rank'"):
+        TrainSettings.of(dict(rank=8))
