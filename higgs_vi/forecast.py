@@ -27,7 +27,7 @@ from .settings import local_or_id
 
 # %% ../nbs/43_forecast.ipynb #4dd0da03
 def model_config(cfg: MemorySettings) -> HiggsAudioV2Config:
-    """Return the configuration of `cfg.model`, of the released 3B model if that is empty.
+    """Return the configuration of `cfg.model`, or of the released 3B model if that is empty.
 
     Raises `ValueError` if it cannot be read.
     """
@@ -44,7 +44,7 @@ def model_config(cfg: MemorySettings) -> HiggsAudioV2Config:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the configuration of {cfg.model!r} cannot be read: give a checkpoint folder or "
-            f"hub id ({str(error).splitlines()[0]})"
+            f"hub id in the parameter model ({str(error).splitlines()[0]})"
         ) from error
 
 def meta_model(
@@ -96,7 +96,7 @@ def _trained(cfg: MemorySettings, model):
 def _counts(
     model: str, mode: str, rank: int, targets: tuple, audio_embeddings: bool, text_head: bool
 ) -> tuple[dict, int]:
-    "`parameter_counts` by hashable arguments, so that it can be cached."
+    "`parameter_counts` with a cache, which needs hashable arguments."
     cfg = MemorySettings(
         model=model,
         mode=mode,
@@ -117,7 +117,7 @@ def parameter_counts(cfg: MemorySettings) -> tuple[dict, int]:
 
 # %% ../nbs/43_forecast.ipynb #c33218b1
 SHARE = 0.62    # fraction of the positions that are audio
-LENGTH = 171    # positions of a clip (3.9 s on average)
+LENGTH = 171    # positions of an average clip (3.9 s)
 
 class _Attention(torch.autograd.Function):
     "Saves what a fused attention kernel saves: inputs, output and one number per query and head."
@@ -144,7 +144,7 @@ def _fused_attention():
     finally: step.F.scaled_dot_product_attention = original
 
 def saved_bytes(cfg: MemorySettings) -> int:
-    "Count the bytes that one layer, not compiled, saves for `cfg.token_budget` positions."
+    "Count the bytes that one uncompiled layer saves for a batch of `cfg.token_budget` positions."
     config, n = model_config(cfg), cfg.token_budget
     config.num_hidden_layers = 1
     core = step.unwrap_peft(_trained(cfg, meta_model(config))).model.train()
@@ -181,10 +181,11 @@ def saved_bytes(cfg: MemorySettings) -> int:
 def saved_bytes_compiled(cfg: MemorySettings) -> int:
     """Compute the bytes that one compiled layer saves for a batch of `cfg.token_budget` positions.
 
-    In 16 bits: the layer's input, its sum with attention, the inputs of the attention and output
-    products, queries and output in padded form (six hidden sizes), keys and values, and gate and up
-    projection of the FFN. A trained FFN also saves its input and its product. Dropout saves one
-    byte per mask element, and a copy where several masks share one input.
+    It saves six tensors of the hidden size in 16 bits: the layer's input, its sum with attention,
+    the inputs of the attention and output products, and queries and attention output in padded
+    form. Keys, values, and the FFN's gate and up projection follow, in 16 bits too. A trained FFN
+    also saves its input and its product. Dropout saves one byte per mask element, and copies of an
+    input that several masks share.
     """
     config, full = model_config(cfg), cfg.mode == "full"
     width, inner = config.hidden_size, config.intermediate_size
@@ -213,9 +214,9 @@ def resident_gib(cfg: MemorySettings) -> dict[str, float]:
     weights = dict(
         lora=2 * total,
         qlora=nf4 + 2 * (total - linear - groups["text embedding"]),
-        full=4 * total + 2 * linear if in_fp32 else 2 * total,  # fp32 is cast for the products
+        full=4 * total + 2 * linear if in_fp32 else 2 * total,  # plus 16-bit copies for products
     )[cfg.mode]
-    size = 2 if cfg.mode == "full" and not in_fp32 else 4  # bytes of a trained weight, a gradient
+    size = 2 if cfg.mode == "full" and not in_fp32 else 4  # bytes of a trained weight or gradient
     moments = (8 if cfg.optim == "adamw" else 2 * (1 + 4 / 256)) + 4 * (cfg.ema_decay > 0)
     return dict(
         weights=weights / GIB,
@@ -226,7 +227,7 @@ def resident_gib(cfg: MemorySettings) -> dict[str, float]:
 
 # %% ../nbs/43_forecast.ipynb #061e52eb
 def is_compiled(cfg: MemorySettings) -> bool:
-    "Whether 04_train compiles the layers on a GPU: models of more than a billion parameters."
+    "Whether 04_train compiles the layers on a GPU: above 10⁹ parameters, and not in 4 bits."
     large = sum(parameter_counts(cfg)[0].values()) > 1e9
     return cfg.torch_compile and cfg.mode != "qlora" and large
 
@@ -255,7 +256,10 @@ def _activation_gib(cfg: MemorySettings) -> dict[str, float]:
     )
 
 def forecast(cfg: MemorySettings) -> dict[str, float]:
-    """Return the peak GiB of training with `cfg` by purpose, and their sum as `total`.
+    """Return what fills the memory at the peak of training with `cfg`, in GiB.
+
+    The keys are weights, adapters, gradients, optimiser, activations, logits, workspace and
+    `total`, their sum.
 
     The peak is reached in the backward pass or in the optimizer's update, whichever is larger.
     """
@@ -278,10 +282,10 @@ def forecast(cfg: MemorySettings) -> dict[str, float]:
 # %% ../nbs/43_forecast.ipynb #19ac8c1d
 @dataclass(frozen=True)
 class Card:
-    """A common GPU, by its data sheet.
+    """A common GPU, as its data sheet describes it.
 
-    `size` in GB; `tflops` of its matrix unit (bf16 or fp16, fp32 accumulation, dense); `bandwidth`
-    of its memory in GB/s.
+    `size` is its memory in GB and `bandwidth` that memory's bandwidth in GB/s. `tflops` is the
+    throughput of its tensor cores (bf16 or fp16, fp32 accumulation, dense).
     """
 
     name: str
@@ -302,9 +306,10 @@ CARDS = (
 )
 
 # %% ../nbs/43_forecast.ipynb #40ae88e3
-# Fraction of the reachable throughput, by what has LoRA. The last two are factors on it.
+# Fraction of the reachable throughput, with LoRA on attention alone or with trained FFNs. The last
+# two are factors on it: layers not compiled, every layer recomputed.
 EFFICIENCY = dict(attention=0.45, ffn=0.39, not_compiled=0.66, recomputed=0.68)
-# Seconds in which the host launches the kernels of a layer.
+# Seconds that the host needs to launch a layer's kernels: activations stored, recomputed, 4 bits.
 LAUNCH = dict(stored=0.01, recomputed=0.021, qlora=0.03)
 
 def flops_per_position(cfg: MemorySettings) -> float:

@@ -84,7 +84,7 @@ from higgs_vi.step import (
 from .weights import reading
 
 # %% ../nbs/46_loop.ipynb #e5e12e2f
-# May change on resuming. The paths of model and data may, because their contents are compared.
+# Settings that may change on resuming: paths too, because the model and data there are compared.
 MAY_CHANGE = set(
     "resume_from_checkpoint logging_steps eval_steps save_steps sample_steps save_total_limit "
     "early_stopping_patience sample_sentences code_cache device output_dir model codec data "
@@ -96,8 +96,8 @@ _LEFT_BY_FAILED_START = {"settings.json", "base.json", "left_out.csv", "replay"}
 def open_folder(cfg: TrainSettings) -> Path:
     """Create or reopen the run folder of `cfg`, with its settings.json, and return its path.
 
-    Raises `ValueError` for an existing run that is not resumed, for a missing one that is, and for
-    settings that differ from those of the resumed run (`MAY_CHANGE` aside).
+    Raises `ValueError` if the folder holds a run that `cfg` does not resume, if there is no run to
+    resume, or if the resumed run has other settings (except `MAY_CHANGE`).
     """
     run = (project_root() / cfg.output_dir).resolve()
     saved = run / "settings.json"
@@ -108,7 +108,7 @@ def open_folder(cfg: TrainSettings) -> Path:
             )
         old = read_json(saved, way="restore it, or start another run (parameter output_dir)")
         for k, v in cfg.resolved().items():
-            # a run from before a parameter existed has its default
+            # a run older than this parameter used its default
             started_with = old.get(k, getattr(TrainSettings, k, None))
             if k not in MAY_CHANGE and started_with != v:
                 raise ValueError(
@@ -143,20 +143,23 @@ def check_base(cfg: TrainSettings, folder: Path, model):
 
     if unpacked(before) != unpacked(now) or not is_same_base(before, now):
         raise ValueError(
-            f"the run in {folder} was started with other weights of its base model "
-            f"({name or 'the embedded nano'}) than {cfg.model or 'the embedded nano'} has now: "
-            "restore them, or start another run (parameter output_dir)"
+            f"the run in {folder} was started with the base model {name or 'the embedded nano'}, "
+            f"and {cfg.model or 'the embedded nano'} has other weights now: restore the former "
+            "weights, or start another run (parameter output_dir)"
         )
 
 # %% ../nbs/46_loop.ipynb #3e43dbc0
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 def trains_in_fp32(cfg: TrainSettings) -> bool:
-    "Whether all weights are trained, with fp32 masters."
+    "Whether all weights are trained, with fp32 master weights."
     return cfg.mode == "full" and cfg.optim != "rounded8bit"
 
 def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
-    "Load model (in the base's precision), tokenizer and codec to the accelerator's device."
+    """Load model, tokenizer and codec to the accelerator's device.
+
+    The model is in fp32 if `trains_in_fp32`, else in `cfg.precision`.
+    """
     return load_checkpoint(
         local_or_id(cfg.model) or NANO,
         cfg.codec or None,
@@ -167,7 +170,7 @@ def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
     )
 
 def build_model(cfg: TrainSettings, parts: Checkpoint):
-    """Return the model to train, in training mode: with LoRA adapters, or all weights of it.
+    """Return the model in training mode, with LoRA adapters or with all its weights trainable.
 
     Sets the decoder's `gradient_checkpointing` and `compiled`, which 40_step reads. Layers are
     compiled only on a GPU, not in 4 bits, and for models above 10⁹ parameters.
@@ -213,11 +216,11 @@ def find_device(cfg: TrainSettings) -> Accelerator:
         and cfg.precision == "bf16"
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
-        raise ValueError("precision is bf16, which this GPU does not have: set precision fp16")
+        raise ValueError("precision is bf16, which this GPU does not support: set precision fp16")
     if cpu and cfg.precision == "fp16":
-        raise ValueError("precision fp16 needs a GPU: set bf16 or fp32")
+        raise ValueError("precision is fp16, which needs a GPU: set precision bf16 or fp32")
     if not cpu and cfg.precision != "fp32":
-        # fp32 adapters are multiplied in TF32, which is still finer than the base
+        # multiplies fp32 adapters in TF32, which is still finer than the base model's 16 bits
         torch.set_float32_matmul_precision("high")
     return Accelerator(cpu=cpu)
 
@@ -336,7 +339,7 @@ def _load_data(cfg: TrainSettings, parts: Checkpoint, folder: Path, load_rows) -
 def _build_run(
     cfg: TrainSettings, accelerator: Accelerator, folder: Path, lock, load_rows, speak
 ) -> Run:
-    "Build the run of `open_run`, whose folder is locked."
+    "Build the run for `open_run`, which has locked `folder`."
     main = accelerator.is_main_process
     if main: open_folder(cfg)
     parts = load_parts(cfg, accelerator)
@@ -386,7 +389,8 @@ def resume_from(run: Run, checkpoint: Path):
         raise ValueError(
             f"the run in {run.folder} was started with {plan[1]} clips on {plan[0]} process(es), "
             f"now there are {len(run.data.train)} on {run.accelerator.num_processes}, or the clips "
-            "have changed: resume it with the same, or start another run (parameter output_dir)"
+            "have changed: resume it with the same clips and number of processes, or start another "
+            "run (parameter output_dir)"
         )
     set_random_state(rng[run.accelerator.process_index], run.accelerator.device)
     for name, value in state.items():
@@ -397,7 +401,7 @@ def resume_from(run: Run, checkpoint: Path):
 def resume_from_last(run: Run, found: list[Path]):
     """Restore a run from the newest of the checkpoints `found` that can be read.
 
-    Newer ones, which are damaged, are reported and renamed to `damaged-step-…`. Raises
+    Damaged newer checkpoints are reported and renamed to `damaged-step-…`. Raises
     `ValueError` if none can be read.
     """
     damaged = []
@@ -445,7 +449,7 @@ def autocast(run: Run):
 
     Under LoRA it does nothing: the base itself is bf16 or fp16, and only its layers run under
     autocast (`hidden_states` in 40_step). Around the whole model, autocast would make the sum of
-    the codebooks' embeddings fp32, which does not fit into the prompt's embeddings.
+    the codebooks' embeddings fp32, which cannot be joined with the 16-bit embeddings of the prompt.
     """
     device, cfg = run.accelerator.device.type, run.cfg
     return torch.autocast(
@@ -515,7 +519,7 @@ def load_step(
     return mine, counts, dict(samples=sum(map(len, batches)), tokens=tokens)
 
 def one_step(run: Run, mine: list[dict], counts: torch.Tensor, sizes: dict) -> dict:
-    "Take one optimiser step on what `load_step` returned; returns its losses, norm and sizes."
+    "Take one optimiser step on the result of `load_step`; returns `train_step`'s dict and `sizes`."
     cfg, acc = run.cfg, run.accelerator
     rate = learning_rate_at(run.step + 1, run.total, cfg.learning_rate, cfg.warmup_ratio)
     set_learning_rate(run.optimizer, rate)
@@ -573,7 +577,10 @@ def all_reduce_stop(run: Run):
     if received > 0: run.stop = "signal"
 
 def stop_error(run: Run) -> Stopped:
-    "Return what `train` raises after a signal, when the checkpoint of the run's step is written."
+    """Return the error that `train` raises after a signal, when the checkpoint is written.
+
+    Keeps the random state in `run.stopped_state`.
+    """
     run.stopped_state = random_state(run.accelerator.device)
     number = signal.Signals(run.signal_number or signal.SIGTERM)
     done = f"after step {run.step} of {run.total}"
@@ -621,7 +628,7 @@ def log_step(run: Run, epoch: int, report: dict, seen: dict):
     )
 
 def evaluate_before(run: Run):
-    """Validate before the first step, to compare training with. It does not count as the best.
+    """Validate before the first step, as a baseline that does not count as the best loss.
 
     Raises `FloatingPointError` if the loss is not finite.
     """
@@ -648,9 +655,9 @@ def evaluate(run: Run, epoch: int):
     row = validation_row(run, epoch)
     if not math.isfinite(row["loss"]):
         raise FloatingPointError(
-            f"the validation loss is {row['loss']} at step {run.step}: lower learning_rate, or "
-            "train in bf16 or fp32, and continue from the last checkpoint "
-            "(resume_from_checkpoint true)"
+            f"the validation loss is {row['loss']} at step {run.step}: start "
+            "another run (parameter output_dir) with a lower learning_rate, or with precision bf16 "
+            "or fp32 if it is fp16"
         )
     if row["loss"] < run.best:
         run.best, run.best_step, run.evals_since_best = row["loss"], run.step, 0
@@ -697,7 +704,7 @@ def train(run: Run) -> Run:
 
     Logs, validates and saves on the way. After a signal the current step is finished and saved, and
     `Stopped` is raised; called again, it continues from there. Raises `OutOfMemory` and
-    `FloatingPointError` (40_step); the checkpoints before stay.
+    `FloatingPointError` (40_step); earlier checkpoints stay.
     """
     cfg, seen = run.cfg, Counter()
     if run.stopped_state:

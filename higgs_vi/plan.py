@@ -49,8 +49,8 @@ def _build_one(
     example = build_example(parts.tokenizer, prompt, target, row.id)
     if len(example) > token_budget:
         raise ValueError(
-            f"it has {len(example)} positions, more than a batch of {token_budget} holds "
-            "(parameter token_budget)"
+            f"it has {len(example)} positions, and a batch holds at most {token_budget}: shorten "
+            "the clip, or raise the parameter token_budget"
         )
     return example, row | dict(prompt=prompt)
 
@@ -67,7 +67,8 @@ def build_examples(
 
     Returns the examples and their rows, each row with its `prompt`. The other rows are listed with
     their reasons in `folder/left_out.csv`. A random `tag_share` of the prompts, fixed by `seed`,
-    names the tags of the voice. Raises `ValueError` if fewer than 2 clips remain.
+    contains the voice's tags (gender, emotion, dialect). Raises `ValueError` if fewer than 2 clips
+    remain.
     """
     built, left_out = [], []
     files = list(dict.fromkeys(str(p) for r in rows for p in [r.audio_path, *r.ref_paths]))
@@ -93,8 +94,8 @@ def build_examples(
 def select_speaker(rows: list[Sample], speaker: str, default: str = "") -> list[Sample]:
     """Return the `rows` that `speaker` alone speaks.
 
-    With an empty name: those of `default`, or all rows if there are none. Raises `ValueError`, with
-    the names that occur, if no row is spoken by `speaker`.
+    If `speaker` is empty, return those of `default`, or all rows if `default` has none. Raises
+    `ValueError`, with the names that occur, if no row is spoken by `speaker`.
     """
     name = speaker or default
     chosen = [r for r in rows if name and r.get("speaker_id") == name]
@@ -112,8 +113,8 @@ def select_speaker(rows: list[Sample], speaker: str, default: str = "") -> list[
 class Dataset:
     """Examples to train on and to validate with.
 
-    The last `replayed` examples of `train` come from the replay folder; an epoch takes a share of
-    them. The others are drawn by `weights` if there are any, else each once per epoch.
+    The last `replayed` examples of `train` come from the replay folder; `epoch_clips` draws from
+    them. The others are drawn by `weights`; if that is empty, each comes once per epoch.
     """
 
     train: list[Example]
@@ -162,7 +163,7 @@ def sampling_weights(rows: list[Sample]) -> tuple[float, ...]:
 
 # %% ../nbs/42_plan.ipynb #2a92c6f6
 def _clip_ids(row: Sample) -> set[str]:
-    "The ids of the clips that are heard in a row: its own, and those that a pair was made of."
+    "Return the row's own id and the ids of the clips that it was joined from (`pair_of`)."
     return {row["id"], *as_list(row.get("pair_of"))}
 
 def _split_of_row(row: Sample) -> str:
@@ -178,7 +179,8 @@ def split(
     Rows whose `split` says valid (validation, dev) validate. If there are none, a random
     `validation_share` does, fixed by `seed`: at least one clip unless the share is 0. Pairs and
     dialogues (02_speakers) that contain one of the drawn clips then do not train. Rows whose
-    `split` says test are left alone. Training rows with a `weight` set the dataset's `weights`.
+    `split` says test are used for neither. Training rows with a `weight` set the dataset's
+    `weights`.
 
     Raises `ValueError` for an unknown word in `split`, a wrong weight, or if no row is left to
     train on.
@@ -207,8 +209,8 @@ def split(
 def epoch_clips(cfg: Settings, data: Dataset, epoch: int) -> list[int]:
     """Return the indices into `data.train` of the clips of an epoch.
 
-    That is every clip of the training folder once (or as many, drawn by weight), and replayed clips
-    in such a number that they are `cfg.replay_share` of the epoch.
+    Every clip of the training folder comes once; with weights, as many clips are drawn by weight.
+    Then replayed clips are added, so many that they make up `cfg.replay_share` of the epoch.
     """
     new = len(data.train) - data.replayed
     clips = sample_by_weight(data.weights, cfg.seed, epoch) if data.weights else list(range(new))
@@ -233,7 +235,7 @@ def plan_epoch(cfg: Settings, data: Dataset, epoch: int, world: int) -> list[lis
     ]
 
 def total_steps(cfg: Settings, data: Dataset, world: int) -> int:
-    "Count the optimiser steps of a run: those of all epochs, at most `cfg.max_steps` unless 0."
+    "Count the optimiser steps of all epochs, at most `cfg.max_steps` (0: no limit)."
     n = 0
     for epoch in range(cfg.num_train_epochs):
         n += len(plan_epoch(cfg, data, epoch, world))

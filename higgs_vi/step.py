@@ -37,7 +37,7 @@ class _Pad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        "Return the gradient `(N, …)` of the packed rows: the padded batch's at each position."
+        "Return the gradient `(N, …)` of the rows: the rectangle's gradient at each row's place."
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 class _Unpad(torch.autograd.Function):
@@ -154,8 +154,8 @@ def hidden_states(model, batch: dict) -> torch.Tensor:
 def target_logits(model, batch: dict, states: torch.Tensor | None = None) -> torch.Tensor:
     """Return the logits `(P, K, V)` in fp32 at the positions of `batch` that predict codes.
 
-    `states` are the `hidden_states` of `batch`, if they are known already. No other position goes
-    through the audio head.
+    `states` are the `hidden_states` of `batch`; None computes them. No other position goes through
+    the audio head.
     """
     core, states = unwrap_peft(model), hidden_states(model, batch) if states is None else states
     return (
@@ -169,10 +169,10 @@ def target_logits(model, batch: dict, states: torch.Tensor | None = None) -> tor
 class Loss:
     """The loss of one batch.
 
-    `total` is a scalar that carries the gradient. `tally` `(5, K)` holds detached sums per
-    codebook: cross-entropy, number of targets, cross-entropy of the EOS targets, number of EOS
-    targets. Row 4 begins with the text's cross-entropy and number of targets. Tallies of batches
-    and of ranks may be added, and `per_target` turns them into means.
+    `total` is a scalar that carries the gradient. `tally` `(5, K)` is detached. Its rows 0
+    to 3 are sums per codebook: cross-entropy, number of targets, cross-entropy of the EOS targets,
+    number of EOS targets. Row 4 holds the text's cross-entropy and number of targets, then zeros.
+    Tallies of batches and of ranks may be added, and `per_target` turns them into means.
     """
     total: torch.Tensor
     tally: torch.Tensor
@@ -351,7 +351,7 @@ def _accumulate(model, batches, counts, weights, autocast, scaler) -> torch.Tens
     for batch in batches:
         batch = to_device(batch, device)
         tally += _backward(model, batch, counts, weights, autocast, scaler).tally
-    if not batches:  # a process without a batch needs a scale nevertheless
+    if not batches:  # the scaler cannot unscale before it has scaled something
         scaler.scale(torch.zeros((), device=device))
     return tally
 

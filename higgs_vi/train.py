@@ -17,7 +17,7 @@ from .settings import from_cli, project_root, read_options_first, report_once
 def load_rows(cfg: TrainSettings) -> list[Sample]:
     """Return the samples of the data folder `cfg.data`.
 
-    Without one, these are the demo clips, which are prepared first if that was not done yet.
+    If that is empty, these are the demo clips, which are prepared first if they are missing.
     """
     folder = cfg.data or "data/demo"
     if not cfg.data and not has_manifest(project_root() / folder):
@@ -75,7 +75,7 @@ def speak_samples(run: Run, when: str):
         save_samples(folder, records)
         log_samples(run.board, folder, records, run.step)
     except KeyboardInterrupt:
-        why = f"stopped while it spoke the samples {when!r}"
+        why = f"stopped while speaking the samples {when!r}"
         raise Stopped(run, signal.SIGINT, why) from None
 
 def start(cfg: TrainSettings) -> Run:

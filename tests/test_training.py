@@ -1175,7 +1175,7 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
         (dict(token_budget=20), "left_out.csv for the reasons"),
         (dict(codebook_weights=[1, 2]), "codebook weights"),
         (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
-        (dict(precision="fp16"), "fp16 needs a GPU"),
+        (dict(precision="fp16"), "fp16, which needs a GPU"),
     ],
 )
 def test_bad_settings_are_refused(place, tmp_path, change, message):
