@@ -646,19 +646,19 @@ def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_p
 def test_a_temporary_file_alone_blocks_nothing_and_torn_settings_are_named(run, tmp_path):
     from dataclasses import replace
 
-    from higgs_vi.loop import open_folder
+    from higgs_vi.loop import check_folder
 
     new = replace(run, output_dir=str(tmp_path / "new"))
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
     (tmp_path / "new").mkdir()
     (tmp_path / "new/.settings.json.h-1.abc.tmp").write_text("x")
     with pytest.raises(ValueError, match="no run to resume"):
-        open_folder(replace(new, resume_from_checkpoint=True))
-    open_folder(new)
+        check_folder(replace(new, resume_from_checkpoint=True))
+    assert check_folder(new) == tmp_path / "new"
     for text in ("", "{", "[]", '{"rank": NaN}'):
         (tmp_path / "new/settings.json").write_text(text)
         with pytest.raises(Damaged, match="settings.json is damaged"):
-            open_folder(replace(new, resume_from_checkpoint=True))
+            check_folder(replace(new, resume_from_checkpoint=True))
 
 
 def test_a_run_that_another_process_writes_is_left_alone(run, tmp_path):

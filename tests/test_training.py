@@ -30,7 +30,7 @@ from higgs_vi.data import DataSettings, prepare
 from higgs_vi.files import write_text
 from higgs_vi.forecast import apply_preset, fastest_plan, forecast
 from higgs_vi.generate import Sampling, Speech, generate_delayed_codes, say
-from higgs_vi.loop import Stopped, load_step, open_folder, save_best, train, validate
+from higgs_vi.loop import Stopped, check_folder, load_step, save_best, train, validate
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.model import (
     NANO,
@@ -682,10 +682,10 @@ def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbr
     old = json.loads((unbroken.folder / "settings.json").read_text())
     old.pop("lora_variant")
     (tmp_path / "settings.json").write_text(json.dumps(old))
-    open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
+    check_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
     (tmp_path / "settings.json").write_text(json.dumps(old | dict(lora_variant="dora")))
     with pytest.raises(ValueError, match="started with lora_variant = 'dora'"):
-        open_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
+        check_folder(replace(unbroken.cfg, output_dir=str(tmp_path), resume_from_checkpoint=True))
 
 
 def test_full_training_trains_everything_and_resumes(place):
@@ -1178,9 +1178,39 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
         (dict(precision="fp16"), "fp16, which needs a GPU"),
     ],
 )
-def test_bad_settings_are_refused(place, tmp_path, change, message):
+def test_bad_settings_are_refused_and_leave_no_run(place, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         execute(settings(place, tmp_path / "run", **change))
+    left = {p.name for p in (tmp_path / "run").glob("*") if not p.name.startswith(".")}
+    assert left <= {"left_out.csv"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(codebook_weights=[1, 2]), "codebook weights are .*: give 8 numbers"),
+        (dict(replay_data="/nowhere/old"), "no metadata.json"),
+    ],
+)
+def test_a_wrong_value_is_found_before_any_clip_is_encoded(place, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        execute(settings(place, tmp_path / "run", code_cache=str(tmp_path / "codes"), **change))
+    assert not list((tmp_path / "codes").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "mode, change, trained",
+    [
+        ("lora", dict(max_steps=24), r"its merged adapter \(05_merge\)"),
+        ("full", dict(num_train_epochs=20), "run/model"),
+    ],
+)
+def test_a_run_is_not_prolonged_and_the_way_out_is_named(place, tmp_path, mode, change, trained):
+    cfg = settings(place, tmp_path / "run", mode=mode)
+    write_text(tmp_path / "run/settings.json", json.dumps(cfg.resolved()))
+    message = f"cannot be prolonged; resume it with that value, or train .*{trained} in another run"
+    with pytest.raises(ValueError, match=message):
+        check_folder(replace(cfg, resume_from_checkpoint=True, **change))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
