@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None):
         raise SystemExit(128 + error.number) from error
     except KeyboardInterrupt as error:
         raise SystemExit(
-            f"higgs-vi-train: interrupted; the checkpoints written so far are complete: {resume}"
+            "higgs-vi-train: interrupted; the checkpoints written so far are complete: run the "
+            "command again, with --resume_from_checkpoint true if the run folder has settings.json"
         ) from error
     except (ValueError, OSError, OutOfMemory, FloatingPointError, torch.OutOfMemoryError) as error:
         if not torch.distributed.is_initialized(): report_once()
