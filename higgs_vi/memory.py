@@ -16,7 +16,13 @@ read_options_first(MemorySettings, __name__)
 # %% ../nbs/03_memory.ipynb #b23fe7c7
 import pandas as pd
 
-from .forecast import describe_plan, fastest_plan, forecast, free_memory, plans_by_card
+from higgs_vi.forecast import (
+    describe_plan,
+    fastest_plan,
+    forecast,
+    memory_to_plan,
+    plans_by_card,
+)
 
 # %% ../nbs/03_memory.ipynb #0e6ec999
 def main(argv: list[str] | None = None):
@@ -25,8 +31,9 @@ def main(argv: list[str] | None = None):
     try:
         print(pd.Series(forecast(cfg)).round(2).to_string(), end="\n\n")
         print(plans_by_card(cfg).to_string())
-        if gib := cfg.gpu_memory or free_memory():
+        if gib := memory_to_plan(cfg.gpu_memory):
             print(f"\nfor {gib:.1f} GiB: {describe_plan(fastest_plan(cfg, gib))}")
+        else: print("\nthere is no GPU here: for a plan, give the GiB of yours, as --gpu_memory 24")
     except ValueError as error:
         raise SystemExit(f"higgs-vi-memory: {error}") from error
 

@@ -2,9 +2,11 @@
 fake tensors and by the compiler.
 """
 import os
+import re
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -24,6 +26,7 @@ from higgs_vi.forecast import (
     forecast,
     meta_model,
     model_config,
+    plans_by_card,
     saved_bytes,
     saved_bytes_compiled,
 )
@@ -299,3 +302,14 @@ def test_the_allocator_is_set_by_the_library(users, told):
         check=True,
     )
     assert out.stdout.strip() == told
+
+
+def test_the_table_of_cards_in_the_readme_is_what_03_prints():
+    "Peak and hours per epoch; the parameters are those of the command in the README."
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    options = re.search(r"`higgs-vi-memory ([^`]*)`", text)[1].replace("--", "").split()
+    cfg = MemorySettings.of(dict(zip(options[::2], options[1::2], strict=True)))
+    found = plans_by_card(cfg)[["GiB, forecast", "hours per epoch of 10 h, forecast"]]
+    rows = re.findall(r"(?m)^\| (\d+ GB \([^)]+\)) \|[^|]*\| ([\d.]+) \| ([\d.]+) \|$", text)
+    assert len(rows) == 5
+    assert all([float(gib), float(h)] == found.loc[card].tolist() for card, gib, h in rows)

@@ -124,10 +124,20 @@ def test_a_command_refuses_them_too(cls, capsys):
     "change", [dict(gpu_memory=g) for g in ("nan", "inf", "-3", "much")] + [dict(target_modules=[])]
 )
 def test_what_one_field_alone_cannot_say_is_checked_too(change):
-    from higgs_vi.recipe import TrainSettings
+    from higgs_vi.recipe import MemorySettings, TrainSettings
 
-    with pytest.raises(ValueError, match=f"parameter {next(iter(change))} is"):
-        TrainSettings.of(change)
+    for cls in (TrainSettings, MemorySettings) if "gpu_memory" in change else (TrainSettings,):
+        with pytest.raises(ValueError, match=f"parameter {next(iter(change))} is"):
+            cls.of(change)
+
+
+def test_the_memory_of_a_gpu_is_named_alike_for_forecast_and_training():
+    from higgs_vi.recipe import MemorySettings, TrainSettings
+
+    for cls in (TrainSettings, MemorySettings):
+        assert [cls.of(dict(gpu_memory=g)).gpu_memory for g in ("auto", 24)] == ["auto", "24"]
+        with pytest.raises(ValueError, match="or auto for the GPU's free memory"):
+            cls.of(dict(gpu_memory="0"))
 
 
 def test_a_seed_keeps_its_bits_and_a_number_written_as_text_its_value():
