@@ -151,7 +151,7 @@ def read_base(path: Path) -> tuple[str, dict]:
         isinstance(v, list) and all(type(x) is int for x in v) for v in sampled.values()
     )
     if not isinstance(name, str) or not valid:
-        raise Damaged(path, "it must hold base, a text, and fingerprint, lists of whole numbers")
+        raise Damaged(path, "it must hold base (a text) and fingerprint (lists of whole numbers)")
     return name, sampled
 
 def save_adapter(model, folder: str | Path, base: str):
@@ -263,7 +263,7 @@ def load_weights(model, folder: str | Path):
 def load_adapter(model, folder: str | Path):
     """Return HF's `model` with the adapter in `folder`, unmerged: a PEFT model in evaluation mode.
 
-    What the adapter trains is fp32. Raises `ValueError` for a folder without adapter, a damaged
+    The adapter's weights are in fp32. Raises `ValueError` for a folder without adapter, a damaged
     one, or one that was trained on another base.
     """
     folder = Path(folder)

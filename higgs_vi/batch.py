@@ -47,7 +47,7 @@ class Example:
 def build_example(tokenizer, prompt: Prompt, codes: np.ndarray, name: str = "") -> Example:
     """Build the example of a prompt and the `codes` `(K, T)` of its target.
 
-    The prompt is the one of inference. Only the target is supervised, and the sequence ends with
+    The prompt is encoded as in inference. Only the target is supervised, and the sequence ends with
     its last frame. Raises `ValueError` for codes without a frame.
     """
     codes = np.asarray(codes)
@@ -178,7 +178,7 @@ def audio_positions(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return positions, supervised
 
 def has_next_text(e: Example, tokenizer) -> np.ndarray:
-    "Return the indices, among an example's text positions, of those that text follows directly."
+    "Return the indices into an example's text positions of those that text follows directly."
     audio, _ = audio_positions(e, tokenizer)
     return np.flatnonzero(np.diff(np.delete(np.arange(len(e)), audio)) == 1)
 

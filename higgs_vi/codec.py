@@ -199,9 +199,9 @@ def encode(codec, waves: list[np.ndarray], seconds: float | None = None) -> list
     """Encode `waves`: int16 codes `(K, T)` for each, T = ceil(samples/960).
 
     `waves` are float32, mono, at the codec's rate, of any lengths. Up to `seconds` of audio are
-    encoded at once: by default 15 on a CPU, where 60 take twice as long, and 30 on a GPU, where
-    cuDNN would compute 60 by an FFT that needs 77 GiB and changes two codes of five.
-    Raises `ValueError` for an empty or non-finite wave.
+    encoded at once, by default 15 on a CPU and 30 on a GPU. With 60, a CPU takes twice as long, and
+    a GPU's cuDNN uses an FFT that needs 77 GiB and changes two codes of five. Raises `ValueError`
+    for an empty or non-finite wave.
     """
     hop, out = codec.config.hop_length, [None] * len(waves)
     seconds = seconds or (15 if codec.device.type == "cpu" else 30)
@@ -228,11 +228,11 @@ def encode(codec, waves: list[np.ndarray], seconds: float | None = None) -> list
 def first_differences(
     codec, wave: np.ndarray, codes: np.ndarray, others: np.ndarray
 ) -> list[float]:
-    """Return how near a tie the first differing code of each frame is.
+    """Return how close the first differing code of each frame was to a tie (0: a tie).
 
     `codes` and `others` `(K, T)` are two encodings of `wave`. For each frame in which they differ,
-    the result holds the distance of the vector to the entry of `codes` relative to that of
-    `others`, minus 1, in the first codebook that differs.
+    the result holds a/b - 1 for the first codebook that differs: a and b are the distances of the
+    frame's vector to the entries of `codes` and `others`.
     """
     found, equal = [], np.ones(codes.shape[1], bool)
     residual = codec.fc(_embeddings(codec, [wave]))
@@ -309,7 +309,7 @@ def load_codec(
     """
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no codec: there is no config.json in it")
+        raise ValueError(f"{folder} holds no config.json: give a codec's folder or hub id")
     if (folder / "model.pth").is_file() and "model_type" not in read_json(folder / "config.json"):
         codec = codec_from_boson(folder)
     else:

@@ -25,10 +25,10 @@ def delay(codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
 def undelay(delayed_codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
     """Return the codes `(K, T)`, int16, of generated or delayed `delayed_codes` `(L, K)`.
 
-    Undoes the shift, drops the BOS frame and cuts where the EOS ramp begins. As in HF's processor,
-    everything after the first frame that holds only EOS is dropped, and a marker (an id of at least
-    `bos`) amid speech is clipped to a code, so that one stray marker in one codebook does not end
-    the sentence. Unlike HF's processor, trailing frames that hold markers are dropped, not clipped.
+    Undoes the shift, and drops the BOS frame and the trailing frames that hold markers (ids of at
+    least `bos`). HF's processor clips the markers of these frames to codes instead. As in HF's
+    processor, everything after the first frame that holds only EOS is dropped. A marker amid speech
+    is clipped to a code, so that one stray marker does not end the sentence.
     """
     ends = (delayed_codes == eos).all(1).nonzero()[0]
     if len(ends):

@@ -30,8 +30,8 @@ class Sampling:
 
     `temperature`, `top_k` and `top_p` are HF's; temperature 0 is greedy. `ras_win_len` is the
     window of RAS in frames, 0 switches it off. `max_seconds` limits the length of the speech.
-    `guidance_scale` 1 leaves the model alone, more holds it closer to the text (see `Guidance`), 0
-    takes what the checkpoint asks for.
+    `guidance_scale` 1 is no guidance, a larger value holds the speech closer to the text (see
+    `Guidance`), and 0 takes the checkpoint's value.
     """
 
     temperature: float = 0.5
@@ -234,8 +234,8 @@ def say(
     """Speak `prompt`.
 
     A take whose length does not fit the text (`length_problem`) is drawn again with the next seed,
-    at most `max_retries` times. If none fits, the nearest is returned and a message printed. Greedy
-    takes are drawn once. `sampling` None means `Sampling()`.
+    at most `max_retries` times. If none fits, the one whose length is least wrong is returned, and
+    a message is printed. Greedy takes are drawn once. `sampling` None means `Sampling()`.
 
     Raises `ValueError` if the model ends before the first whole frame in every take.
     """

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def memory_gib(device: "torch.device | None" = None) -> float:
     """Return the peak memory in GiB.
 
-    On a GPU `device`, what torch has allocated on it; else the resident memory of this process.
+    On a GPU `device`, this is what torch has allocated there; otherwise it is the resident memory
+    of this process.
     """
     if device is not None and device.type == "cuda":
         import torch
@@ -39,7 +40,8 @@ def memory_gib(device: "torch.device | None" = None) -> float:
 def gpu_use(device: "torch.device") -> dict:
     """Return the GPU's utilisation as `gpu_percent`.
 
-    Empty on a CPU, and where the driver cannot be asked (that needs the package nvidia-ml-py).
+    The dict is empty on a CPU, and if the driver cannot be queried (this needs the package
+    nvidia-ml-py).
     """
     if device.type != "cuda": return {}
     import torch
@@ -54,7 +56,7 @@ def hours_minutes(seconds: float) -> str:
 def _steps(rows: list[dict]) -> list[int]: return [r["step"] for r in rows]
 
 def best_row(rows: list[dict]) -> dict | None:
-    """Return the validation row with the lowest loss, the first of equals; None without one.
+    """Return the validation row with the lowest loss (the first of equal ones), or None.
 
     Step 0, the model before training, does not count.
     """
@@ -79,7 +81,7 @@ def summarize_run(rows: list[dict], total: int) -> str:
     compared = "" if before is None else f", {before:.3f} before training"
     at = f"Validation loss: best at step {best['step']} of {total} ({best['loss']:.3f}{compared})"
     if before is not None and before <= best["loss"]:
-        return f"{at}; training did not help: no step was better than the model before it."
+        return f"{at}; training did not help: no step was better than the model before training."
     if best["step"] < max(r["step"] for r in rows if r["kind"] == "valid"):
         return f"{at}; the steps after it did not help."
     if done < total:
@@ -115,7 +117,7 @@ def _losses(ax, train: list[dict], valid: list[dict]):
     _train_and_valid(ax, train, valid, "loss", "Loss")
 
 def _eos_losses(ax, train: list[dict], valid: list[dict]):
-    "Draw the loss of EOS alone: whether the model learns to stop."
+    "Draw the loss of EOS alone, which shows whether the model learns to stop."
     _train_and_valid(ax, train, valid, "eos_loss", "Loss of EOS, the end of speech")
 
 def _train_and_valid(ax, train: list[dict], valid: list[dict], key: str, title: str):
@@ -155,7 +157,7 @@ class LiveFigure:
         self.handle, self.every, self.drawn = None, every, 0.0
 
     def update(self, rows: list[dict], now: bool = False):
-        "Redraw the figure from metrics `rows`; `now` redraws whatever the time."
+        "Redraw the figure from metrics `rows`; `now` redraws at once, whatever `every` says."
         if not rows or (time.monotonic() - self.drawn < self.every and not now): return
         from IPython.display import Image, display
         picture = Image(curves(rows), format="jpeg")

@@ -223,7 +223,9 @@ def _check_speakers(task: str, speakers: list[str], voices: int, references: int
     "Raise `ValueError` unless the task, the tags in the text and the number of voices agree."
     multi = task.startswith("multi")
     if multi and not speakers:
-        raise ValueError(f"{task} needs [SPEAKER0] tags in the text: it has none")
+        raise ValueError(
+            f"{task} needs [SPEAKER0] tags in the text: add them, or choose a task for one voice"
+        )
     if not multi and (speakers or references > 1 or voices > 1):
         raise ValueError(
             f"{task} has one voice: for [SPEAKERn] tags or several voices choose a "
@@ -232,7 +234,8 @@ def _check_speakers(task: str, speakers: list[str], voices: int, references: int
     given = references if task.endswith("cloning") else voices or 10**9
     if missing := [s for s in speakers if int(s[7:]) >= given]:
         raise ValueError(
-            f"[{missing[0]}] has no voice: {given} given; voices are numbered from SPEAKER0"
+            f"[{missing[0]}] has no voice: {given} given, numbered from SPEAKER0; give one for "
+            "each speaker, or renumber the tags"
         )
     if multi and max(references, voices) > len(speakers):
         raise ValueError(
@@ -269,7 +272,7 @@ def _reference_words(p: Prompt, i: int) -> str:
 def render(p: Prompt, words: bool = True) -> str:
     """Return the prompt as text, up to and including the token after which the audio starts.
 
-    With `words=False` the last user turn is empty (the prompt without text of guidance, part 50).
+    With `words=False` the last user turn is empty: guidance (part 50) needs a prompt without text.
     """
     system = DIALOGUE_INSTRUCTION if p.task == "multi_speaker_smart_voice" else INSTRUCTION
     if scene := "\n\n".join(x for x in [p.scene or "", "\n".join(scene_lines(p))] if x):

@@ -33,8 +33,8 @@ class MemorySettings(Settings):
         1, min=0, max=1000)
     optim: str = option(  # adamw, adamw8bit, paged8bit, rounded8bit
         "adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"),
-        about="adamw8bit needs a quarter of AdamW's memory. paged8bit also moves it to the host. "
-        "rounded8bit is for mode full in bf16.")
+        about="adamw8bit needs a quarter of AdamW's memory. paged8bit also moves its state to the "
+        "host. rounded8bit is for mode full in bf16.")
     # Less often changed
     lora_dropout: float = option(  # LoRA dropout; above 0: stores a mask and its output
         0.1, min=0, below=1)
@@ -58,7 +58,7 @@ class TrainSettings(Settings):
 
     model: str = option("", path="hub")  # hub id or checkpoint folder; empty: the embedded nano
     data: str = option(  # folder made by 00_data; empty: the demo clips
-        "", path="file", about="The demo clips are prepared first if that was not done yet.")
+        "", path="file", about="The demo clips are prepared first if they are missing.")
     output_dir: str = option("exps/demo", path="file")  # run folder
     preset: str = option(  # auto, demo, voice, language, full, none
         "auto", choices=("auto", "demo", "voice", "language", "full", "none"),
@@ -115,8 +115,8 @@ class TrainSettings(Settings):
     # Optimizer and loss
     optim: str = option(  # adamw, adamw8bit, paged8bit, rounded8bit
         "adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"),
-        about="adamw8bit needs a quarter of AdamW's memory. paged8bit also moves it to the host. "
-        "rounded8bit is for mode full in bf16.")
+        about="adamw8bit needs a quarter of AdamW's memory. paged8bit also moves its state to the "
+        "host. rounded8bit is for mode full in bf16.")
     gradient_accumulation_steps: int = option(4, min=1, max=2**16)  # batches per optimizer step
     warmup_ratio: float = option(  # fraction of the steps with a rising learning rate
         0.03, min=0, max=1, about="After it the learning rate falls along a cosine.")
@@ -130,8 +130,8 @@ class TrainSettings(Settings):
         0.0, min=0, max=100, about="0.1 is a good start. The nano has no text loss.")
     input_noise: float = option(  # fraction of input codes replaced by random ones
         0.0, min=0, max=0.5,
-        about="It hides part of the model's own past. For training from scratch, or on minutes "
-        "of speech.")
+        about="For training from scratch, or on minutes of speech: the model then relies more on "
+        "the text.")
     prompt_dropout: float = option(  # fraction of prompts without their text
         0.0, min=0, below=1, about="For classifier-free guidance in 07_say; 0.1 is usual.")
 
@@ -139,9 +139,9 @@ class TrainSettings(Settings):
     gpu_memory: str = option(  # auto, or GiB: take the fastest plan that fits
         "", about="It chooses mode, gradient_checkpointing, token_budget and optim; see 03_memory.")
     gradient_checkpointing: int = option(  # recompute every layer (1), every n-th (n), none (0)
-        1, min=0, max=1000, about="1 needs the least memory and is a third slower.")
+        1, min=0, max=1000, about="1 needs the least memory and is a third slower than 0.")
     torch_compile: bool = option(  # compile the layers of a large model on a GPU
-        True, about="Half as fast again after a wait at the start. Does not apply in 4 bits.")
+        True, about="1.5 times as fast, after a wait at the start. Does not apply in 4 bits.")
 
     # Logging, checkpoints and samples
     logging_steps: int = option(10, min=1, max=10**9)  # steps between log lines
@@ -166,7 +166,7 @@ class TrainSettings(Settings):
 PRESETS = dict(
     demo=(
         "For the nano on the demo clips: about two minutes on two CPU cores. "
-        "So few clips are soon memorised, so input_noise hides part of the model's own past.",
+        "So few clips are soon memorised; random input codes (input_noise) counter that.",
         dict(
             target_modules=["attention", "audio_ffn"],
             audio_embeddings=True,

@@ -17,12 +17,12 @@ from .show import Clip
 
 # %% ../nbs/47_samples.ipynb #964ffc5c
 def save_samples(folder: Path, records: list[dict]):
-    """Merge `records` into `samples.json` in `folder`, the first record into the first one there.
+    """Merge `records` into those of `samples.json` in `folder`, one by one in their order.
 
     A record holds `id`, `text`, `real` (a file name) and, for each stage at which the text was
     spoken, one of the keys `before`, `after` and `during`. Its value is the file name of the
-    sample, or None if there is none; then `before_reason` (or the like) gives the reason. A
-    damaged `samples.json` is replaced, and a line says so.
+    sample, or None if there is none; then `before_reason`, `after_reason` or `during_reason` says
+    why. A damaged `samples.json` is replaced, and a line says so.
     """
     path = folder / "samples.json"
     try:
@@ -49,7 +49,7 @@ _TEXTS = ("text", "real", "before", "after", "before_reason", "after_reason")
 def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
     """Return the samples of the run folder `run` as rows for `show.table`, clips at `lufs` LUFS.
 
-    A row holds `text`, `real`, `before` and `after`; where there is no clip, the reason stands.
+    A row holds `text`, `real`, `before` and `after`; instead of a missing clip it holds the reason.
     Raises `ValueError` if the run has no samples, and `Damaged` if `samples.json` is not readable.
     """
     folder = (project_root() / run).resolve() / "samples"
