@@ -21,7 +21,7 @@ def _table(text: str) -> dict[str, str]:
 _DIGITS = "không một hai ba bốn năm sáu bảy tám chín".split()
 
 def _three(n: int, full: bool) -> list[str]:
-    "Return the words of a number below 1000; `full` also names zero hundreds, as inside a number."
+    "Return the words of a number below 1000; `full` also says zero hundreds ('không trăm')."
     hundreds, tens, ones = n // 100, n // 10 % 10, n % 10
     out = [_DIGITS[hundreds], "trăm"] if hundreds or full else []
     if tens > 1:
@@ -32,7 +32,7 @@ def _three(n: int, full: bool) -> list[str]:
     return out
 
 def _groups(n: int, full: bool = False) -> list[str]:
-    "Return the words of a number below a billion, three digits at a time."
+    "Return the words of a number below a billion; `full` also says the zero hundreds of its start."
     out = []
     for size, name in ((10**6, "triệu"), (10**3, "nghìn"), (1, "")):
         if group := n // size % 1000:
@@ -66,9 +66,9 @@ def _fraction_digits(part: str) -> str:
 def number(written: str, money: bool = False, point: str = "phẩy") -> str:
     """Return a written number in words: '1.234,5', '1,234.5', '0,05', '007'.
 
-    `money`: a single comma before three digits separates thousands (before `00` it always does).
-    `point`: the word for a decimal full stop. Raises `ValueError` for anything but digits with
-    separators.
+    `money`: a single comma before three digits separates thousands. Without `money` it does so only
+    if the last two digits are 00. `point`: the word for a decimal full stop. Raises `ValueError`
+    for anything but digits with separators.
     """
     if _COMMAED.fullmatch(written) or money and re.fullmatch(r"[1-9]\d{0,2},\d{3}", written):
         whole, _, part = written.replace(",", "").partition(".")
@@ -346,7 +346,7 @@ def _iso_date(m: re.Match) -> str | None:
     rf"({_YEAR}|\d\d)(?![\d/]|[-.]\d)",
 )
 def _full_date(m: re.Match) -> str | None:
-    "Read 5/3/2024, 20-22/11/2023, 30/4-1/5/2024; years of two digits only after a slash."
+    "Read 5/3/2024, 20-22/11/2023, 30/4-1/5/2024; two-digit years only with slashes."
     first, month, d, sign, mo, y = m.groups()
     if not _is_date(d, mo) or len(y) == 2 and sign != "/": return None
     if first and not _is_date(first, (month or mo).strip("/")): return None
@@ -427,7 +427,7 @@ def _decimals_over(m: re.Match) -> str | None:
 @_rule("house", r"\d{1,4}[A-Z]?(?:/\d{1,4}[A-Z]?){2,4}(?![\w/])"
                 r"|(\d{1,4}[A-Z]?)/(\d{1,4}[A-Z]?)(?![\w/])")
 def _house(m: re.Match) -> str | None:
-    "Read 12/3/4 as a house number; two parts only in an address, before two Vietnamese names."
+    "Read 12/3/4 as a house number, and 12/3 only in an address, before two Vietnamese names."
     if m[1] and (m[1] + m[2]).isdecimal():
         names = re.match(r"[\w, ]*? ?([^\W\d_]+) ([^\W\d_]+)", m.string[m.end():m.end() + _NEAR])
         street = re.match(r",? (?:đường|phố) ", _after(m))
@@ -481,7 +481,7 @@ def _slash(m: re.Match) -> str:
     return fraction or over
 
 def _month_year(a: str, b: str, before: str) -> str:
-    "Read '8', '2019' as 'tháng tám năm hai nghìn không trăm mười chín'; after 'quý' no 'tháng'."
+    "Read '8', '2019' as 'tháng tám năm hai nghìn không trăm mười chín'; after 'quý' omit 'tháng'."
     if _ends(before, "số|nghị định|thông tư|quyết định|chỉ thị|nghị quyết|công văn|luật"):
         return f"{number(a)} trên {count(int(b))}"
     if _ends(before, "quý|kỳ|học kỳ|đợt|khóa|vụ|tuần"): return f"{number(a)} năm {count(int(b))}"
@@ -556,7 +556,11 @@ _NAMED_CODES = (r"cmnd|cccd|cmt|căn cước|chứng minh(?: nhân dân| thư)?|
 
 @_rule("id", r"\d{4,30}(?![\d.,]{0,12}\d)(?![-/]\d|[^\W\d])")
 def _id(m: re.Match) -> str | None:
-    "Read digit by digit after a word for an account or a password, and beyond twelve digits."
+    """Read a number of four or more digits one by one, if it is a code.
+
+    It is one after a word for an account or a password, with a leading zero, or if it has more than
+    twelve digits.
+    """
     named = re.search(
         rf"(?<!\w)(?:{_NAMED_CODES})(?: số| là| của \w+ là)?[\s:#]*(?:là )?$", _before(m)
     )
@@ -666,7 +670,7 @@ def _unit_fits(unit: str, gap: str, written: str, before: str, after: str) -> bo
     return True
 
 def _is_hour_g(text: str, at: int, written: str, before: str) -> bool:
-    "Return True if the g at `at`, after the number `written`, means 'giờ': a word of time is near."
+    "Return True if the g at `at`, after the number `written`, means 'giờ' (hour)."
     if text[at:at + 1] != "g" or text[at + 1:at + 2].isalnum(): return False
     if len(written) > 2 or not written.isdecimal() or not 1 <= int(written) <= 24: return False
     after = _STOP.split(text[at + 1:at + _NEAR])[0]
@@ -694,7 +698,11 @@ _WHOLE_THINGS = re.compile(     # things counted in integers: 12,345 người
     r"|công ty|sản phẩm|đơn|phiếu|trường hợp|trang|từ|chữ|bước|thành viên|lao động|hội viên)(?!\w)")
 
 def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
-    "Return the words of the measure at `at`, its end, and its number if it is bare; or None."
+    """Return the words of the measure at index `at`, the index of its end, and its bare number.
+
+    The bare number is the number as written if it has no sign, scale or unit, otherwise ''. Returns
+    None if there is no measure at `at`.
+    """
     if not (m := _HEAD.match(text, at)): return None
     sign, currency, written = m.groups()
     end, tail, bare = m.end(), "", not (sign or currency)
@@ -866,7 +874,7 @@ def _series(m: re.Match) -> str | None:
 
 @_rule("measure", r"(\d{1,3})(m|kg|km|l|ha|tấn|tạ)(\d{1,2})(?!\w)")
 def _split_measure(m: re.Match) -> str | None:
-    "Read 1m70 and 2kg5, with parts of the unit after it."
+    "Read 1m70 and 2kg5, in which the digits after the unit are parts of it."
     if m[2] in ("m", "km") and m[3] in ("2", "3"): return None
     return f"{number(m[1])} {_UNITS.get(m[2], m[2])} {number(m[3])}"
 
@@ -981,7 +989,7 @@ def roman(letters: str) -> int:
 
 @_rule("roman", r"([IVXLCDM]{1,9})(?:\s?[-–—]\s?([IVXLCDM]{1,9}))?(?![\w'’]|[.][^\W\d]|[-–]\d)")
 def _roman(m: re.Match) -> str | None:
-    "Read a Roman numeral or a range of two; `I` also as the first of a list."
+    "Read a Roman numeral or a range of two; read `I` also as the first item of a list."
     first, second, before = roman(m[1]), roman(m[2] or ""), _before(m)
     if not first or m[2] and not second: return None
     named = (
@@ -1041,7 +1049,7 @@ def _title(m: re.Match) -> str | None:
     return None if any(p in _PLACE_TITLES for p in parts) else " ".join(known) + " "
 
 def _short_place(m: re.Match) -> str | None:
-    "Read 'TP. ' and 'P.' before a name or a number; single letters only within an address."
+    "Read 'TP. ' and 'P.' before a name or a number; read single letters only within an address."
     short, following = m[2], m.string[m.end()]
     if short not in _TITLES or not (
         following.isdecimal() or unicodedata.category(following) == "Lu"
@@ -1155,7 +1163,7 @@ _ENGINE_LETTERS = set(
 def abbreviation(letters: str, shouted: bool = False) -> str:
     """Read capitals: 'UBND' -> 'ủy ban nhân dân', 'NATO' unchanged, 'VTV' -> 'vê tê vê'.
 
-    `shouted`: the text around is in capitals, so that syllables are words.
+    `shouted`: the whole text is in capitals, so that syllables are read as words.
     """
     if shouted and is_syllable(letters): return letters
     if letters in _SHORT: return _SHORT[letters]
@@ -1207,7 +1215,7 @@ _IN_PLACE = re.compile(
 
 @_rule("code", rf"(?:{_TOKEN})(?:\.\d{{1,2}})?(?![^\W])")
 def _code(m: re.Match) -> str | None:
-    "Read a code; three and more digits after two letters are read one by one."
+    "Read a code; three or more digits after two letters are read one by one."
     before, after = _before(m), _after(m)
     day = r"(?:cn|t[2-7]|sáng|chiều|tối|ngày|đến|từ|thứ|hẹn|hôm|,)[ –-]*$"
     week_before = re.search(day, before)
@@ -1403,7 +1411,7 @@ _ALWAYS_UNITS = [
 
 @_rule("unit", rf"({_alternatives(_UNITS)})(?![^\W_]|['’²³])")
 def _unit(m: re.Match) -> str | None:
-    "Return a unit in words: after a number or a slash, or one that cannot be an ordinary word."
+    "Read a unit after a number or a slash, or a unit that cannot be an ordinary word."
     left = m.string[max(0, m.start() - 12):m.start()]
     if m[0] in _ALWAYS_UNITS and not re.search(r"\w$", left): return _UNITS[m[0]]
     near = re.search(r"\d(?:[.,]\d+)?\s?$|[^\W\d_]/$", left)
@@ -1695,7 +1703,7 @@ def _rules_for(first: str) -> list:
 
 # %% ../nbs/14_aloud.ipynb #d93d964d
 def _begun(before: str, after: str) -> str:
-    "Capitalise `after` unless `before` starts with a lower-case letter."
+    "Return `after`, as read, capitalised unless `before`, as written, starts in lower case."
     first = next((c for c in before if c.isalnum()), "")
     return after if first.islower() else re.sub(r"[^\W\d_]", lambda m: m[0].upper(), after, count=1)
 
@@ -1730,6 +1738,9 @@ def _compared(text: str) -> list[str]:
     return [_ALIKE.get(w, w) for w in words(text)]
 
 def agrees(said: str, expected: str) -> bool:
-    "Return True if `said` has the words of one choice of `expected`: '{ngày |}hai tháng {tư|bốn}'."
+    """Return True if `said` has the words of `expected`, with any choice of those in braces.
+
+    An example of `expected` is '{ngày |}hai tháng {tư|bốn}'.
+    """
     parts = [p.split("|") if i % 2 else [p] for i, p in enumerate(re.split("[{}]", expected))]
     return _compared(said) in (_compared("".join(choice)) for choice in itertools.product(*parts))

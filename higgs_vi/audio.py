@@ -90,7 +90,7 @@ def normalize_loudness(
 ) -> np.ndarray:
     """Scale `x` to a loudness of `lufs`, or as close as a peak of `ceiling` dBFS allows.
 
-    Silence is returned unchanged.
+    Silence is returned unchanged. Raises `ValueError` for less than 0.4 s of sound.
     """
     if not np.isfinite(now := loudness(x, sample_rate)):
         return x
@@ -145,9 +145,9 @@ _POINTERS = (
 _MARKUP = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<svg")
 
 def _not_audio(head: bytes) -> str:
-    """Describe a file that is not audio by its first bytes `head`, with the way out.
+    """Return what a file with the first bytes `head` is and what to do, if it is not audio.
 
-    Returns '' if the bytes are of no known other kind.
+    Returns '' if the bytes match none of the kinds of file known here.
     """
     if not head:
         return "it is empty (0 bytes): download or copy it again"
@@ -184,7 +184,7 @@ _DEMUXERS = (
     "wav,wv"
 )
 _ONLY_THE_FILE = ["-protocol_whitelist", "file", "-format_whitelist", _DEMUXERS]
-_NO_DURATION = {"aac", "amr", "mp3", "mpeg", "mpegts", "ogg"}  # ffprobe only estimates it for these
+_NO_DURATION = {"aac", "amr", "mp3", "mpeg", "mpegts", "ogg"}  # ffprobe estimates these
 
 def _stated_seconds(source: str) -> float | None:
     """Return the duration in s that a container states for its first audio stream.
@@ -230,7 +230,8 @@ def _check_complete(
 ):
     """Raise `ValueError` if ffmpeg reported damage or decoded less than the container states.
 
-    `errors` is ffmpeg's stderr, `stated` the duration by the container, `seconds` the decoded one.
+    `errors` is ffmpeg's stderr. Of the durations in s, `stated` is the container's, `seconds` is
+    what was decoded, and `max_seconds` is where decoding was told to stop.
     """
     if stated is not None and min(stated, max_seconds or stated) - seconds > 0.1 + 0.01 * seconds:
         raise ValueError(
@@ -244,13 +245,16 @@ def _check_complete(
         )
 
 def _run_ffmpeg(command: list[str], refused: str, cause: Exception) -> str:
-    "Run `command` and return its stderr; `ValueError` if it fails or takes more than two minutes."
+    """Run `command` and return its stderr.
+
+    Raises `ValueError` if it fails or takes more than two minutes; `refused` begins the message.
+    """
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=120
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"{refused}; ffmpeg took more than 120 s): leave it out") from cause
+        raise ValueError(f"{refused}; ffmpeg took more than 120 s): leave the file out") from cause
     if done.returncode:
         url = command[command.index("-i") + 1]
         lines = done.stderr.strip().splitlines() or ["no reason given"]
@@ -277,14 +281,14 @@ def decode_with_ffmpeg(
     For files that libsndfile refused with the error `cause`. Yields the path of the WAV file,
     which holds the segment from `start` to `end` seconds, at most `max_seconds`. If the whole file
     is asked for, `check` is called with the stated duration in s before anything is decoded.
-    Raises `ValueError`, which calls the sound `name`, for what is not audio (see `_not_audio`),
-    cannot be decoded, is damaged or truncated.
+    Raises `ValueError` for a file that is not audio, cannot be decoded, is damaged or is truncated;
+    the message calls the file `name`.
     """
     _check_audio(source, name, cause)
     refused = f"{name} cannot be decoded ({str(getattr(cause, 'error_string', cause)).rstrip('.')}"
     if not shutil.which("ffmpeg"):
         raise ValueError(
-            f"{refused}): install ffmpeg, which reads more formats, or leave it out"
+            f"{refused}): install ffmpeg, which reads more formats, or leave the file out"
         ) from cause
     with tempfile.TemporaryDirectory() as tmp:
         if hasattr(source, "read"):
@@ -306,7 +310,7 @@ def decode_with_ffmpeg(
 
 # %% ../nbs/12_audio.ipynb #d943d996
 def _stated_bytes(f: object, size: int) -> tuple[int, int] | None:
-    """Return the bytes of sound that a header states, and those that the file holds.
+    """Return how many bytes of sound the header states, and how many the file holds.
 
     For RIFF, RF64, W64, AIFF and AU files of `size` bytes; None for other kinds.
     """
@@ -320,7 +324,7 @@ def _stated_bytes(f: object, size: int) -> tuple[int, int] | None:
     layout = ">4sI" if head[:4] in (b"RIFX", b"FORM") else "<4sI"
     layout, header = ("4s12xQ", 24) if w64 else (layout, 8)
     position = 40 if w64 else 12
-    for _ in range(1000):  # a bound, so that a file of empty chunks cannot keep it busy
+    for _ in range(1000):  # a bound, so that a file of empty chunks ends the loop, too
         f.seek(position)
         if len(piece := f.read(header)) < header:
             return None
@@ -361,8 +365,8 @@ _KBITS = {  # kbit/s of layer III by the index in the frame header
 def _mp3_frame(head: bytes) -> tuple[int, bytes] | None:
     """Parse the four header bytes of an MP3 frame (layer III).
 
-    Returns the length of the frame in bytes, and the bits that all frames of a file have in
-    common. None if `head` is no such header.
+    Returns the length of the frame in bytes, and the header bits that are equal in all frames of a
+    file (version, layer, sample rate). None if `head` is not such a header.
     """
     if len(head) < 4 or head[0] != 255 or head[1] & 0xE6 != 0xE2:
         return None
@@ -375,7 +379,7 @@ def _mp3_frame(head: bytes) -> tuple[int, bytes] | None:
     return length, bytes([head[1] & 0xFE, head[2] & 0x0C])
 
 def _mp3_start(f: object) -> int:
-    "Return the position in bytes of the first MP3 frame, after an ID3 tag."
+    "Return the position in bytes of the first MP3 frame, after any ID3 tag."
     f.seek(0)
     head = f.read(10)
     if head[:3] != b"ID3":
@@ -392,9 +396,8 @@ def _mp3_states_frames(f: object) -> bool:
 def _is_length_known(f: object, sound: sf.SoundFile) -> bool:
     """Return whether the number of frames that libsndfile reports is right.
 
-    For an MP3 without a stated number, libsndfile derives it from its first frame and reads no
-    further, which is right only for a constant bit rate. The frames are counted here to find out,
-    in the first 64 MB of the file.
+    If an MP3 states no number, libsndfile derives it from the first frame, which is right only for
+    a constant bit rate. Therefore the frames in the first 64 MB of such a file are counted here.
     """
     if sound.format != "MP3" or _mp3_states_frames(f):
         return True
@@ -409,8 +412,8 @@ def _mp3_cut_frame(f: object, size: int) -> str:
     """Describe an incomplete last frame of an MP3 file; '' if the frames end with the file.
 
     Frames are followed through the last 32 kB. A file that was cut exactly between two frames
-    (about one cut in some hundred) looks complete, unless a Xing or VBRI header states the number
-    of frames: nothing else in an MP3 says how long it was.
+    (about one cut in a few hundred) looks complete here. Only a Xing or VBRI header would show that
+    frames are missing.
     """
     f.seek(max(0, size - 2**15))
     tail, start = f.read(), -1
@@ -435,7 +438,7 @@ def _mp3_cut_frame(f: object, size: int) -> str:
 
 # %% ../nbs/12_audio.ipynb #be36251f
 def _why_truncated(f: object, sound: sf.SoundFile) -> str:
-    """Return the reason why an open file seems to lack its end; '' if it is complete.
+    """Return why the open file `f` seems truncated; '' if it seems complete.
 
     `sound` is the same file as opened by libsndfile.
     """
@@ -455,16 +458,16 @@ def _why_truncated(f: object, sound: sf.SoundFile) -> str:
     return f"its header states {seconds + lost:.2f} s, the file holds {seconds:.2f} s"
 
 # %% ../nbs/12_audio.ipynb #075fcf65
-LONGEST = 600.0  # s that are read into memory at once; 23_subtitles reads longer files in pieces
+LONGEST = 600.0  # s read into memory at once; 23_subtitles reads longer files in pieces
 _LOWEST_RATE, _HIGHEST_RATE = 4_000, 768_000  # Hz
 _MOST_SAMPLES = 2**27  # of all channels together: 0.5 GiB
 
 def _check_header(name: str, rate: int, channels: int, frames: int, longest: float):
-    "Raise `ValueError` if a header states an unusable sample rate, or more than fits into memory."
+    "Raise `ValueError` if a header states an unusable sample rate or too many samples."
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         raise ValueError(
-            f"the header of {name} states a sample rate of {rate} Hz: supported are "
-            f"{_LOWEST_RATE} to {_HIGHEST_RATE} Hz; convert it, or leave it out"
+            f"the header of {name} states a sample rate of {rate} Hz, outside "
+            f"{_LOWEST_RATE} to {_HIGHEST_RATE} Hz: convert the file, or leave it out"
         )
     if frames > longest * rate:
         raise ValueError(
@@ -485,8 +488,8 @@ def sound_file(
     """Context manager: open a path or an open binary file with libsndfile, after checking it.
 
     Yields the file, and whether its number of frames is known (False: it is only an estimate).
-    Raises `ValueError` for a sample rate out of bounds, and with `whole` for a truncated file;
-    libsndfile's own errors for what it cannot read.
+    Raises `ValueError` for a sample rate out of bounds, and with `whole` for a truncated file. A
+    file that libsndfile cannot read raises libsndfile's own errors.
     """
     f = source if hasattr(source, "read") else open(source, "rb")
     try:
@@ -509,16 +512,16 @@ def _speaking_channels(x: np.ndarray, loud: np.ndarray, quiet: np.ndarray) -> np
 
     `loud` and `quiet` are the 95th and 10th percentile of each channel's frame levels in dBFS.
     """
-    moves = loud - quiet >= 6  # the level of speech varies by more than that
+    moves = loud - quiet >= 6  # the level of speech varies by 6 dB or more
     if moves.any():
         speaks = (loud >= loud[moves].max(initial=-120) - 10) & moves
     else:
         speaks = loud >= loud.max() - 10
     chosen = x[:, speaks]
-    # mean square of the average, if the channels had nothing in common
+    # variance of the average if the channels were uncorrelated
     deviations = np.square(chosen - chosen.mean(0), dtype=np.float64)
     unrelated = float(np.mean(deviations)) / chosen.shape[1]
-    if np.var(chosen.mean(1), dtype=np.float64) < unrelated / 2:  # they cancel each other
+    if np.var(chosen.mean(1), dtype=np.float64) < unrelated / 2:  # the channels cancel each other
         speaks = np.arange(x.shape[1]) == np.argmax(np.where(speaks, loud, -np.inf))
     return speaks
 
@@ -610,13 +613,13 @@ def decode(
 
     Reads the segment from `start` to `end` seconds, at most `LONGEST` seconds. `check` is called
     with the stated duration in s before anything is decoded, and may raise to refuse the file.
-    Also returns which channels were used (see `pick_channel`). Raises `ValueError`, which calls the
-    sound `name`, if it cannot be decoded, is truncated or empty, ends before the segment, or holds
-    NaN or values far beyond full scale.
+    Also returns which channels were used (see `pick_channel`). Raises `ValueError`, whose message
+    calls the sound `name`, if the sound cannot be decoded, is truncated or empty, ends before the
+    segment, or holds NaN or values far beyond full scale.
     """
     try:
         x, rate = _read_frames(source, name, start, end, check)
-    except (sf.LibsndfileError, RuntimeError, TypeError) as e:  # TypeError: for a file named .raw
+    except (sf.LibsndfileError, RuntimeError, TypeError) as e:  # TypeError: soundfile on *.raw
         max_seconds = LONGEST + 1 if end is None else None
         with decode_with_ffmpeg(source, name, e, start, end, max_seconds, check) as path:
             info = sf.info(path)

@@ -80,7 +80,7 @@ def read_json(path: str | Path, kind: type = dict, way: str = _RESTORE):
 _HOST = re.sub(r"\W", "", socket.gethostname())[:16] or "host"
 
 def _passing(path: Path) -> dict:
-    "Return `tempfile` arguments for a temporary file beside `path`, named by machine and process."
+    "Return `tempfile` arguments for a temporary file beside `path`, named by host and process id."
     return dict(dir=path.parent, prefix=f".{path.name[:150]}.{_HOST}-{os.getpid()}.", suffix=".tmp")
 
 def _to_disk(path: str | Path):
@@ -132,7 +132,7 @@ def write_text(path: str | Path, text: str):
 def _is_written(path: Path, pid: int) -> bool:
     """Return whether the process `pid` may still write `path`.
 
-    It must run and be older than the file, because process ids are used again.
+    The process must be running and older than the file, because process ids are reused.
     """
     try: return psutil.Process(pid).create_time() <= path.stat().st_mtime + 1
     except (psutil.NoSuchProcess, FileNotFoundError): return False
@@ -201,8 +201,8 @@ def check_file(path: str | Path, parameter: str):
 def write_in_place(path: str | Path):
     """Context manager: yield `path` itself, without the safety and the cost of `atomic`.
 
-    For a file under a temporary name, which the caller renames when it is complete. A full disk is
-    reported as in `atomic`.
+    Use it for a file under a temporary name, which the caller renames when it is complete. A full
+    disk is reported as in `atomic`.
     """
     try: yield Path(path)
     except Exception as e: raise _if_full(e, Path(path)) from e

@@ -179,8 +179,8 @@ def _check_duration(row: dict, seconds: float, cfg: Settings):
     "Raise `ValueError` if `seconds` is out of bounds or differs from the duration in the table."
     if not cfg.min_seconds <= seconds <= cfg.max_seconds:
         raise ValueError(
-            f"it lasts {seconds:.2f} s: kept are {cfg.min_seconds:g} to {cfg.max_seconds:g} s "
-            "(parameters min_seconds, max_seconds)"
+            f"it lasts {seconds:.2f} s: clips must last {cfg.min_seconds:g} to "
+            f"{cfg.max_seconds:g} s (parameters min_seconds, max_seconds)"
             + "; a recording with subtitles beside it (.srt, .vtt) is cut into its sentences"
             * (seconds > cfg.max_seconds)
         )

@@ -97,7 +97,7 @@ def pitch(x: np.ndarray, low: float = LOWEST, high: float = HIGHEST, hop: int = 
     if len(x) < SAMPLE_RATE/low: return np.full(len(x)//hop + 1, np.nan)
     hz, strength = _candidates(x - np.median(x), low, high, hop)
     octave, scale = np.log2(np.maximum(hz, 1e-9)), 0.01*SAMPLE_RATE/hop
-    total, back = strength[0], []       # Viterbi: the best score of each candidate, and where from
+    total, back = strength[0], []       # Viterbi: each candidate's best score and predecessor
     for i in range(1, len(hz)):
         voiced = (hz[i - 1] > 0)[:, None], (hz[i] > 0)[None]
         jump = 0.35*np.abs(octave[i - 1][:, None] - octave[i][None])
@@ -167,7 +167,7 @@ class Clip:
     "A sound to see and hear: `wave`, float32 `(samples,)` at 24 kHz, is played at `lufs`."
 
     wave: np.ndarray
-    title: str = ""         # its caption in a table; '' for the name of its cell
+    title: str = ""         # caption in a table; '' for the name of its column
     lufs: float = -23.0     # loudness of the player
 
     @property
@@ -199,7 +199,8 @@ class Clip:
     def html(self, kind: str = "mp3") -> str:
         """Return picture and player as HTML with embedded data.
 
-        With HIGGS_VI_PLAYERS=0 (for notebooks that are kept in git) the picture alone.
+        If the environment variable HIGGS_VI_PLAYERS is 0 (for notebooks that are kept in git), the
+        player is left out.
         """
         picture = base64.b64encode(self.picture()).decode()
         img = (
@@ -239,7 +240,7 @@ def table(rows: list[dict]) -> str:
     below each other on a narrow page. The style is inline, because notebooks may drop a style
     sheet.
     """
-    return "".join(map(_row, rows)) or "<p>There is nothing to hear.</p>"
+    return "".join(map(_row, rows)) or "<p>There are no clips.</p>"
 
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
@@ -280,7 +281,7 @@ def options_table(settings: Settings):
 
 # %% ../nbs/16_show.ipynb #f04baae7
 def frame_html(df) -> str:
-    "Return a pandas DataFrame as an HTML table: text on the left, scrolling on a narrow page."
+    "Return a pandas DataFrame as HTML: left-aligned, scrolling sideways on a narrow page."
     style = "text-align:left;vertical-align:top;min-width:4rem;max-width:36rem"
     head = "".join(f'<th style="{style}">{html.escape(str(name))}</th>' for name in df.columns)
     lines = []

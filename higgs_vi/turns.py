@@ -28,7 +28,7 @@ def _speaker(bracket: str) -> int | None:
 def _split(text: str) -> list[tuple[int | None, str]]:
     """Split `text` into turns (speaker, words) without checking them.
 
-    The first turn holds what stands before the first tag; its speaker is None.
+    The first turn is the text before the first tag; its speaker is None.
     """
     turns, speaker, start = [], None, 0
     for m in _BRACKET.finditer(text):
@@ -52,13 +52,13 @@ def _check_turns(turns: list[tuple[int | None, str]]):
         for bracket in re.findall(r"[\[［][^\[\]［］]*[\]］]?", words):
             if _folded(bracket.strip("[]［］")).startswith("speaker"):
                 raise ValueError(
-                    f"{bracket[:30]!r} in the text is no speaker tag: write [SPEAKER0], "
+                    f"{bracket[:30]!r} in the text is not a speaker tag: write [SPEAKER0], "
                     "[SPEAKER1], ... up to 99"
                 )
     if len(turns) == 1: return
     if any(c.isalnum() for c in turns[0][1]):
         raise ValueError(
-            f"the words {turns[0][1][:40]!r} stand before the first speaker tag: "
+            f"the words {turns[0][1][:40]!r} come before the first speaker tag: "
             "begin the dialogue with a tag"
         )
     if silent := [n for n, words in turns[1:] if not any(c.isalnum() for c in words)]:
@@ -91,18 +91,18 @@ def map_turns(text: str, reading: Callable[[str], str] = clean_text, between: st
 def task_of(text: str, cloning: bool) -> str:
     """Return the task of a row: one of the four names of train-higgs-audio-vi's format.
 
-    With speaker tags in `text` it begins with `multi_speaker`, else with `zero_shot` if `cloning`
-    (the row has reference clips) or `single_speaker`. It ends in `_voice_cloning` if `cloning`,
-    else in `_smart_voice`.
+    `cloning` says that the row has reference clips. A text with speaker tags is
+    `multi_speaker_voice_cloning` with them and `multi_speaker_smart_voice` without. Any other text
+    is `zero_shot_voice_cloning` with them and `single_speaker_smart_voice` without.
     """
     if is_dialogue(text): speakers = "multi_speaker"
     else: speakers = "zero_shot" if cloning else "single_speaker"
     return speakers + ("_voice_cloning" if cloning else "_smart_voice")
 
 def reference_text(text: str) -> str:
-    """Return the cleaned transcript of a reference.
+    """Return the cleaned transcript `text` of a reference clip.
 
-    Raises `ValueError` if it has speaker tags, since a reference holds one voice.
+    Raises `ValueError` if it has speaker tags, because a reference has one voice.
     """
     if isinstance(text, str) and is_dialogue(text):
         raise ValueError(

@@ -34,13 +34,13 @@ REFUSED = {
     "[SPEAKER1] [SPEAKER0] Vâng.": "SPEAKER1] has no words",
     "[SPEAKER0] …": "has no words",
     "Dạ. [SPEAKER0] Chào.": "before the first",
-    "[SPEAKERx] Chào.": "no speaker tag",
-    "[SPEAKER] Chào.": "no speaker tag",
-    "[SPEAKER0 Chào.": "no speaker tag",
-    "[SPEAKER-1] Chào.": "no speaker tag",
-    "[SPEAKER1000] Chào.": "no speaker tag",
-    "[SPEAKER0] Chào. [SPEAKER 1 Vâng.": "no speaker tag",
-    f"[SPEAKER{'9' * 5000}] Chào.": "no speaker tag",
+    "[SPEAKERx] Chào.": "not a speaker tag",
+    "[SPEAKER] Chào.": "not a speaker tag",
+    "[SPEAKER0 Chào.": "not a speaker tag",
+    "[SPEAKER-1] Chào.": "not a speaker tag",
+    "[SPEAKER1000] Chào.": "not a speaker tag",
+    "[SPEAKER0] Chào. [SPEAKER 1 Vâng.": "not a speaker tag",
+    f"[SPEAKER{'9' * 5000}] Chào.": "not a speaker tag",
 }
 
 
@@ -143,5 +143,5 @@ def test_a_row_with_a_bad_tag_is_left_out_and_the_others_stay(tmp_path):
     )
     assert all(any(w in r for r in rejected["reason"]) for w in reasons)
     write_text(tmp_path / "out" / samples[1]["transcript_file"], "[SPEAKERx] Chào.")
-    with pytest.raises(ValueError, match=f"{samples[1]['id']}.*no speaker tag"):
+    with pytest.raises(ValueError, match=f"{samples[1]['id']}.*not a speaker tag"):
         original_rows(tmp_path / "out")

@@ -436,7 +436,7 @@ def test_a_refused_start_is_told_once_and_ends_every_process(place, unbroken, tm
     options, reason = {
         "a wrong value": (
             ["--learning_rate", "x"],
-            "the parameter learning_rate is 'x': it takes a number",
+            "the parameter learning_rate is 'x': it takes a finite number",
         ),
         "no GPU": (["--device", "cuda"], "device is cuda but torch sees no GPU"),
         "a finished run": (
@@ -1174,7 +1174,7 @@ def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
         (dict(token_budget=0), "token_budget is 0: it must be from 1"),
         (dict(token_budget=20), "left_out.csv for the reasons"),
         (dict(codebook_weights=[1, 2]), "codebook weights"),
-        (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a number"),
+        (dict(codebook_weights="3, two"), "codebook_weights is .two.: it takes a finite number"),
         (dict(precision="fp16"), "fp16, which needs a GPU"),
     ],
 )
