@@ -72,7 +72,7 @@ def to_cell(value: object) -> str:
     if isinstance(value, str): return value
     kind = next((name for t, name in _KINDS if isinstance(value, t)), type(value).__name__)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        kind, value = "integer", int(value)      # pandas turns integers beside a gap into floats
+        kind, value = "integer", int(value)      # pandas stores integers with gaps as floats
     cell = Typed(_SHORT.repr(value) if kind in ("list", "object") else str(value))
     cell.kind = kind
     return cell
@@ -275,7 +275,7 @@ def strip_markup(text: str) -> str:
 
     Raises `ValueError` if there are labels of several speakers.
     """
-    for _ in range(3):                                                        # &amp;amp;
+    for _ in range(3):      # a web page may escape twice: &amp;amp;
         if "&" not in text or (plain := html.unescape(text)) == text: break
         text = plain
     if "<" in text: text = _TAG.sub(" ", text)
@@ -354,7 +354,7 @@ def _note_kind(note: str) -> str:
     return "sound" if note[0] == "[" or tag else ""
 
 def without_notes(text: str) -> tuple[str, list[str], list[str]]:
-    "Return `text` without notes, the notes on words not understood, and those on other sounds."
+    "Return `text` without notes, the list of notes on words not understood, and that of sounds."
     notes = dict(unheard=[], sound=[])
     def _kept(m):
         if not (kind := _note_kind(m[0])): return m[0]

@@ -43,7 +43,7 @@ def _likely_encoding(raw: bytes) -> str:
     "Describe, for an error message, the likely encoding of `raw`, which is not UTF-8."
     if _is_utf16(raw): return "it looks like UTF-16"
     if vietnamese_share(raw.decode("cp1258", "replace")) > 0.7:
-        return "decoded as cp1258 its words are Vietnamese"
+        return "its words are Vietnamese in cp1258"
     return "it has another encoding, and its words are not Vietnamese in cp1258 either"
 
 _BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
@@ -71,9 +71,9 @@ def _check_latin(text: str, raw: bytes, encoding: str, path: Path):
 
 # %% ../nbs/21_delimited.ipynb #9ad32ede
 def _undecoded(text: str, raw: bytes) -> str:
-    """Return the first byte of `raw` that is not part of a valid text.
+    """Return the value and position of the first invalid byte, such as 'byte 0xd0 at 16', or ''.
 
-    '' if `text` is valid, or valid but for a few damaged lines.
+    `text` is `raw` as decoded. Returns '' if it is valid except for a few damaged lines.
     """
     # half a surrogate pair, as UTF-8 would write it, is not damage
     whole = re.sub("\udced[\udca0-\udcbf][\udc80-\udcbf]", "???", text)
@@ -165,18 +165,21 @@ DELIMITERS = "|\t;,"
 
 @dataclass
 class Form:
-    "The form of a file: its delimiter, cells per line, column names, and the header's line from 0."
+    "The form of a file of delimited text."
     delimiter: str
-    n: int
-    names: list[str]
-    header: int | None = None
+    n: int                      # cells per line
+    names: list[str]            # of the columns; "1", "2", ... without a header
+    header: int | None = None   # index of the header line
 
 def plain_name(name: object) -> str:
     "Return a column name for comparison: lower case, '_' for spaces and hyphens, no quotes."
     return re.sub(r"[\s-]+", "_", nfc(str(name)).strip().strip("\"'\ufeff").strip().lower())
 
 def _steady(lines: list[str], delimiter: str) -> tuple[float, int]:
-    "Return the share of lines with the most common number of cells, and that number; or (0, 1)."
+    """Return the share of `lines` with the most common number of cells, and that number.
+
+    Returns (0, 1) if that number is 1.
+    """
     counts = Counter(
         len(split_cells(line, delimiter)[0]) if delimiter in ";," else line.count(delimiter) + 1
         for line in lines
@@ -207,7 +210,7 @@ def detect_form(lines: list[str], path: Path, known: tuple[set[str], set[str]],
     """Detect the form of a table from its first 200 lines.
 
     `known`: the usual names of file columns and of text columns; `chosen`: the columns that the
-    user set, by our names; `names_file` tells whether a cell is the path of an audio file.
+    user set, by field name; `names_file` tells whether a cell is the path of an audio file.
     """
     sample = [line for line in lines[:200] if line.strip()]
     wanted = {name for name in chosen.values() if name}
@@ -229,7 +232,7 @@ def detect_form(lines: list[str], path: Path, known: tuple[set[str], set[str]],
     return Form(delimiter, len(rows[first]), rows[first], header)
 
 # %% ../nbs/21_delimited.ipynb #20b9e89d
-MAX_LINES = 200          # of one quoted cell
+MAX_LINES = 200          # that one quoted cell may have
 
 @dataclass
 class Record:
@@ -276,7 +279,7 @@ class Records:
     def _joined(self, i: int) -> tuple[int, list[str] | None]:
         """Join the lines of a record that opens a quotation mark in line `i`.
 
-        Returns its last line and its cells; None instead of cells if the mark has no partner.
+        Returns the index of its last line, and its cells (None if the mark has no partner).
         """
         text, delimiter, n = self.lines[i], self.form.delimiter, self.form.n
         if self._holds_path(split_cells(text, delimiter)[0][-1].partition('"')[2]): return i, None

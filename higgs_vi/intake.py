@@ -102,12 +102,12 @@ def _text_or_empty(sample: Sample) -> str:
 
 
 def read_higgs_rows(folder: Path) -> pd.DataFrame:
-    "Return the samples of a Higgs folder as table rows with our columns, for 00_data to check."
+    "Return the samples of a Higgs folder as rows under the fields of 22_tables, unchecked."
     samples = read_manifest(folder).samples
     df = mark_illegible(df := as_table(samples), list(df))
     names = df.get("speaker_name", df["speaker_id"])
     names = names.where(~names.map(is_unknown_speaker), df["speaker_id"]).map(str)
-    shared = df["speaker_id"].groupby(names).transform("nunique") > 1  # several people of one name
+    shared = df["speaker_id"].groupby(names).transform("nunique") > 1  # people with one name
     rows = df.rename(columns=dict(original_audio_path="origin")).assign(
         speaker=names.where(~shared, df["speaker_id"]),
         text=[_text_or_empty(s) for s in samples],
@@ -232,7 +232,7 @@ def _read_references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray],
     if len(files) != len(texts):
         raise ValueError(
             f"it has {len(files)} reference(s) and {len(texts)} transcript(s) of them: "
-            "give one each"
+            "give one transcript for each reference"
         )
     sounds = [round_to_16_bits(read_audio(path_inside(root, f))) for f in files]
     whose = "its reference's transcript"
@@ -268,7 +268,7 @@ GENDERS = dict(
 
 def gender_of(cell: str) -> str:
     """Return `male` or `female` for the spellings that tables use (`male_masculine`, M, nam, nữ);
-    anything else in lower case.
+    any other cell is returned in lower case.
     """
     word = cell.lower().replace("nữ", "nu")
     return next((gender for gender, ways in GENDERS.items() if word in ways.split()), word)
@@ -319,10 +319,10 @@ def _remove_temporary(out: Path):
 
 @dataclass
 class Clip:
-    "What a thread found out about a row whose sounds it has written under temporary names."
+    "The result of a thread for one row, whose sounds it has written under temporary names."
 
     key: str  # `clip_key` of the sound
-    seconds: float
+    seconds: float  # duration of the sound
     text: str
     ref_texts: list[str]
     channel: str  # '1 of 2', or ''
@@ -340,10 +340,11 @@ def _make_clip(row: dict, root: Path, blobs: object, out: Path, cfg: Settings) -
 
 
 def _prefetch_blob(row: dict, blobs: Blobs) -> object:
-    """Return a function to use in place of `blobs`, which already holds a Parquet row's bytes.
+    """Read a Parquet row's bytes now, and return a function to use in place of `blobs`.
 
-    Parquet must be read in the table's order, so it is read here and not in the worker threads. An
-    error is raised only when the function is called, so that it is reported for that row.
+    Parquet must be read in the table's order, so it is read here and not in the worker threads. The
+    function returns these bytes. If they could not be read, it raises the error, which is then
+    reported for that row.
     """
     if not row.get("blob"): return blobs
     try:
@@ -442,7 +443,7 @@ def _decide(
 ) -> tuple[dict, dict[str, Path]]:
     """Return the journal entry of a row whose turn it is, and its files (name -> temporary path).
 
-    Whatever reading, checking or writing the row raised becomes its reason.
+    An error of reading, checking or writing the row becomes the reason to reject it.
     """
     if why := _why_enough(row, speaker, done, cfg):
         return dict(reason=printable(why, 500)), {}
@@ -476,7 +477,7 @@ def _do_rows(
     cfg: Settings,
     done: Outcome,
 ):
-    "Do the rows (each with its speaker's slug) that are not in the journal yet."
+    "Process the rows (each with its speaker's slug) that are not in the journal yet."
     blobs, waiting, begun = Blobs(), deque(), len(journal.entries)
 
     def _take_turn(row, speaker, clip):
@@ -505,8 +506,8 @@ def write_clips(
     """Write the clips of `rows` into the folder `out`.
 
     Returns the samples, and the rows left out as a table `row, reason, file, text`. Rows that an
-    interrupted run finished are taken over; of the other files it left, those in `keep` stay. At
-    most four rows per thread are in memory.
+    interrupted run finished are not processed again. Other files that it left are deleted, except
+    those in `keep`. At most four rows per thread are in memory.
     """
     records, done = rows.to_dict("records"), Outcome()
     names = slugs([str(s).strip() for s in rows["speaker"]])
@@ -524,7 +525,7 @@ def write_clips(
 
 # %% ../nbs/26_intake.ipynb #d858df5c
 def dataset_info(samples: list[Sample], source: str, kind: str, cfg: Settings) -> dict:
-    "Return the `dataset_info` of metadata.json; durations in seconds."
+    "Return the `dataset_info` of metadata.json for `samples`; durations are in seconds."
     total = sum(s.duration for s in samples)
     counts = Counter(s.speaker_id for s in samples)
     return dict(

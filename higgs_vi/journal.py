@@ -22,8 +22,8 @@ from .sound import FINGERPRINT, fingerprint
 def file_mark(path: str | Path) -> list[int] | None:
     """Return the size in bytes and the modification time in ns of a file.
 
-    A rename keeps both, writing changes them. None if there is no such file, or no file can have
-    such a name.
+    A rename keeps both, writing changes them. Returns None if there is no such file, or if no file
+    can have such a name.
     """
     try:
         s = os.stat(path)
@@ -67,8 +67,8 @@ def read_entries(path: Path) -> list[dict]:
 class Journal:
     """The journal of `folder`, with one stamp per row in `stamps`.
 
-    `entries` are those of the first rows that are still valid; `add` appends the next one. Use it
-    as a context manager, which closes the file.
+    `entries` holds the entries of the first rows, as far as they are still valid, and `add` appends
+    the next one. Use it as a context manager, which closes the file.
     """
 
     def __init__(self, folder: str | Path, stamps: list[str], keep: set[str] = frozenset()):
@@ -144,5 +144,5 @@ class Fingerprints:
         return self.of_samples(x, clip_key(x))
 
     def of_samples(self, x: np.ndarray, key: str) -> str:
-        "Return the fingerprint of the samples `x` (16-bit values); `key` is their `clip_key`."
+        "Return the fingerprint of samples `x` (rounded to 16 bits); `key` is their `clip_key`."
         return self.keys.get(key) or fingerprint(x)

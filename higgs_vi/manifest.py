@@ -32,7 +32,7 @@ class Sample(Mapping):
     id: str  # unique in the folder
     audio_file: str | None = None  # path of the sound, relative to the folder
     transcript_file: str | None = None  # path of the transcript (UTF-8), relative to the folder
-    duration: float | None = None  # s
+    duration: float | None = None  # of the sound, in s
     speaker_id: str  # lower case ASCII, as used in file names; "a+b" for a dialogue
     speaker_name: str | None = None  # the name in the source table
     scene: str | None = None  # where it was recorded, in words; "unknown" if not known
@@ -58,7 +58,7 @@ class Sample(Mapping):
     energy: str | None = None  # "low", "moderate", "high" or "unknown", compared within the speaker
     tagged: list[str] | str | None = None  # names of the fields that 01_tags set
     pair_of: list[str] | str | None = None  # ids of the clips repeated in this row (02_speakers)
-    weight: float | None = None  # how often it is drawn in training, 1 on average
+    weight: float | None = None  # how often the clip is drawn in training, 1 on average
 
     extra: dict = field(default_factory=dict)  # fields of the file without an attribute
     order: tuple[str, ...] = ()  # names of the fields in the file, in its order
@@ -72,7 +72,7 @@ class Sample(Mapping):
 
     @classmethod
     def of(cls, record: Mapping, folder: Path | None = None, text: str | None = None) -> "Sample":
-        "Return the sample of `record`, an object of `samples` in metadata.json."
+        "Create a sample from `record`, one object of the list `samples` in metadata.json."
         known = {name: value for name, value in record.items() if name in FIELDS}
         extra = {name: value for name, value in record.items() if name not in FIELDS}
         return cls(**known, extra=extra, order=tuple(record), folder=folder, text=text)
@@ -222,7 +222,7 @@ def copy_manifest(folder: Path, source: str, target: str):
 
 # %% ../nbs/19_manifest.ipynb #bca6c07f
 def read_text(sample: Sample) -> str:
-    "Return the transcript of `sample`; `ValueError` if it is missing, not UTF-8 or outside."
+    "Return the transcript of `sample`; `ValueError` if missing, not UTF-8 or out of the folder."
     try:
         path = path_inside(sample.folder, sample.transcript_file)
         return path.read_text(encoding="utf-8").strip()
@@ -239,12 +239,15 @@ def load_texts(samples: Iterable[Sample]) -> list[Sample]:
     Raises `ValueError` for a transcript that cannot be read, and for any path outside the folder.
     """
     loaded = [s | dict(text=read_text(s)) for s in samples]
-    for s in loaded: _ = s.audio_path, s.ref_paths  # resolved here, once, so that errors come early
+    for s in loaded: _ = s.audio_path, s.ref_paths  # resolved now, so that errors come early
     return loaded
 
 
 def read_samples(folder: str | Path) -> list[Sample]:
-    "Return the samples of a Higgs folder with their texts. Raises as the two functions it joins."
+    """Return the samples of a Higgs folder with their transcripts as `text`.
+
+    Raises `ValueError` as `read_manifest` and `load_texts` do.
+    """
     return load_texts(read_manifest(folder).samples)
 
 # %% ../nbs/19_manifest.ipynb #715cdabe

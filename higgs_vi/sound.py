@@ -21,8 +21,8 @@ from .audio import SAMPLE_RATE, frame_levels, moving_levels
 def add_noise(x: np.ndarray, snr: float, colour: str = "white", seed: int = 0) -> np.ndarray:
     """Add noise to `x` (24 kHz), `snr` dB below the mean power of its loud frames.
 
-    `colour` is 'white', or 'rumble': noise that falls by 6 dB per octave from 50 Hz on, as that of
-    wind and traffic does.
+    `colour` is 'white', or 'rumble': noise that falls by 6 dB per octave from 50 Hz on, like
+    that of wind and traffic.
     """
     noise = np.random.default_rng(seed).normal(size=len(x))
     if colour == "rumble":
@@ -81,7 +81,7 @@ def noise_spectrum(P: np.ndarray) -> np.ndarray:
 def bandwidth(active: np.ndarray) -> float:
     """Return the frequency in Hz up to which a mean spectrum of speech `(bins,)` reaches.
 
-    That is the highest bin that is at most 60 dB below the strongest 300 Hz.
+    That is the highest bin that is at most 60 dB below the strongest band of 300 Hz.
     """
     smooth = np.convolve(active, np.ones(7)/7, "same")
     return float(np.flatnonzero(db(smooth) > db(smooth.max()) - 60)[-1]*SAMPLE_RATE/WINDOW)
@@ -214,7 +214,7 @@ def _count_by_seconds(low: np.ndarray, active: np.ndarray) -> tuple[int, int]:
 def _is_hidden_speech(low: np.ndarray, active: np.ndarray, levels: np.ndarray) -> bool:
     "Return whether a clip `low` at 8 kHz is speech over a constant sound, or a creaky voice."
     P = _spectra(low, _FRAME, _FRAME_HOP, _FFT)
-    rest = np.maximum(P - 2*np.percentile(P, 20, axis=0), 0)  # without what is constant
+    rest = np.maximum(P - 2*np.percentile(P, 20, axis=0), 0)  # without the constant part
     active = active[:len(P)]
     changing = active & (rest.sum(1) > 0.3*P.sum(1))
     voiced, speech = _count_speech_frames(P, changing, rest*_FLATTEN)
@@ -231,10 +231,10 @@ def why_not_speech(
 ) -> str:
     """Return the reason why `x` (24 kHz) is not speech, or '' if it is.
 
-    It is not if it is silent (its loudest 20 ms, without an offset, stay below `silence_dbfs`), a
-    click, unvoiced, or constant in pitch or spectrum. Without `require_voice`, and below 0.2 s,
-    where pitch cannot be judged, only silence is tested. Singing, and music whose pitch glides,
-    pass as speech; a voice that holds one note for the whole clip does not.
+    A clip is not speech if it is silent (its loudest 20 ms, without an offset, stay below
+    `silence_dbfs`), a click, unvoiced, or constant in pitch or spectrum. Without `require_voice`,
+    and below 0.2 s, where pitch cannot be judged, only silence is tested. Singing, and music whose
+    pitch glides, pass as speech. A voice that holds one note for the whole clip does not.
     """
     levels = moving_levels(x)
     if (top := levels.max(initial=-120)) < silence_dbfs:
@@ -267,10 +267,10 @@ def why_not_speech(
     )
 
 # %% ../nbs/24_sound.ipynb #8ab722f4
-FINGERPRINT = 2  # version: fingerprints of two versions cannot be compared
+FINGERPRINT = 2  # version; fingerprints of different versions cannot be compared
 _PRINT_WINDOW, _PRINT_HOP = 2700, 400  # samples at 8 kHz
 _MAX_DIFFERENCE = 0.3  # fraction of bits in which two copies may differ
-_MIN_WINDOWS = 12  # that must give bits
+_MIN_WINDOWS = 12  # fewest windows that must give bits
 _BIT_COUNTS = np.array([bin(i).count("1") for i in range(2**16)], np.uint8)
 
 def fingerprint(x: np.ndarray) -> str:
@@ -362,7 +362,7 @@ def measure(x: np.ndarray) -> dict:
     - `low`: fraction of the noise power below 300 Hz
     - `bandwidth`: Hz
     - `decay`: RT60, s
-    - `hz`: median pitch
+    - `hz`: median pitch, Hz
     - `rise`: of the pitch at the end, semitones
     - `speech`: from the first to the last loud frame, s
 

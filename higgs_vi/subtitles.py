@@ -35,7 +35,7 @@ class Cue:
     text: str
     speaker: str = ""  # '' if unknown
     problem: str = ""  # why it cannot be used, '' if it can
-    number: int = -1  # by SRT, -1 if it has none
+    number: int = -1  # number in the SRT file, -1 if it has none
 
 # %% ../nbs/23_subtitles.ipynb #cb3bf2fb
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)"
@@ -113,7 +113,7 @@ def _ass(lines: list[str]) -> list[tuple[str, str, list[str]]]:
 _LABEL = re.compile(r"\s*(-?\d+(?:[.,]\d+)?)\t\s*(-?\d+(?:[.,]\d+)?)(?:\t(.*))?$")
 
 def is_labels(text: str) -> bool:
-    "Return whether a text consists of Audacity's labels: start and end in s, and text, by tabs."
+    "Return whether `text` is Audacity's labels: start and end in s, and words, separated by tabs."
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\\")]
     return bool(lines) and sum(bool(_LABEL.match(line)) for line in lines) > 0.5*len(lines)
 
@@ -169,7 +169,7 @@ _ADVERT = re.compile(
 def _fill(cue: Cue, lines: list[str], shown: str) -> Cue:
     """Return `cue` with text and speaker from its `lines`, or with its problem.
 
-    `shown` is how its times are written, for the message.
+    `shown` gives its times as written, for the message.
     """
     unheard = without_notes(" ".join(lines))[1]
     said, names = _speakers(lines)
@@ -197,7 +197,7 @@ def _fill(cue: Cue, lines: list[str], shown: str) -> Cue:
 
 # %% ../nbs/23_subtitles.ipynb #4d2514c1
 def _repeated(a: Cue, b: Cue) -> int:
-    "Return how many words at the start of `b` repeat the end of `a`; 0 if 1 s lies between them."
+    "Return how many words at the start of `b` repeat the end of `a`; 0 if they are over 1 s apart."
     if b.start - a.end > 1 or a.problem or b.problem:
         return 0
     x, y = a.text.split(), b.text.split()
@@ -206,8 +206,8 @@ def _repeated(a: Cue, b: Cue) -> int:
 def remove_rolling(cues: list[Cue]) -> list[Cue]:
     """Remove the words that each cue repeats from the one before, if the captions roll.
 
-    They do if at least half of the neighbours repeat two or more words. A cue without new words
-    extends the one before.
+    Captions roll if at least half of the pairs of neighbouring cues repeat two or more words. A cue
+    without new words extends the one before.
     """
     usable = [c for c in cues if not c.problem]
     repeated = [_repeated(a, b) for a, b in pairwise(usable)]
@@ -235,7 +235,8 @@ def _inserted_numbers(numbers: list[int], n_cues: int) -> set[int]:
 def mark_overlaps(cues: list[Cue], max_overlap: float = 0.3) -> list[Cue]:
     """Give a problem to cues that overlap another by more than `max_overlap` seconds.
 
-    Of two, only the one whose number is far out of sequence gets it, if exactly one is.
+    Of two such cues both get it, unless the number of exactly one is far out of sequence: then only
+    that one does.
     """
     out, usable = list(cues), [i for i, c in enumerate(cues) if not c.problem]
     inserted = _inserted_numbers([cues[i].number for i in usable], len(cues))
@@ -266,7 +267,7 @@ def parse_cues(text: str, name: str) -> list[Cue]:
     cues = _labels(text) if is_labels(text) else _timed_cues(text.split("\n"))
     if not cues:
         raise ValueError(
-            f"{name} has no cue: supported are SRT, WebVTT, ASS, and Audacity's labels "
+            f"{name} has no cue: give SRT, WebVTT, ASS, or Audacity's labels "
             "(start, end and text, separated by tabs)"
         )
     return mark_overlaps(remove_rolling(sorted(cues, key=lambda c: c.start)))
@@ -335,7 +336,8 @@ def speech_spans(
 ) -> list[tuple[float, float]]:
     """Find the stretches of speech (start, end) in s from `levels` in dBFS, one per `hop` seconds.
 
-    Shorter pauses than `min_pause` belong to the speech, shorter bursts than `min_speech` do not.
+    Pauses shorter than `min_pause` seconds belong to the speech. Bursts shorter than `min_speech`
+    seconds do not.
     Returns [] if the levels vary by less than 6 dB.
     """
     if not len(levels) or (rise := np.subtract(*np.percentile(levels, [95, 10]))) < 6:
@@ -413,8 +415,8 @@ def _converted_score(
 ) -> float:
     """Return the best score of `cues` if their times are converted from `fps[0]` to `fps[1]`.
 
-    0 for fewer than five cues, and if the conversion moves the last cue by less than 0.8 s against
-    the first, which is too little to tell.
+    Returns 0 for fewer than five cues. Also returns 0 if the conversion moves the last cue by less
+    than 0.8 s relative to the first, which is too little to tell.
     """
     factor = fps[0] / fps[1]
     if len(cues) < 5 or abs(factor - 1) * (cues[-1].start - cues[0].start) < 0.8:
@@ -455,7 +457,7 @@ def why_misfit(
     if not is_shifted and now >= (0.5 if len(cues) > 2 else 0.3):
         return ""
     shift = shifts[~small][scores[~small].argmax()]
-    better = f" (moved by {shift:+.1f} s, to {best:.0%})" if is_shifted else ""
+    better = f" (to {best:.0%} if moved by {shift:+.1f} s)" if is_shifted else ""
     return (
         f"the times do not fit the sound: cues and speech agree only to {now:.0%}{better}: "
         "move them, or use the subtitles of this recording"
@@ -475,7 +477,7 @@ def _check_durations(cues: list[Cue]):
     if len(odd):
         i = odd[0]
         raise ValueError(
-            f"{cues[i].text!r} would last {seconds[i]:.1f} s; by the pace of the others it should "
+            f"{cues[i].text!r} would last {seconds[i]:.1f} s; by the pace of the rest it should "
             f"last {expected[i]:.1f} s"
         )
 
@@ -577,7 +579,7 @@ def _rows(folder: Path, row: dict, encoding: str, longest: float, path: Path | N
             return [dict(file=file, problem=problem)]
         problem = (
             f"the recording lasts more than {longest:g} s, and its pauses do not fit its "
-            f"sentences: {e}; put subtitles beside it (.srt or .vtt), and it is cut by them"
+            f"sentences: {e}; put subtitles beside it (.srt or .vtt), then it is cut by them"
         )
         return [row | dict(problem=row.get("problem") or problem)]
     misfit = why_misfit(cues, spans) if path else ""
@@ -603,16 +605,17 @@ def _notes(df: pd.DataFrame, folder: Path, beside: dict[Path, Path]) -> list[str
     if few:
         notes.append(
             f"{len(few)} recording(s) have 3 cues or fewer, first {few[0]}: alignment not checked, "
-            "since so few cannot tell whether their times fit the sound; listen to them"
+            "because so few cues cannot show whether their times fit the sound; listen to them"
         )
     return notes
 
 def read_recordings(folder: Path, encoding: str = "", longest: float = 30.0) -> Table:
     """Read a folder of sounds, and cut those with subtitles or longer than `longest` seconds.
 
-    Gives one row per sentence of at most `longest` seconds. Speakers are those that the subtitles
-    name (a numbered one, as 'Speaker 1', is another person in each recording), else the folders,
-    as in 22_tables. What cannot be cut is a row with a problem.
+    Returns a table with one row per sentence of at most `longest` seconds. The speaker is the one
+    that the subtitles name, or else the folder, as in 22_tables. A numbered speaker
+    ('Speaker 1') is a different person in each recording. A recording that cannot be cut is a row
+    with a problem.
     """
     rows, beside = [], subtitles(folder)
     for row in read_pairs(folder, encoding).to_dict("records"):

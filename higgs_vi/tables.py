@@ -92,8 +92,8 @@ COLUMNS = dict(  # field: names of columns, the first one present is taken
 def parse_columns(columns: str) -> dict[str, str]:
     """Parse the parameter `columns` into a dictionary from field to column.
 
-    The form is 'text=transcription,speaker=reader'; 'speaker=' means that no column holds it.
-    Raises `ValueError` for any other form.
+    The form is 'text=transcription,speaker=reader'; 'speaker=' means that no column
+    names the speaker. Raises `ValueError` for any other form.
     """
     chosen = {}
     for pair in filter(None, (p.strip() for p in columns.split(","))):
@@ -134,7 +134,7 @@ def _why_no_text(cells: list[str]) -> str:
     "Return the reason why cells are not texts, or ''."
     names = sum(bool(re.fullmatch(r"\w*[_\d]\w*", c.strip())) for c in cells)
     if len(cells) > 2 and names * 2 > len(cells):
-        return f"its cells are names, such as {printable(cells[0], 40)!r}"
+        return f"its cells are identifiers, such as {printable(cells[0], 40)!r}"
     kind = kind_of(cells) if len(cells) > 1 else ""
     return f"its cells are {KINDS[kind]}" if kind in ("path", "number", "range") else ""
 
@@ -165,9 +165,7 @@ def _check_twins(df: pd.DataFrame, field: str, name: str, table: str):
     if field == "text" and plain_name(name) in EQUAL:
         twins += [c for c in df if plain_name(c) in EQUAL and c != name]
     if rivals := [c for c in twins if not df[c].equals(df[name])]:
-        one_name = f"have one name, that of the {field}"
-        what = "could each be the text" if field == "text" else one_name
-        why = f"has columns that {what}: {', '.join([name, *rivals])}"
+        why = f"has columns that could each be the {field}: {', '.join([name, *rivals])}"
         raise _choose(table, why, field, [name, rivals[0]])
 
 def _count_marks(cells: list[str]) -> int: return sum(not c.isascii() for s in cells for c in s)
@@ -183,16 +181,16 @@ def _check_marks(df: pd.DataFrame, name: str, table: str):
     "Raise `ValueError` if another column has the texts of column `name` with their diacritics."
     for other in df:
         if other != name and _lost_marks(list(df[name]), list(df[other])):
-            raise _choose(table, f"has the texts of its column {name!r} with their tone marks in "
-                          f"{other!r}", "text", [other, name])
+            raise _choose(table, f"has texts without tone marks in its column {name!r} and the "
+                          f"same with tone marks in {other!r}", "text", [other, name])
 
 # %% ../nbs/22_tables.ipynb #403f7c91
 def _guess(df: pd.DataFrame, field: str, present: list[str], table: str,
            names_file: Callable[[str], bool]) -> str | None:
     """Return the first of the columns `present` whose cells fit `field`.
 
-    Returns None if the only one is a column of audio channels named like speakers. Raises
-    `ValueError` if no column fits.
+    Returns None if the only candidate is a column `channel` that holds audio channels, not
+    speakers. Raises `ValueError` if no column fits.
     """
     if field == "file":
         with_files = [c for c in present if any(names_file(x) for x in df[c].head(200))]
@@ -247,8 +245,9 @@ def match_columns(df: pd.DataFrame, chosen: dict[str, str], table: str,
     """Return a dictionary from field to column for the table `df`.
 
     `chosen` columns come first, then columns with a known name whose cells fit it; letter case,
-    spaces and hyphens in a name do not count. Without a known name for `file`, it is the one
-    column whose cells all name a file (`is_file`).
+    spaces and hyphens in a name do not count. If no column has a known name for `file`, the one
+    column whose cells all name a file is taken. `names_file` tells whether a cell looks like the
+    path of an audio file, `is_file` whether that file exists.
 
     Raises `ValueError`, with the choices, for a chosen column that does not exist, for no file or
     text, for two possible texts, and for cells that do not fit their column's name.
@@ -308,7 +307,8 @@ def read_delimited(path: Path, encoding: str = "", chosen: dict[str, str] | None
                    names_file: Callable[[str], bool] = is_sound) -> Raw:
     """Read a CSV, TSV or `|` file; without a header its columns are named 1, 2, 3.
 
-    Raises `ValueError` if the file is empty or cannot be decoded.
+    `chosen` and `names_file` are described in `delimited.detect_form`. Raises `ValueError` if the
+    file is empty or cannot be decoded.
     """
     text, chosen = read_text(path, encoding), chosen or {}
     lines = split_lines(text)
@@ -419,7 +419,7 @@ def guess_numbered_columns(cells: pd.DataFrame, chosen: dict[str, str], table: s
     return guess
 
 # %% ../nbs/22_tables.ipynb #5da0d494
-TURNS = ("messages", "conversations", "query", "response", "history", "audios")    # of ms-swift
+TURNS = ("messages", "conversations", "query", "response", "history", "audios")  # of ms-swift rows
 _INLINE = re.compile(r"<audio>([^<>]{1,500})</audio>|<\|?audio(?:_start|_end)?\|?>", re.I)
 
 def _path_in(cell: object) -> object:
@@ -527,7 +527,7 @@ def _skip(text: str, start: int) -> int:
     return len(text)
 
 def _value(text: str, start: int = 0) -> tuple[object, int, str]:
-    "Return the JSON value at `start` as by `_flat`, its end, and why it cannot be used, or ''."
+    "Return the JSON value at `start` as `_flat` cells, its end, and why it is unusable, or ''."
     try:
         value, end = _JSON.raw_decode(text, start)
         return _flat(value), end, ""
@@ -538,7 +538,7 @@ def _value(text: str, start: int = 0) -> tuple[object, int, str]:
     return {}, _skip(text, start), why
 
 def _elements(text: str) -> Iterator[tuple[dict, str]]:
-    "Yield the elements of a JSON list as rows with their problems, up to one without an end."
+    "Yield the elements of a JSON list as rows with their problems; stop at one without an end."
     start, n = text.index("[") + 1, 0
     while True:
         start = re.compile(r"[\s,]*").match(text, start).end()
@@ -560,7 +560,8 @@ def _objects(lines: list[str]) -> Iterator[tuple[dict, str]]:
 def _frame(rows: list[dict]) -> pd.DataFrame:
     """Return rows as a DataFrame of strings.
 
-    Of more than 200 names, only those are kept that are known or that one row in a hundred has.
+    If there are more than 200 names, only two groups are kept: names in `COLUMNS`, and names that
+    at least one row in a hundred has.
     """
     count = Counter(k for r in rows for k in r)
     known = {n for names in COLUMNS.values() for n in names}
@@ -596,7 +597,7 @@ def _as_list(text: str) -> str:
     except (ValueError, RecursionError): return text
 
 def read_jsonl(path: Path, encoding: str = "") -> Raw:
-    """Read a JSONL file, or a JSON file that is a list or an object of a whole table.
+    """Read a JSONL file, or a JSON file that holds a whole table as a list or an object.
 
     A line or element that is not a JSON object becomes a row with a problem. Raises `ValueError`
     if no row is usable.
@@ -643,11 +644,11 @@ def _are_letters(path: Path, column: str) -> bool:
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as f:
             first = next(f.iter_batches(batch_size=20, columns=[column]), None)
             cells = [v for c in (first.columns if first else []) for v in c.to_pylist()]
-        # one name may occur as two columns
+        # two columns may have one name
         values = [v.rstrip(b"\0") for v in cells if v and isinstance(v, bytes)]
         words = [v.decode("utf-8") for v in values if len(v) < 1000]
     except DAMAGED:
-        return False  # treated as audio, it costs only its own rows
+        return False  # if treated as audio, it costs only its own rows
     return len(words) == len(values) > 0 and all(w.isprintable() for w in words)
 
 def _sound_columns(path: Path, file: pq.ParquetFile,
@@ -718,7 +719,7 @@ def _without_sound(file: pq.ParquetFile, leaf: str) -> np.ndarray:
 
 # %% ../nbs/22_tables.ipynb #e300b75b
 def _audio_column(sounds: dict[str, tuple[str, str]], chosen: dict[str, str]) -> str:
-    "Return the audio column to read: the chosen one, else by the order of its name in `COLUMNS`."
+    "Return the audio column to read: the chosen one, else the first by the order of `COLUMNS`."
     if chosen.get("file"):
         order = [chosen["file"]]
     else:
@@ -736,7 +737,8 @@ def _wanted_columns(schema: pa.Schema, sounds: dict[str, tuple[str, str]],
 def read_shard(path: Path, chosen: dict[str, str]) -> tuple[pd.DataFrame, list[tuple | None]]:
     """Return the cells of a Parquet file without its audio, and the place of each row's audio.
 
-    Raises one of `DAMAGED` for a damaged file.
+    The place is (file, column, row number), or None if the row has no audio. Raises one of
+    `DAMAGED` for a damaged file.
     """
     with pq.ParquetFile(path) as f:
         if (n := _count(path)) is None:
@@ -808,15 +810,15 @@ def _as_wav(samples: list, rate: object) -> bytes:
     except ValueError: x = np.zeros(0, object)
     numeric = x.dtype.kind in "iuf" and x.ndim in (1, 2)
     if not numeric or not isinstance(rate, (int, float)) or not 1 <= rate <= 768_000:
-        raise ValueError("its array is not audio: it must hold numbers, beside a sampling_rate of "
-                         f"1 to 768000 Hz, which is {rate!r}")
+        raise ValueError("its array is not audio: it must hold numbers, with a sampling_rate of "
+                         f"1 to 768000 Hz (it is {rate!r})")
     x = x.astype(np.float32) / (2**15 if x.dtype.kind in "iu" else 1)
     x, out = x.T if x.ndim == 2 and x.shape[0] < x.shape[1] else x, io.BytesIO()
     sf.write(out, x, int(rate), format="WAV", subtype="FLOAT")
     return out.getvalue()
 
 def _bytes_of(cell: object) -> bytes | None:
-    """Return the encoded audio in a Parquet cell, None for none.
+    """Return the encoded audio in a Parquet cell, or None if it holds none.
 
     The cell is bytes, {bytes, path}, {array, sampling_rate}, or a list of one of these.
     """
@@ -900,7 +902,7 @@ def _kaldi_row(utterance: str, segments: dict, wav: dict, text: dict) -> dict:
                           "add it")
     if row["file"].endswith("|"):
         row["problem"] = (f"wav.scp makes recording {recording} by a command ({row['file'][:60]}): "
-                          "run it, and write the path of its output there")
+                          "run it, and write the path of its output into wav.scp")
     if utterance not in text:
         row["problem"] = f"utterance {utterance} has no line in text: add it"
     return row
@@ -929,7 +931,7 @@ def read_kaldi(folder: Path, encoding: str = "") -> pd.DataFrame:
     return df
 
 # %% ../nbs/22_tables.ipynb #1cff28a7
-# extensions of texts; of several files for one sentence, the first one counts
+# extensions of text files; if a clip has several of them, the first in this order is read
 TEXTS = (".txt", ".normalized.txt", ".lab", ".original.txt", ".json")
 PAPERS = ("readme", "license", "speakers", "speaker-info", "chapters", "books", "genders",
           "copying", "changelog")
@@ -1028,7 +1030,7 @@ def read_list(path: Path, root: Path, encoding: str = "") -> pd.DataFrame | None
 _SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
 
 def _unread_beside(sound: Path, paths: list[Path]) -> str:
-    "Return, as the end of a message, that files named like an audio file are not read."
+    "Return the end of a message: which files named like `sound` are not read; '' for none."
     other = [p.name for p in paths if p != sound and p.suffix.lower() not in SOUNDS]
     subtitles = [n for n in other if n.lower().endswith(_SUBTITLES)]
     if subtitles:
@@ -1114,8 +1116,8 @@ _GENERIC = {"wavs", "wav", "clips", "audio", "audios", "waves", "sounds", "data"
 def _folder_of(file: str) -> str:
     """Return the folder of a file that may name a speaker, or ''.
 
-    Names of splits and audio formats do not count. Of LibriSpeech's speaker/chapter it is the
-    speaker.
+    Folders named like splits or audio formats do not count. For LibriSpeech's speaker/chapter, the
+    speaker's folder is returned.
     """
     parts = [p for p in os.path.normpath(file).replace("\\", "/").split("/") if p not in ("", ".")]
     stem = os.path.splitext(parts[-1])[0] if parts else ""
@@ -1254,7 +1256,7 @@ class Finder:
         if path.startswith(("/", "~")) or re.match("[A-Za-z]:", path):
             if self._is_below_root(name): return name
             return self._tail(name, parts, list(range(len(parts)))) or name
-        # leading folders that are the root's own names may be cut off
+        # leading folders named like the root and its parents may be cut off
         leading = next((i for i, p in enumerate(parts) if _key(p) not in self.root_names),
                        len(parts) - 1)
         found = self._anywhere(parts)
@@ -1370,7 +1372,7 @@ def layout(path: Path) -> tuple[str, Path]:
 
     The layout is delimited, jsonl, parquet, kaldi, pairs (audio files with texts) or folders (an
     audiofolder with a metadata file in each folder). Raises `ValueError` if the path does not
-    exist, is no table, or must be unpacked first.
+    exist, is not a table, or must be unpacked first.
     """
     if not path.exists():
         raise ValueError(f"there is no table {path}: give a CSV, TSV, JSONL or Parquet file, or a "
@@ -1547,7 +1549,7 @@ def read_table(path: str | Path, audio: str | Path = "", columns: str = "",
                encoding: str = "") -> Table:
     """Read a table or folder of any layout except Higgs'.
 
-    Paths start from `audio`, or from the table's own folder if it is empty. `columns`: see
+    Paths start from `audio`, or from the table's own folder if `audio` is empty. `columns`: see
     `parse_columns`. Raises `ValueError` if nothing can be read, or if the user must choose.
     """
     kind, path = layout(Path(path))

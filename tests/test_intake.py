@@ -575,7 +575,7 @@ def test_a_long_recording_without_times_is_refused_with_a_way_out(tmp_path):
     (tmp_path / "in").mkdir()
     recording(tmp_path / "in")
     (tmp_path / "in/talk.txt").write_text("Một. Hai. Ba.")
-    with pytest.raises(ValueError, match="put subtitles beside it .*it is cut by them"):
+    with pytest.raises(ValueError, match="put subtitles beside it .*then it is cut by them"):
         run(tmp_path / "in", tmp_path / "out", max_seconds=10)
 
 
