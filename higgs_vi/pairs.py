@@ -147,8 +147,8 @@ def _tagged(turns: list[Sample], field: str) -> str:
 def _dialogue_row(name: str, turns: list[Sample], references: list[Sample]) -> Sample:
     """Return the row of a dialogue.
 
-    A string or number field has the value that all turns agree on, or "unknown". Other fields are
-    left out.
+    A string or number field has the value that all turns share, or else "unknown". Other fields of
+    the turns are left out.
     """
     row = {
         k: v if all(t.get(k) == v for t in turns) else "unknown"

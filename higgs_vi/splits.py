@@ -64,7 +64,7 @@ def connected_groups(keys: list[set[str]]) -> list[str]:
 def find_duplicates(folder: Path, rows: list[Mapping]) -> dict[str, str]:
     """Find clips of `folder` that are one recording in several encodings, levels or cuts.
 
-    Returns id -> id of the first clip of that recording, for all of its clips. 00_data leaves such
+    Returns, for each clip of such a recording, id -> id of its first clip. 00_data leaves such
     copies out, but folders that were made in another way or joined may hold them. A sound that
     cannot be read is skipped here; the steps that need it report it.
     """
@@ -159,7 +159,7 @@ DRAWS = 32
 def majority_splits(sides: list[str], groups: list[str]) -> list[str]:
     """Return for each row the split that owns its text group: the split with most rows of it.
 
-    Of equally many, test is preferred, then valid.
+    If several splits have equally many, test is preferred, then valid.
     """
     count = Counter(zip(groups, sides, strict=True))
     best = {}
@@ -174,7 +174,7 @@ def _loss(found: tuple[list[str], list[str]]) -> tuple[int, int]:
     return sum(kept[s] < had[s]/2 for s in had), sum(had.values()) - sum(kept.values())
 
 def _why_not(rows, sides, owners, groups, disjoint) -> str:
-    "Return the message, with counts, that the rows cannot be divided."
+    "Return the error message for rows that cannot be divided, with counts."
     speakers = defaultdict(set)
     for r, group in zip(rows, groups, strict=True):
         speakers[group].update(speakers_of(r))
@@ -184,8 +184,8 @@ def _why_not(rows, sides, owners, groups, disjoint) -> str:
     split = f"the best of {DRAWS} draws of speakers" if drawn else "the table's own split"
     return (
         f"{sum(len(s) > 1 for s in speakers.values())} of {len(speakers)} texts are said by "
-        f"several of {len({r['speaker_id'] for r in rows})} speakers, so the splits cannot also "
-        f"differ in all texts: {split} would keep "
+        f"several of {len({r['speaker_id'] for r in rows})} speakers, so splits without a "
+        f"shared text lose too many clips: {split} would keep "
         + ", ".join(f"{kept[s]} of {had[s]} clips in {s}" for s in SPLITS if had[s])
         + "; set disjoint to utterance, or valid_share and test_share to smaller values, or add "
         "sentences that only one speaker says"
