@@ -38,9 +38,12 @@ from .turns import as_list, map_turns, without_tags
 # %% ../nbs/08_check.ipynb #21b889f9
 @dataclass
 class CheckSettings(Settings):
-    "Check a finished Higgs folder (higgs-vi-check FOLDER): the parameters of 08_check."
+    "Check a finished Higgs folder: the parameters of 08_check."
 
-    data: str = option("", path="file")  # the Higgs folder to check; empty: the demo clips
+    data: str = option(  # the Higgs folder to check
+        "", path="file",
+        about="The command takes it without --data, too, if it stands first: higgs-vi-check "
+        "data/mine --strict true. In the notebook, empty means the demo clips")
     report_file: str = option("", path="file")  # CSV file for the faults; empty: none
     strict: bool = False  # odd things break the folder, too
     silence_dbfs: float = option(  # dBFS; a clip is silent if its loudest 20 ms are below

@@ -132,6 +132,15 @@ def _old_files(out: Path, source: str) -> set[str]:
     return {file for s in manifest.samples for file in s.files}
 
 
+def _refuse_run(out: Path):
+    "Raise `ValueError` if `out` is the folder of a training run, which has a settings.json."
+    if (out / "settings.json").is_file():
+        raise ValueError(
+            f"{out} holds a training run (settings.json), and clips do not belong there: choose "
+            "another folder (parameter output_dir)"
+        )
+
+
 def _check_apart(out: Path, rows: pd.DataFrame, root: Path):
     "Raise `ValueError` if a clip of the table lies in `out`, where it would be overwritten."
 
@@ -186,9 +195,10 @@ def prepare(
     the folder holds another dataset.
     """
     began = time.perf_counter()
+    out = project_root() / cfg.output_dir
+    _refuse_run(out)
     table, label = source or read_source(cfg)
     if not source: print(*table.notes, sep="\n", flush=True)
-    out = project_root() / cfg.output_dir
     _check_apart(out, table.rows, table.root)
     old = _old_files(out, label)
     later = [step for file, step in LATER.items() if (out / file).is_file()]

@@ -99,25 +99,28 @@ def find_adapter(folder: str | Path) -> Path:
     folder = (project_root() / folder).resolve()
     if not folder.is_dir():
         raise ValueError(
-            f"there is no folder {folder}: train first (04_train), or name the adapter's folder"
+            f"there is no folder {folder}: train first (04_train), or name the adapter's folder "
+            "(parameter adapter)"
         )
     adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
     if not (adapter / "adapter_config.json").is_file():
         raise ValueError(
-            f"{folder} holds no adapter (no adapter_config.json): train first (04_train), or name "
-            "the adapter's folder; a complete model is not merged"
+            f"{folder} holds no adapter (no adapter_config.json): name a run folder of 04_train or "
+            "an adapter's folder (parameter adapter); a complete model needs no merging: 07_say "
+            "takes it as its parameter model"
         )
     return adapter
 
-def base_name(adapter: Path, base: str) -> str | Path:
+def base_name(adapter: Path, base: str, parameter: str = "base") -> str | Path:
     """Return what to load as the base: `base`, or else the one that the folder `adapter` names.
 
-    An empty name means the embedded nano. Raises `ValueError` if no base is named.
+    If the adapter names '', that is the embedded nano. Raises `ValueError` if no base is named;
+    the message says which `parameter` names it.
     """
     if not base and not (adapter / "base.json").is_file():
         raise ValueError(
             f"the adapter {adapter} does not name its base (it has no base.json): name the base "
-            "(parameter base)"
+            f"(parameter {parameter})"
         )
     return local_or_id(base or read_base(adapter / "base.json")[0]) or NANO
 

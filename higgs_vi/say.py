@@ -17,6 +17,7 @@ from higgs_vi.settings import (
     project_root,
     read_options_first,
 )
+from .turns import without_tags
 
 # %% ../nbs/07_say.ipynb #f45e8fd0
 @dataclass
@@ -59,6 +60,10 @@ class SaySettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        if not any(c.isalnum() for c in without_tags(self.text)):
+            raise ValueError(
+                f"the parameter text is {self.text!r}: it must hold at least one word to speak"
+            )
         if Path(self.output_file).suffix.lower() != ".wav":
             raise ValueError(
                 f"the parameter output_file is {self.output_file!r}: it takes a file name that "
@@ -79,7 +84,7 @@ from .merge import base_name, find_adapter
 from .model import NANO, Checkpoint, load_checkpoint
 from .prompt import scene_sentence
 from .text import why_foreign
-from .turns import map_turns, without_tags
+from .turns import map_turns
 from .voices import load_voice, make_prompt
 
 # %% ../nbs/07_say.ipynb #96e232bc
@@ -94,7 +99,7 @@ def load_speaker(cfg: SaySettings) -> Checkpoint:
         raise ValueError("device is cuda but torch sees no GPU: set device cpu")
     on_gpu = has_gpu and cfg.device != "cpu"
     folder = find_adapter(cfg.adapter) if cfg.adapter else None
-    source = base_name(folder, cfg.model) if folder else local_or_id(cfg.model) or NANO
+    source = base_name(folder, cfg.model, "model") if folder else local_or_id(cfg.model) or NANO
     dtype = torch.bfloat16 if on_gpu else torch.float32
     parts = load_checkpoint(source, cfg.codec or None, dtype, "cuda" if on_gpu else "cpu")
     if folder:

@@ -36,13 +36,16 @@ def load_voice(codec, folder: str | Path, name: str) -> Reference:
     """
     if not Path(folder).is_dir():
         raise ValueError(
-            f"there is no folder of voices {folder}: give one that holds name.wav and name.txt"
+            f"there is no folder {folder}: name one with a NAME.wav and a NAME.txt for each voice "
+            "(parameter voices_dir)"
         )
     transcript = path_inside(folder, f"{name}.txt")
     sound = _sound_file(folder, name)
     if not sound:
+        found = ", ".join(voice_names(folder)) or "none"
         raise ValueError(
-            f"unknown voice {name!r}: {folder} holds {', '.join(voice_names(folder)) or 'none'}"
+            f"unknown voice {name!r}: the voices in {folder} are {found}; choose one of them, or "
+            f"add {name}.wav and {name}.txt (parameters voice and voices_dir)"
         )
     if not transcript.is_file():
         raise ValueError(

@@ -102,6 +102,14 @@ def test_the_demo_table_gives_its_clips_and_names_its_faults(tmp_path):
     }  # no temporary file stays
 
 
+def test_clips_are_not_written_into_a_training_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="run holds a training run .*parameter output_dir"):
+        run(DEMO / "demo.csv", tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["settings.json"]
+
+
 def test_again_gives_the_same_and_another_table_is_refused(tmp_path):
     run(DEMO / "demo.csv", tmp_path / "out")
     first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}

@@ -1,6 +1,7 @@
 """Rules of layout and style that can be checked automatically."""
 import ast
 import configparser
+import copy
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from tests.house_table import modules, opens_metadata
 from tests.parameters import settings_of
+from tests.stored import without_bars
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
@@ -78,10 +80,10 @@ def test_notebooks_are_light_and_carry_no_widgets_players_or_paths(path):
     text = path.read_text(encoding="utf-8")
     shown = json.dumps([c["outputs"] for c in cells(path)])
     assert path.stat().st_size <= 600_000 and not re.search(r"/(home|root|tmp|work|Users)/\w", text)
-    assert not re.search("widget-state|application/vnd.jupyter.widget|<audio|image/png", shown)
-    nbformat.validate(
-        nbformat.reads(text, as_version=4)
-    )  # what JupyterLab does first; tests/test_pages.py opens one in it (slow)
+    assert not re.search("application/vnd.jupyter.widget|<audio|image/png", shown)
+    stored = nbformat.reads(text, as_version=4)
+    assert without_bars(copy.deepcopy(stored)) == stored, "run: python -m tests.stored"
+    nbformat.validate(stored)  # JupyterLab does it first; tests/test_pages.py opens one (slow)
     meta = json.loads(text)["metadata"]["kernelspec"]
     assert meta["name"] == "python3" and meta["language"] == "python"
     first = source(cells(path, "markdown")[0])

@@ -261,3 +261,11 @@ def test_an_unknown_option_is_refused_with_the_likely_name(argv, message, capsys
 def test_a_notebook_is_told_the_likely_name_too():
     with pytest.raises(ValueError, match="unknown parameter 'rank': did you mean 'lora_rank'"):
         TrainSettings.of(dict(rank=8))
+
+
+def test_the_help_of_check_says_where_the_folder_stands(capsys):
+    from higgs_vi.check import main
+
+    with pytest.raises(SystemExit): main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "if it stands first: higgs-vi-check data/mine" in shown

@@ -32,6 +32,7 @@ from higgs_vi.forecast import apply_preset, fastest_plan, forecast
 from higgs_vi.generate import Sampling, Speech, generate_delayed_codes, say
 from higgs_vi.loop import Stopped, check_folder, load_step, save_best, train, validate
 from higgs_vi.merge import MergeSettings, merge
+from higgs_vi.merge import main as merge_main
 from higgs_vi.model import (
     NANO,
     device_map_for,
@@ -1104,14 +1105,19 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         speech = speak(replace(base, **change), parts)
         assert len(read_audio(place / "v.wav")) == len(speech.wave) > 0
     for change, message in (
-        (dict(voice=["ai"]), "unknown voice 'ai'"),
+        (
+            dict(voice=["ai"]),
+            "unknown voice 'ai': .* are minh_000, ngan_001; .*parameters voice and voices_dir",
+        ),
+        (dict(voice=["ai"], voices_dir="/nowhere"), r"no folder .* \(parameter voices_dir\)"),
         (dict(text="[SPEAKER1] Chào.", voice=["ngan_001"]), "has no voice"),
         (
             dict(reference_position="head"),
             "reference_position is .head': choose one of turns, scene",
         ),
         (dict(top_p=2.0), "top_p is 2.0: it must be above 0 and at most 1"),
-        (dict(text=" "), "no letter or digit"),
+        (dict(text=" "), "text is ' ': it must hold at least one word"),
+        (dict(text="[SPEAKER0]"), "text is '.SPEAKER0.': it must hold at least one word"),
     ):
         with pytest.raises(ValueError, match=message):
             speak(replace(base, **change), parts)
@@ -1230,6 +1236,20 @@ def test_an_existing_run_is_not_overwritten(place, unbroken):
     with pytest.raises(ValueError, match="no run to resume"):
         execute(settings(place, place / "none", resume_from_checkpoint=True))
     assert before == {p: p.stat().st_mtime_ns for p in unbroken.folder.rglob("*")}
+
+
+def test_a_wrong_adapter_is_refused_by_the_parameter_of_the_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    for main in (say_main, merge_main):
+        with pytest.raises(SystemExit, match="holds no adapter .*parameter adapter.*07_say takes"):
+            main(["--adapter", str(tmp_path)])
+        with pytest.raises(SystemExit, match=r"no folder .*none.* \(parameter adapter\)"):
+            main(["--adapter", str(tmp_path / "none")])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for main, parameter in ((say_main, "model"), (merge_main, "base")):
+        with pytest.raises(SystemExit, match=rf"name the base \(parameter {parameter}\)"):
+            main(["--adapter", str(tmp_path)])
 
 
 def test_an_adapter_for_another_base_is_refused(place, unbroken):
