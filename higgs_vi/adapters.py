@@ -43,7 +43,7 @@ def lora_config(
     """Return PEFT's configuration for a new adapter.
 
     `targets` is a selection of attention, text_ffn and audio_ffn; `kind` is lora, rslora or dora;
-    `audio_embeddings` trains the audio embedding and head as a whole. Raises `ValueError` for
+    `audio_embeddings` also trains the audio embedding and head in full. Raises `ValueError` for
     unknown or no targets.
     """
     if unknown := set(targets) - set(LORA_TARGETS):

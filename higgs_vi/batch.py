@@ -111,8 +111,9 @@ def epoch_batches(
     """Return the batches of an epoch, as lists of indices into `lengths` (in positions).
 
     Each index occurs once, and for each batch len(batch) x longest <= `budget`. Clips are shuffled,
-    sorted by length within windows of about `window` batches, cut under the budget, and the batches
-    are shuffled. Raises `ValueError` if there is no clip or a clip is longer than the budget.
+    sorted by length within windows of about `window` batches, cut into batches within the budget,
+    and the batches are shuffled. Raises `ValueError` if there is no clip or a clip is longer than
+    the budget.
     """
     lengths = np.asarray(lengths)
     if not len(lengths):
@@ -178,7 +179,7 @@ def audio_positions(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return positions, supervised
 
 def has_next_text(e: Example, tokenizer) -> np.ndarray:
-    "Return the indices into an example's text positions of those that text follows directly."
+    "Return which text positions text follows directly, as indices into the text positions."
     audio, _ = audio_positions(e, tokenizer)
     return np.flatnonzero(np.diff(np.delete(np.arange(len(e)), audio)) == 1)
 

@@ -39,7 +39,7 @@ def _rename(name: str, rules: list[tuple]) -> str:
     return name
 
 def model_weights_from_boson(old: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    "Return HF's state dict of the language model from Boson's."
+    "Convert Boson's state dict of the language model to HF's."
     new = {}
     for name, w in sorted(old.items()):  # 'frozen' sorts before 'trainable'
         if name.endswith(("audio_codebook_weights", "inv_freq")):
@@ -145,9 +145,10 @@ _CODEC_NAMES = [
 
 # %% ../nbs/33_boson.ipynb #6808c538
 def codec_weights_from_boson(old: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return HF's state dict of a codec from Boson's.
+    """Convert Boson's state dict of a codec to HF's.
 
-    Folds weight norms (w = g·v/‖v‖), renames, and drops Boson's `fc1`, which nothing uses.
+    Folds weight norms (w = g·v/‖v‖), renames the weights, and drops Boson's `fc1`, which nothing
+    uses.
     """
     new = {}
     for name, w in old.items():

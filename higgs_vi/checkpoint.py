@@ -28,7 +28,7 @@ from .weights import no_progress_bars, not_finite, read_tensors, reading
 
 # %% ../nbs/44_checkpoint.ipynb #cb61d862
 def _size_and_crc(path: Path) -> list[int]:
-    "Size in bytes and CRC-32 of a file."
+    "Return size in bytes and CRC-32 of a file."
     crc = 0
     with path.open("rb") as f:
         while block := f.read(2**24): crc = zlib.crc32(block, crc)

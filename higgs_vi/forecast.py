@@ -37,8 +37,8 @@ def model_config(cfg: MemorySettings) -> HiggsAudioV2Config:
         kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if kind != "higgs_audio_v2":
             raise ValueError(
-                f"its model_type is {kind!r}, not 'higgs_audio_v2'; a checkpoint in Boson's first "
-                "layout has to be loaded and saved once"
+                f"its model_type is {kind!r}, not 'higgs_audio_v2'; convert a checkpoint in "
+                "Boson's first layout with save_checkpoint(folder, load_checkpoint(source))"
             )
         return HiggsAudioV2Config.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -206,7 +206,7 @@ GIB = 2**30
 SPARE = 1 / 16  # GiB of workspace that libraries take for matrix products
 
 def resident_gib(cfg: MemorySettings) -> dict[str, float]:
-    "Return the GiB of weights, adapters, gradients and optimizer state."
+    "Return the GiB of each: weights, adapters, gradients and optimizer state."
     groups, trained = parameter_counts(cfg)
     total = sum(groups.values())
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
@@ -391,7 +391,7 @@ def fastest_plan(cfg: MemorySettings, gib: float, given: frozenset = frozenset()
 
 # %% ../nbs/43_forecast.ipynb #6eec3119
 def describe_plan(plan: MemorySettings) -> str:
-    "Return `plan` as parameters of 04_train."
+    "Return `plan` as text: names and values of parameters of 04_train."
     return (
         f"mode {plan.mode}, gradient_checkpointing {plan.gradient_checkpointing}, "
         f"token_budget {plan.token_budget}, optim {plan.optim}"

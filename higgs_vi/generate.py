@@ -123,7 +123,7 @@ def one_thread(model):
         if small: torch.set_num_threads(before)
 
 def _inputs(parts: Checkpoint, prompt: Prompt, words: bool = True) -> dict[str, torch.Tensor]:
-    "Encode the prompt, with its words or without, as model inputs for a batch of one."
+    "Encode the prompt, with the text of its last turn or without, as inputs for a batch of one."
     model = unwrap_peft(parts.model)
     arrays = encode_prompt(parts.tokenizer, prompt, model.config.num_codebooks, words)
     ids, delayed_codes = (torch.from_numpy(x)[None].to(model.device) for x in arrays)

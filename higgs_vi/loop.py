@@ -386,7 +386,7 @@ def _build_run(
 
 # %% ../nbs/46_loop.ipynb #57bd4a64
 def run_fingerprint(run: Run) -> list:
-    """Return what a run depends on beside its settings: number of processes, number of training
+    """Return what a run depends on besides its settings: number of processes, number of training
     clips, and a hash of their texts, codes and weights.
     """
     return [run.accelerator.num_processes, len(run.data.train), run.data.digest]
@@ -450,7 +450,7 @@ def _out_of_patience(run: Run) -> bool:
     return 0 < run.cfg.early_stopping_patience <= run.evals_since_best
 
 def open_logs(run: Run):
-    "Open metrics.jsonl and TensorBoard, without what was logged after the run's step."
+    "Open metrics.jsonl and TensorBoard's log, and drop what was logged after the run's step."
     from torch.utils.tensorboard import SummaryWriter
     run.metrics = Metrics(run.folder, run.step or -1)  # at step 0 they start empty
     run.board = SummaryWriter(str(run.folder/"tensorboard"), purge_step=run.step + 1)
@@ -458,7 +458,7 @@ def open_logs(run: Run):
 def close_logs(run: Run):
     """Flush TensorBoard and release the folder's lock.
 
-    To be called last with every run, also with one that failed.
+    Call this last for every run, also for one that failed.
     """
     if run.board: run.board.close()
     if run.lock: unlock_run(run.lock)
@@ -502,7 +502,9 @@ def validation_row(run: Run, epoch: int) -> dict:
 
 # %% ../nbs/46_loop.ipynb #5b071cb2
 def _augmented(run: Run, batches: list[list[int]], rng: np.random.Generator) -> list[list]:
-    "The examples of `batches`, with `input_noise` on their codes and `prompt_dropout` applied."
+    """Return the examples of `batches`, with `input_noise` on their codes and `prompt_dropout`
+    applied.
+    """
     cfg, tokenizer = run.cfg, run.parts.tokenizer
     examples = [
         [randomize_codes(run.data.train[i], run.cfg.input_noise, rng) for i in b] for b in batches
@@ -668,7 +670,7 @@ def evaluate_before(run: Run):
     )
 
 def evaluate(run: Run, epoch: int):
-    """Validate, update the best step, and stop the run when its patience ends.
+    """Validate, update the best step, and stop the run if `early_stopping_patience` is used up.
 
     Raises `FloatingPointError` if the loss is not finite.
     """
@@ -720,7 +722,9 @@ def save_run(run: Run):
 
 # %% ../nbs/46_loop.ipynb #bb7cdb54
 def train(run: Run) -> Run:
-    """Train until the last step, until patience ends, or until a signal; returns the run.
+    """Train to the last step, until `early_stopping_patience` is used up, or until a signal.
+
+    Returns the run.
 
     Logs, validates and saves on the way. After a signal the current step is finished and saved, and
     `Stopped` is raised; called again, it continues from there. Raises `OutOfMemory` and
@@ -766,7 +770,8 @@ def train(run: Run) -> Run:
     return run
 
 def load_best(run: Run):
-    """Load the weights of the best checkpoint (without validation, of the last) into the model.
+    """Load the weights of the best checkpoint (or of the last one, without validation) into the
+    model.
 
     If it is damaged, the last one that can be read is taken, with a message. Raises `ValueError` if
     none can be read.

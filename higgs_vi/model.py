@@ -162,9 +162,9 @@ def load_tokenizer(source: str | Path):
 
 # %% ../nbs/36_model.ipynb #4b2d10d0
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of the safetensors files in `folder`, those in its index if it has one.
+    """Return all tensors of the safetensors files in `folder`, or of those that its index names.
 
-    Raises `ValueError` if there is none or one of the index is missing.
+    Raises `ValueError` if there is no such file, or if one that the index names is missing.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -534,7 +534,7 @@ def nano_config(
 def random_model(
     tokenizer, codec, hidden: int, layers: int, seed: int = 0, feedforward: int = 0
 ) -> Checkpoint:
-    "Return a random language model of `nano_config` with this tokenizer and codec."
+    "Return a checkpoint with a random language model (`nano_config`) and the given parts."
     config = nano_config(tokenizer, hidden, layers, feedforward)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -543,7 +543,7 @@ def random_model(
     return Checkpoint(model, tokenizer, codec)
 
 def nano(seed: int = 0, hidden: int = 128, layers: int = 2) -> Checkpoint:
-    "Return an untrained nano, its tokenizer and codec fitted to the demo clips."
+    "Return an untrained nano, whose tokenizer and codec are fitted to the demo clips."
     import pandas as pd
 
     texts = pd.read_csv(DEMO / "demo.csv")["normalized_text"].dropna().tolist()

@@ -64,7 +64,7 @@ def best_row(rows: list[dict]) -> dict | None:
     return min(candidates, key=lambda r: r["loss"], default=None)
 
 def _summarize_training(rows: list[dict], steps: str) -> str:
-    "The summary of a run without validation; `steps` says how many were done."
+    "Summarise a run without validation; `steps` says how many were done."
     losses = [r["loss"] for r in rows if r["kind"] == "train"]
     change = f": training loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else ""
     return f"{steps} steps without validation{change}. The last step's weights are kept."

@@ -103,8 +103,9 @@ def select_speaker(rows: list[Sample], speaker: str, default: str = "") -> list[
         names = [r.get("speaker_id") for r in rows]
         counts = Counter(n for n in names if isinstance(n, str)).most_common(12)
         raise ValueError(
-            f"the parameter speaker is {speaker!r}, and no clip is spoken by this speaker alone; "
-            f"clips by speaker: {', '.join(f'{s} {n}' for s, n in counts) or 'none'}"
+            f"the parameter speaker is {speaker!r}, and no clip is spoken by this speaker alone: "
+            "choose one of these (with their number of clips): "
+            + (", ".join(f"{s} {n}" for s, n in counts) or "none")
         )
     return chosen or rows
 
@@ -167,7 +168,7 @@ def _clip_ids(row: Sample) -> set[str]:
     return {row["id"], *as_list(row.get("pair_of"))}
 
 def _split_of_row(row: Sample) -> str:
-    "The split of a row: train, valid or test; train where it names none."
+    "Return the split of a row: train, valid or test; train if it names none."
     try: return split_of(row.get("split")) or "train"
     except ValueError as e: raise ValueError(f"the clip {row['id']!r}: {e}") from None
 

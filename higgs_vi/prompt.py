@@ -264,7 +264,7 @@ def scene_lines(p: Prompt) -> list[str]:
     return [f"{s}: {('feminine', 'masculine')[i % 2]}" for i, s in enumerate(p.speakers)]
 
 def _reference_words(p: Prompt, i: int) -> str:
-    "The user turn of reference `i`: its transcript, tagged if there are several."
+    "Return the transcript of reference `i` for its user turn, tagged if there are several."
     text = p.references[i].text
     return f"[SPEAKER{i}] {text}" if len(p.references) > 1 else text
 

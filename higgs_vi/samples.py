@@ -47,7 +47,8 @@ def log_samples(board, folder: Path, records: list[dict], step: int):
 _TEXTS = ("text", "real", "before", "after", "before_reason", "after_reason")
 
 def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
-    """Return the samples of the run folder `run` as rows for `show.table`, clips at `lufs` LUFS.
+    """Return the samples of the run folder `run` as rows for `show.table`, with a loudness of
+    `lufs` LUFS.
 
     A row holds `text`, `real`, `before` and `after`; instead of a missing clip it holds the reason.
     Raises `ValueError` if the run has no samples, and `Damaged` if `samples.json` is not readable.
@@ -62,7 +63,7 @@ def sample_rows(run: str | Path, lufs: float = -23.0) -> list[dict]:
     records = read_json(path, list)
     for i, record in enumerate(records):
         if not _is_record(record):
-            raise Damaged(path, f"entry {i} holds no text or names no files")
+            raise Damaged(path, f"entry {i} has no text, or file names that are not texts")
     if not records:
         raise ValueError(
             f"no sentence was spoken in {run}: train with sample_sentences and validation_share "
@@ -83,6 +84,6 @@ def _is_record(record: object) -> bool:
     )
 
 def _clip(folder: Path, record: dict, when: str, lufs: float) -> Clip | str:
-    "The clip that was spoken `when`, or the reason why there is none."
+    "Return the clip that was spoken `when`, or the reason why there is none."
     if not record.get(when): return record.get(f"{when}_reason", "not spoken")
     return Clip(read_audio(path_inside(folder, record[when])), when, lufs)

@@ -52,7 +52,7 @@ class _Unpad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        "Gradient `(B·S, …)` of the rectangle: each row's gradient at its place, zero for padding."
+        "Return the gradient `(B·S, …)`: each row's gradient at its place, zero for padding."
         zeros = grad.new_zeros(ctx.size, *grad.shape[1:])
         return zeros.index_copy(0, ctx.saved_tensors[0], grad), None
 
@@ -114,7 +114,7 @@ def _layer(
 # %% ../nbs/40_step.ipynb #81be47db
 @lru_cache(1)
 def _compiled() -> Callable:
-    "`_layer`, compiled once for all lengths."
+    "Return `_layer`, compiled once for all lengths."
     return torch.compile(_layer, dynamic=True)
 
 def hidden_states(model, batch: dict) -> torch.Tensor:
@@ -231,7 +231,7 @@ def text_loss(model, states: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
         )
 
     def chunk_loss(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        "The summed cross-entropy of a few positions."
+        "Return the summed cross-entropy of a few positions."
         return F.cross_entropy(head(h).float(), t, reduction="sum")
 
     chunks = zip(states.split(TEXT_ROWS), targets.split(TEXT_ROWS), strict=True)
@@ -314,7 +314,8 @@ class OutOfMemory(RuntimeError):
 def to_device(batch: dict, device) -> dict:
     """Move the tensors of `batch` to `device`.
 
-    `text_ids` stay: `hidden_states` moves them to the text embedding, which may lie elsewhere.
+    `text_ids` stay: `hidden_states` moves them to the text embedding, which may be on another
+    device.
     """
     return {
         k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) and k != "text_ids" else v
@@ -356,7 +357,7 @@ def _accumulate(model, batches, counts, weights, autocast, scaler) -> torch.Tens
     return tally
 
 def _reduce_gradients(params: list[torch.Tensor], all_reduce: Callable):
-    "Replace the gradients of `params` by their sums over all processes, in one message."
+    "Replace the gradients of `params` by their sums over all processes, in one reduction."
     flat = all_reduce(
         torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
     )
@@ -412,8 +413,8 @@ def train_step(
         scaler.update()
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
-            "out of memory in the update: the optimiser's state does not fit beside the model; "
-            f"train fewer weights or lower token_budget ({str(e).splitlines()[0]})"
+            "the optimiser's state does not fit into memory beside the model: lower lora_rank or "
+            f"token_budget, or train fewer target_modules ({str(e).splitlines()[0]})"
         ) from e
     finally:
         optimizer.zero_grad(set_to_none=True)
