@@ -6,11 +6,13 @@
 __all__ = ['memory_gib', 'gpu_use', 'hours_minutes', 'best_row', 'summarize_run', 'curves', 'LiveFigure']
 
 # %% ../nbs/45_monitor.ipynb #91b4e52d
+import base64
 import io
 import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,25 +91,32 @@ def summarize_run(rows: list[dict], total: int) -> str:
     return f"{at}, the last step; it was still improving, so more steps may help."
 
 # %% ../nbs/45_monitor.ipynb #c77137fb
-@plot_style()
-def curves(rows: list[dict]) -> bytes:
-    """Draw metrics rows (`kind` train or valid) as a JPEG.
+def curves(rows: list[dict]) -> str:
+    """Draw metrics rows (`kind` train or valid) as HTML with one JPEG per panel.
 
     Panels: loss, EOS loss, validation loss by codebook, learning rate and gradient norm. A panel
-    without data is left out.
+    without data is left out. Two panels stand side by side, or one on a narrow page.
     """
-    from matplotlib.figure import Figure
     train, valid = ([r for r in rows if r["kind"] == kind] for kind in ("train", "valid"))
     panels = [_losses, _eos_losses] + [_by_codebook]*bool(valid) + [_rate_and_norm]*bool(train)
-    lines, out = math.ceil(len(panels)/2), io.BytesIO()
-    fig = Figure(figsize=(11, 3.2*lines), layout="constrained")
-    for i, draw in enumerate(panels):
-        ax = fig.add_subplot(lines, 2, i + 1)
-        draw(ax, train, valid)
-        ax.set_xlabel("optimiser step")
-        ax.grid(alpha=0.25)
-    fig.savefig(out, format="jpg", dpi=100, pil_kwargs=dict(quality=85))
-    return out.getvalue()
+    shown = "".join(_panel(draw, train, valid) for draw in panels)
+    columns = "grid-template-columns:repeat(auto-fit,minmax(min(100%,28rem),1fr))"
+    return f'<div style="display:grid;{columns};gap:.5rem;max-width:80rem">{shown}</div>'
+
+@plot_style()
+def _panel(draw: Callable, train: list[dict], valid: list[dict]) -> str:
+    "Draw one panel with the function `draw`, and return it as an HTML image."
+    from matplotlib.figure import Figure
+    fig, out = Figure(figsize=(4.8, 3), layout="constrained"), io.BytesIO()
+    ax = fig.add_subplot()
+    draw(ax, train, valid)
+    ax.set_xlabel("optimiser step")
+    ax.grid(alpha=0.25)
+    fig.savefig(out, format="jpg", dpi=140, pil_kwargs=dict(quality=80))
+    return (
+        f'<img alt="{ax.get_title()}" style="width:100%" '
+        f'src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    )
 
 def _losses(ax, train: list[dict], valid: list[dict]):
     "Draw training and validation loss; a dotted line marks the best validation."
@@ -124,7 +133,7 @@ def _train_and_valid(ax, train: list[dict], valid: list[dict], key: str, title: 
     "Draw `key` of the training rows as a line, of the validation rows as a line with dots."
     for rows, style, label in ((train, "-", "training"), (valid, "o-", "validation")):
         if rows: ax.plot(_steps(rows), [r[key] for r in rows], style, ms=4, lw=1.2, label=label)
-    ax.set(title=title, ylabel="cross-entropy per target (nats)")
+    ax.set(title=title, ylabel="nats per target")
     ax.legend(fontsize=9)
 
 def _by_codebook(ax, train: list[dict], valid: list[dict]):
@@ -134,7 +143,7 @@ def _by_codebook(ax, train: list[dict], valid: list[dict]):
     for k in range(n):
         ax.plot(_steps(valid), [r["by_codebook"][k] for r in valid], "o-", ms=3, lw=1.2,
                 label=f"codebook {k}", color=colormaps["viridis"](0.3 + 0.7*k/n))
-    ax.set(title="Validation loss by codebook", ylabel="cross-entropy per target (nats)")
+    ax.set(title="Validation loss by codebook", ylabel="nats per target")
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
 def _rate_and_norm(ax, train: list[dict], valid: list[dict]):
@@ -159,8 +168,8 @@ class LiveFigure:
     def update(self, rows: list[dict], now: bool = False):
         "Redraw the figure from metrics `rows`; `now` redraws at once, whatever `every` says."
         if not rows or (time.monotonic() - self.drawn < self.every and not now): return
-        from IPython.display import Image, display
-        picture = Image(curves(rows), format="jpeg")
+        from IPython.display import HTML, display
+        picture = HTML(curves(rows))
         if self.handle: self.handle.update(picture)
         else: self.handle = display(picture, display_id=True)
         self.drawn = time.monotonic()
