@@ -231,8 +231,8 @@ def first_differences(
     """Return how close the first differing code of each frame was to a tie (0: a tie).
 
     `codes` and `others` `(K, T)` are two encodings of `wave`. For each frame in which they differ,
-    the result holds a/b - 1 for the first codebook that differs: a and b are the distances of the
-    frame's vector to the entries of `codes` and `others`.
+    the result holds a/b - 1 for the first codebook that differs. There a and b are the distances of
+    the frame's vector to the entries of `codes` and `others`.
     """
     found, equal = [], np.ones(codes.shape[1], bool)
     residual = codec.fc(_embeddings(codec, [wave]))
