@@ -32,7 +32,7 @@ def _three(n: int, full: bool) -> list[str]:
     return out
 
 def _groups(n: int, full: bool = False) -> list[str]:
-    "Return the words of a number below a billion; `full` also says the zero hundreds of its start."
+    "Return the words of a number below a billion; `full` also says zero hundreds at its start."
     out = []
     for size, name in ((10**6, "triệu"), (10**3, "nghìn"), (1, "")):
         if group := n // size % 1000:
@@ -299,7 +299,10 @@ _SPELLED_DOMAINS = ("vn", "io", "tv", "ai", "uk", "jp", "xyz")
     re.A,
 )
 def _address(m: re.Match) -> str | None:
-    "Read an address as it is dictated, without the scheme and a final slash."
+    """Return an address in words as it is dictated, without the scheme and a final slash.
+
+    Returns None if it has no letter, or if the match begins inside a word.
+    """
     if re.match(r"\w", m.string[m.start() - 1:m.start()]) or not re.search(r"[A-Za-z]", m[0]):
         return None
     text = re.sub(r"^https?://|/$", "", m[0])
@@ -313,7 +316,7 @@ def _address(m: re.Match) -> str | None:
     return " ".join(out)
 
 def _is_initials(piece: str) -> bool:
-    "Return True for a part of an address that is not pronounceable: 'www', 'abc', 'fpt'."
+    "Return whether a part of an address cannot be pronounced, such as 'www', 'abc' and 'fpt'."
     if piece in _DOMAINS.split("|") or not piece.isalpha() or len(piece) > 4: return False
     return (
         not re.search("[aeiouy]", piece.lower())
@@ -331,13 +334,13 @@ def _month(m: int) -> str: return "tư" if m == 4 else count(m)
 def _is_date(d: str, m: str) -> bool: return 1 <= int(d) <= 31 and 1 <= int(m) <= 12
 
 def _date(before: str, d: str, m: str, y: str = "") -> str:
-    "Read '5', '3', '2024' as 'ngày năm tháng ba năm hai nghìn không trăm hai mươi tư'."
+    "Return a date in words: '5', '3' -> 'ngày năm tháng ba'; a year `y` adds 'năm …'."
     day = "" if _ends(before, _NO_DAY) else "ngày "
     return f"{day}{count(int(d))} tháng {_month(int(m))}" + (f" năm {count(int(y))}" if y else "")
 
 @_rule("date", rf"({_YEAR})([-/.])(\d{{1,2}})\2(\d{{1,2}})(?![\d/-])")
 def _iso_date(m: re.Match) -> str | None:
-    "Read 2024-03-05."
+    "Return a date such as 2024-03-05 in words; None if it does not exist."
     return _date(_before(m), m[4], m[3], m[1]) if _is_date(m[4], m[3]) else None
 
 @_rule(
@@ -346,7 +349,10 @@ def _iso_date(m: re.Match) -> str | None:
     rf"({_YEAR}|\d\d)(?![\d/]|[-.]\d)",
 )
 def _full_date(m: re.Match) -> str | None:
-    "Read 5/3/2024, 20-22/11/2023, 30/4-1/5/2024; two-digit years only with slashes."
+    """Return 5/3/2024, 20-22/11/2023 or 30/4-1/5/2024 in words.
+
+    Years of two digits are read only with slashes. Returns None for a day that does not exist.
+    """
     first, month, d, sign, mo, y = m.groups()
     if not _is_date(d, mo) or len(y) == 2 and sign != "/": return None
     if first and not _is_date(first, (month or mo).strip("/")): return None
@@ -362,7 +368,7 @@ def _full_date(m: re.Match) -> str | None:
 
 @_rule("date", r"(\d{1,2})\.(\d{1,2})(?!\d|[.,/]\d)")
 def _dotted_date(m: re.Match) -> str | None:
-    "Read 20.11 after a word for a day, unless a unit follows and makes it an amount."
+    "Return 20.11 in words after a word for a day; None if a unit makes it an amount."
     day = _ends(_before(m), r"(?<!mỗi )(?<!một )ngày|mùng|mồng|sáng|trưa|chiều|tối|hôm|dịp|lễ")
     amount = re.match(rf"\s?(?:{_WHOLES}|h|%|tr|k|triệu|tỷ|tỉ|nghìn|đô|USD)(?![^\W_])", _after(m))
     if not day or amount or not _is_date(m[1], m[2]): return None
@@ -370,7 +376,7 @@ def _dotted_date(m: re.Match) -> str | None:
 
 @_rule("date", r"(\d{1,2})\s?[-–—]\s?(\d{1,2})/(\d{1,2}|2\d{3})(?![\d/])")
 def _days_of_month(m: re.Match) -> str | None:
-    "Read 3-5/10 as two days of a month, and 1-3/2024 as two months."
+    "Return 3-5/10 in words as two days of a month, and 1-3/2024 as two months."
     first, second, last = m.groups()
     if len(last) == 4:
         if not _is_date("1", first) or not _is_date("1", second): return None
@@ -420,14 +426,17 @@ _FEASTS = {
 
 @_rule("over", r"(\d{1,3}[.,]\d{1,2}|\d{1,3})/(\d{1,3}[.,]\d{1,2}|\d{1,3})(?![\d/]|[.,]\d)")
 def _decimals_over(m: re.Match) -> str | None:
-    "Read 3.6/4.0, one of which has decimals, as 'x trên y'."
+    "Return 3.6/4.0 in words as 'x trên y'; None if neither number has decimals."
     if m[1].isdecimal() and m[2].isdecimal(): return None
     return f"{number(m[1])} trên {number(m[2])}"
 
 @_rule("house", r"\d{1,4}[A-Z]?(?:/\d{1,4}[A-Z]?){2,4}(?![\w/])"
                 r"|(\d{1,4}[A-Z]?)/(\d{1,4}[A-Z]?)(?![\w/])")
 def _house(m: re.Match) -> str | None:
-    "Read 12/3/4 as a house number, and 12/3 only in an address, before two Vietnamese names."
+    """Return a house number such as 12/3/4 in words.
+
+    Two parts (12/3) are read so only in an address, before two Vietnamese names.
+    """
     if m[1] and (m[1] + m[2]).isdecimal():
         names = re.match(r"[\w, ]*? ?([^\W\d_]+) ([^\W\d_]+)", m.string[m.end():m.end() + _NEAR])
         street = re.match(r",? (?:đường|phố) ", _after(m))
@@ -448,7 +457,7 @@ def _house(m: re.Match) -> str | None:
 # %% ../nbs/14_aloud.ipynb #fb5a4325
 @_rule("date", r"(\d{1,4})/(\d{1,4}(?:\.\d{3})*)(?![\d/A-ZĐ]|,\d)")
 def _slash(m: re.Match) -> str:
-    "Read two numbers with a slash: a date, a month, a house, a fraction, or 'x trên y'."
+    "Return two numbers with a slash in words: a date, month, house, fraction or 'x trên y'."
     a, b, before, after = m[1], m[2], _before(m), _after(m)
     if re.fullmatch(_YEAR, b) and _is_date("1", a): return _month_year(a, b, before)
     if re.fullmatch(_YEAR, a) and len(b) in (2, 4): return f"{count(int(a))} {count(int(b))}"
@@ -481,14 +490,17 @@ def _slash(m: re.Match) -> str:
     return fraction or over
 
 def _month_year(a: str, b: str, before: str) -> str:
-    "Read '8', '2019' as 'tháng tám năm hai nghìn không trăm mười chín'; after 'quý' omit 'tháng'."
+    """Return a month in words: '8', '2019' -> 'tháng tám năm hai nghìn không trăm mười chín'.
+
+    After 'quý' the word 'tháng' is left out.
+    """
     if _ends(before, "số|nghị định|thông tư|quyết định|chỉ thị|nghị quyết|công văn|luật"):
         return f"{number(a)} trên {count(int(b))}"
     if _ends(before, "quý|kỳ|học kỳ|đợt|khóa|vụ|tuần"): return f"{number(a)} năm {count(int(b))}"
     return f"{'' if _ends(before, 'tháng') else 'tháng '}{_month(int(a))} năm {count(int(b))}"
 
 def _part_of(a: str, b: str) -> str:
-    "Read '2', '3' as 'hai phần ba' if it is a usual fraction, else return ''."
+    "Return '2', '3' as 'hai phần ba' if it is a usual fraction, else ''."
     if not 0 < int(a) < int(b) or int(a) > 10 or a[0] == "0": return ""
     return f"{count(int(a))} phần {_month(int(b))}" if int(b) <= 10 or int(a) < 4 else ""
 
@@ -509,7 +521,7 @@ _DECREES = _table("""
     r"(?:-[A-ZĐƯ&]{1,8}[a-zư]?\d{0,2}){0,2})(?!\w)",
 )
 def _law(m: re.Match) -> str:
-    "Read 100/2019/NĐ-CP, 59/2020/QH14, 15/QĐ-TTg by parts, with 'trên' for a slash."
+    "Return the number of a law, such as 100/2019/NĐ-CP or 15/QĐ-TTg, in words."
     issued = []
     for part in m[3].split("-"):
         letters, figure = re.fullmatch(r"(\D+)(\d*)", part).groups()
@@ -521,7 +533,7 @@ def _law(m: re.Match) -> str:
 @_rule("plate", r"(\d\d)([A-ZĐ]{1,2}\d?)\s?-\s?(\d{3})\.?(\d{2})(?!\d)"
                 r"|(\d\d)([A-ZĐ]\d)-(\d{4})(?!\d)")
 def _plate(m: re.Match) -> str:
-    "Read 29A-123.45 digit by digit."
+    "Return a number plate such as 29A-123.45 in words, digit by digit."
     return spell("".join(filter(None, m.groups())))
 
 # %% ../nbs/14_aloud.ipynb #65a0cb92
@@ -532,7 +544,7 @@ _GROUPED = (r"\(?0\d{2,3}\)?[ .-]?\d(?:[ .-]\d{3,4}){2}(?!\d)"
 
 @_rule("phone", rf"(?:{_GROUPED})(?![.,]\d|/\d)")
 def _phone(m: re.Match) -> str | None:
-    "Read a telephone number digit by digit, with its plus sign."
+    "Return a telephone number in words, digit by digit, with its plus sign; None if it is none."
     figures = re.sub(r"\D", "", m[0])
     hotline = figures[:4] in ("1800", "1900") and 8 <= len(figures) <= 10
     if re.fullmatch(r"1[89]00[ .-]\d{4}", m[0]) and re.match(r"\s*(?:tr|tỷ|năm|đồng)", _after(m)):
@@ -556,9 +568,9 @@ _NAMED_CODES = (r"cmnd|cccd|cmt|căn cước|chứng minh(?: nhân dân| thư)?|
 
 @_rule("id", r"\d{4,30}(?![\d.,]{0,12}\d)(?![-/]\d|[^\W\d])")
 def _id(m: re.Match) -> str | None:
-    """Read a number of four or more digits one by one, if it is a code.
+    """Return a code of four or more digits in words, digit by digit; None if it is not a code.
 
-    It is one after a word for an account or a password, with a leading zero, or if it has more than
+    It is a code after a word for an account or a password, with a leading zero, or with more than
     twelve digits.
     """
     named = re.search(
@@ -568,13 +580,13 @@ def _id(m: re.Match) -> str | None:
 
 @_rule("id", r"\d{2,8}(?:-\d{2,8}){1,3}(?![\d/]|[-.,]\d|[^\W\d])")
 def _dashed_id(m: re.Match) -> str | None:
-    "Read 045-212 after 'số hiệu' or 'mã số' digit by digit, not as a range."
+    "Return 045-212 in words, digit by digit, after 'số hiệu' or 'mã số'; None elsewhere."
     named = _ends(_before(m), "số hiệu|mã(?: số| hàng| đơn| vạch)?|(?:số )?seri|số thẻ")
     return digits(m[0]) if named else None
 
 @_rule("emergency", r"1\d{2,4}(?![\d.,]{0,12}\d)(?!\w)")
 def _emergency(m: re.Match) -> str | None:
-    "Read 113 or 1022 digit by digit after a word for calling."
+    "Return 113 or 1022 in words, digit by digit, after a word for calling; None elsewhere."
     if len(m[0]) > 3:
         return digits(m[0]) if _ends(_before(m), "tổng đài|hotline|đường dây nóng|đầu số") else None
     called = _ends(
@@ -605,7 +617,7 @@ _CLOCK = r"([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?"
 
 @_rule("time", rf"{_CLOCK}(?:\s?[-–—~]\s?{_CLOCK})?(?![\d:])(?:\s?(h|giờ|am|pm|AM|PM)(?!\w))?")
 def _clock(m: re.Match) -> str | None:
-    "Read 10:05, 23:59:59, 20:00-21:30, unless it is a ratio or a score."
+    "Return 10:05, 23:59:59 or 20:00-21:30 in words; None for a ratio or a score."
     before = _before(m)
     if not m[4] and not m[3] and (re.search(rf"(?:{_RATIO})\s?$", before) or _SCORED.search(before)
                                   and not _ends(before, "lúc|từ|đến|hồi|vào")): return None
@@ -618,7 +630,7 @@ _SCREENS = (r"tv|tivi|ti vi|màn hình|laptop|màn|ống|mâm|bánh|vành|đĩa|
 
 @_rule("inch", r"(\d{1,3}(?:[.,]\d{1,2})?)(?:[\"”″]|'')(?!\w)")
 def _inches(m: re.Match) -> str | None:
-    "Read 55\" of a screen or a pipe, unless the mark ends a quotation."
+    """Return 55" in words if it is the size of a screen or a pipe; None if it ends a quotation."""
     before = _before(m)
     screen = re.search(rf"(?<!\w)(?:{_SCREENS})(?: [^\s\d]+){{0,3}} $", before)
     return f"{number(m[1])} inch" if screen and before.count('"') % 2 == 0 else None
@@ -626,7 +638,7 @@ def _inches(m: re.Match) -> str | None:
 @_rule("time", r"(\d{1,3})['’′]\s?(\d{1,2})(?:[\"”″]|''|’’)|(\d{1,3})['’′](?!\w)"
                r"|(\d{1,3})\+(\d{1,2})['’′]")
 def _minutes(m: re.Match) -> str | None:
-    "Read 5'30\" and 45', unless the mark ends a quotation."
+    """Return 5'30" and 45' in words as minutes and seconds; None if the mark ends a quotation."""
     if m[4]: return f"{count(int(m[4]))} cộng {count(int(m[5]))} phút"
     if m[3]:
         return None if re.search(r"(?:^|\s)['‘]\w[^'’]*$", _before(m)) else f"{number(m[3])} phút"
@@ -657,7 +669,7 @@ _PER = re.compile(rf"\s?/\s?({_alternatives(_UNITS)}|[^\W\d_]{{1,12}})(?![^\W_])
 _NEEDS_TOUCH = set("A V W N J L d h p s t g l đ Đ min ph ft".split()) - set("g l đ h W V".split())
 
 def _unit_fits(unit: str, gap: str, written: str, before: str, after: str) -> bool:
-    "Return False if what looks like a unit is more likely a letter or a word."
+    "Return False if what looks like the unit `unit` is more likely a letter or a word."
     if unit == "A": return bool(re.search(r"dòng|điện|ampe|cường độ|cầu chì|aptomat|sạc", before))
     if unit == "t": return bool(re.search(r"xe|tải|hàng|nặng|cont|cá|lúa|gạo|thép|hạm|máy", before))
     if unit == "d": return not gap and (len(written) > 4)
@@ -737,7 +749,7 @@ def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     return (f"{_SIGNED[sign.strip()]} " if sign else "") + said, end, written if bare else ""
 
 def _is_letter_k(scale: str, written: str, before: str) -> bool:
-    "Return True for the K of 4K and 8K, the resolution."
+    "Return whether the K is that of a resolution such as 4K or 8K."
     return (
         scale == "K"
         and written in ("2", "4", "8")
@@ -745,7 +757,7 @@ def _is_letter_k(scale: str, written: str, before: str) -> bool:
     )
 
 def _scale_words(s: re.Match) -> str:
-    "Read an abbreviated power of ten: 'tr5' -> 'triệu năm', 'tr250' -> 'triệu hai trăm …'."
+    "Return an abbreviated power of ten in words: 'tr5' -> 'triệu năm'."
     said = " ".join(
         _SCALES[w] for w in re.findall(r"nghìn|ngàn|triệu|tỷ|tỉ|trăm|tr|k", s[1].lower())
     )
@@ -753,7 +765,7 @@ def _scale_words(s: re.Match) -> str:
     return f"{said} {number(s[2])}" + (" nghìn" if len(s[2]) == 3 and "triệu" in said else "")
 
 def _per_word(unit: str, physical: bool) -> str:
-    "Read the unit after a slash: 'h' -> 'trên giờ', 'cây' -> 'một cây'."
+    "Return the unit after a slash in words: 'h' -> 'trên giờ', 'cây' -> 'một cây'."
     if unit in _UNITS:
         each = "trên" if len(unit) < 3 and unit not in ("m2", "m²", "kg") else "một"
         return f"{each} {_UNITS[unit]}"
@@ -798,7 +810,7 @@ def _value(written: str) -> float:
     return float(plain.replace(",", ".", 1).replace(",", ""))
 
 def _pair(m: re.Match, a: str, sign: str, b: str, end: int) -> str:
-    "Read two bare numbers with a dash: a range, a score, a date or a difference."
+    "Return two bare numbers with a dash in words: a range, a score, a date or a difference."
     before, after = _before(m), m.string[end:end + _NEAR]
     first, second = _value(a), _value(b)
     if after.lstrip().startswith("=") or " " in sign and _ends(before, _MINUS):
@@ -836,7 +848,7 @@ _DAY_BEFORE_DASH = (r"ngày|mùng|mồng|sáng|trưa|chiều|tối|đêm|hôm|l�
                     r"|sinh nhật|mừng|thứ \w+,|chủ nhật,")
 
 def _between_names(left: str, right: str) -> bool:
-    "Return True between two capitalised names: 'Real 4 - 0 Barca'."
+    "Return whether a score stands between two capitalised names: 'Real 4 - 0 Barca'."
     return bool(
         re.search(r"(?:^|\s)[^\W\d_a-z]\w+\s$", left)
         and re.match(r"\s[^\W\d_a-z]\w", right)
@@ -845,14 +857,14 @@ def _between_names(left: str, right: str) -> bool:
     )
 
 def _last_is_capital(left: str) -> bool:
-    "Return True if the last word starts with a capital."
+    "Return whether the last word of `left` starts with a capital."
     last = left.split()[-1:]
     return bool(last) and unicodedata.category(last[0][0]) == "Lu"
 
 # %% ../nbs/14_aloud.ipynb #e6e12d43
 @_rule("fraction", r"(\d{0,3})\s?([½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 def _vulgar(m: re.Match) -> str:
-    "Read ½ and 1½."
+    "Return a fraction sign in words, with a number before it: ½, 1½."
     top, bottom = map(int, unicodedata.normalize("NFKC", m[2]).split("⁄"))
     part = f"{count(top)} phần {_month(bottom)}"
     return (
@@ -862,7 +874,10 @@ def _vulgar(m: re.Match) -> str:
 @_rule("version", r"\d{1,4}(?:\.\d{1,4}){2,6}(?![\d])|\d{1,2}(?:,\d{1,2}){2,12}(?!\d)"
                   r"|\d{1,2}(?:\s?-\s?\d{1,2}){2,4}(?![\d-])")
 def _series(m: re.Match) -> str | None:
-    "Read 2.0.1 with its full stops, 1,2,3 as a list, 4-4-2 as a formation; not 1.000.000."
+    """Return 2.0.1 in words with its full stops, 1,2,3 as a list, and 4-4-2 as a formation.
+
+    Returns None for a number such as 1.000.000.
+    """
     if "." in m[0]:
         if _DOTTED.fullmatch(m[0]): return None
         parts = m[0].split(".")
@@ -874,20 +889,20 @@ def _series(m: re.Match) -> str | None:
 
 @_rule("measure", r"(\d{1,3})(m|kg|km|l|ha|tấn|tạ)(\d{1,2})(?!\w)")
 def _split_measure(m: re.Match) -> str | None:
-    "Read 1m70 and 2kg5, in which the digits after the unit are parts of it."
+    "Return 1m70 or 2kg5 in words, in which the digits after the unit are parts of it."
     if m[2] in ("m", "km") and m[3] in ("2", "3"): return None
     return f"{number(m[1])} {_UNITS.get(m[2], m[2])} {number(m[3])}"
 
 @_rule("product", r"(\d{1,4}(?:[.,]\d{1,3})?)((?:\s?[x×]\s?\d{1,4}(?:[.,]\d{1,3})?){1,3})")
 def _product(m: re.Match) -> tuple[str, int] | None:
-    "Read 20x30cm: numbers joined by 'nhân', then the unit."
+    "Return 20x30cm in words, joined by 'nhân' and with the unit, and the index of its end."
     *sides, last = re.split(r"\s?[x×]\s?", m[0])
     said, end, _ = _measure(m.string, m.end() - len(last), "")
     return " nhân ".join([*map(number, sides), said]), end
 
 @_rule("ratio", r"(\d{1,3}(?:[.,]\d+)?)\s?:\s?(\d{1,9}(?:[.,]\d{3}){0,3})(?![\d:])")
 def _colon(m: re.Match) -> str:
-    "Read a colon between numbers: a ratio (16:9, 2 : 1), a scale (1:1000), a division (6 : 2 = 3)."
+    "Return two numbers with a colon in words: a ratio, a scale, a score or a division."
     a, b = m.groups()
     if re.match(r"\s*=", _after(m)): return f"{number(a)} chia {number(b)}"
     scored = _SCORED.search(_before(m)) or _between_names(
@@ -898,7 +913,7 @@ def _colon(m: re.Match) -> str:
 # %% ../nbs/14_aloud.ipynb #bd5fa813
 @_rule("measure", r"(?:[-−–+±~≈]\s?)?(?:US\$|S\$|A\$|C\$|HK\$|[$€£¥₫₩฿])?\s?\d")
 def _measures(m: re.Match) -> tuple[str, int] | None:
-    "Read a measure, or a range of two."
+    "Return a measure, or a range of two measures, in words, and the index of its end."
     before = _before(m)
     if m[0][0] in "-−–+±~≈":
         if re.match(r"\w", m.string[m.start() - 1:m.start()]): return None
@@ -931,7 +946,10 @@ def _measures(m: re.Match) -> tuple[str, int] | None:
 
 @_rule("prefixed", r"(USD|VNĐ|VND|EUR|GBP|SGD|AUD|JPY)\s?(?=\d)")
 def _currency_first(m: re.Match) -> tuple[str, int] | None:
-    "Read USD 50 with the currency last, unless the number has its own."
+    """Return USD 50 in words with the currency last, and the index of its end.
+
+    Returns None if the number has a currency of its own.
+    """
     said, end, _ = _measure(m.string, m.end(), _before(m))
     if re.match(r"\s?(?:đồng|nghìn|triệu|tỷ|đô)", m.string[end:]) or any(
         f" {c}" in said for c in _CURRENCY.values()
@@ -940,12 +958,12 @@ def _currency_first(m: re.Match) -> tuple[str, int] | None:
     return f"{said} {_CURRENCY[m[1]]}", end
 
 def _mixed(a: str, b: str) -> bool:
-    "Return True for measures of two kinds: 220V-50Hz."
+    "Return whether two joined measures are of different kinds, as in 220V-50Hz."
     first, second = (re.sub(r"^[^a-zA-ZĐđ°%]*", "", x).strip() for x in (a, b))
     return first in _UNITS and second in _UNITS and first[-1] != second[-1]
 
 def _counts(written: str, before: str, after: str) -> str:
-    "Read '01' as 'một' before the noun that it counts; return '' elsewhere, as in a code."
+    "Return '01' as 'một' before the noun that it counts; '' elsewhere, as in a code."
     noun = re.match(r" (?:(?:đến|tới|hoặc|hay) \d{1,2} )?([^\W\d_]{2,})", after)
     if not re.fullmatch("0[1-9]", written) or not noun or not noun[1].islower(): return ""
     if not is_syllable(noun[1]) or noun[1] in _NO_NOUNS: return ""
@@ -957,7 +975,7 @@ _NO_NOUNS = set("""
     cũng rồi do có ra vào này đó kia""".split())
 
 def _ordinal(written: str, before: str) -> str:
-    "Read an ordinal: 'tư' in 'tháng 4' and 'thứ 4', 'nhất' in 'thứ 1'; else return ''."
+    "Return an ordinal in words: 'tư' in 'tháng 4' and 'thứ 4', 'nhất' in 'thứ 1'; else ''."
     if written in ("4", "04") and _ends(before, "tháng|thứ|lần thứ|hạng"): return "tư"
     if written == "1" and _ends(before, "thứ"): return "nhất"
     if (
@@ -989,7 +1007,7 @@ def roman(letters: str) -> int:
 
 @_rule("roman", r"([IVXLCDM]{1,9})(?:\s?[-–—]\s?([IVXLCDM]{1,9}))?(?![\w'’]|[.][^\W\d]|[-–]\d)")
 def _roman(m: re.Match) -> str | None:
-    "Read a Roman numeral or a range of two; read `I` also as the first item of a list."
+    "Return a Roman numeral, or a range of two, in words; `I` also as the first item of a list."
     first, second, before = roman(m[1]), roman(m[2] or ""), _before(m)
     if not first or m[2] and not second: return None
     named = (
@@ -1030,7 +1048,7 @@ _PLACE_TITLES = {"Q", "P", "H", "X", "Đ"}
                 r"|((?:[A-ZĐƯ][A-Za-zĐƯư]{0,4}\.){1,4}[A-ZĐƯ][A-Za-zĐƯư]{0,4})(?![\w])\.?"
                 r"|([A-ZĐtT][A-Za-zĐƯư]{0,4})\.\s?(?=[\w])")
 def _title(m: re.Match) -> str | None:
-    "Read GS.TS, Th.S, TP. Huế, P.5."
+    "Return a title or a short word for a place in full: GS.TS, Th.S, TP. Huế, P.5."
     if m[0].startswith("Th."): return "thạc sĩ "
     if m[2]: return _short_place(m)
     parts = m[1].split(".")
@@ -1049,7 +1067,7 @@ def _title(m: re.Match) -> str | None:
     return None if any(p in _PLACE_TITLES for p in parts) else " ".join(known) + " "
 
 def _short_place(m: re.Match) -> str | None:
-    "Read 'TP. ' and 'P.' before a name or a number; read single letters only within an address."
+    "Return 'TP. ' or 'P.' in full before a name or a number; one letter only in an address."
     short, following = m[2], m.string[m.end()]
     if short not in _TITLES or not (
         following.isdecimal() or unicodedata.category(following) == "Lu"
@@ -1086,27 +1104,27 @@ _LOWER_LETTERS = set("h j r k z".split())
 
 @_rule("short", r"\w/\w{1,2}(?![\w/])")
 def _slashed(m: re.Match) -> str | None:
-    "Read v/v and đ/c, letters with a slash that stand for words."
+    "Return letters with a slash, such as v/v and đ/c, as the words that they stand for."
     if m[0].lower() == "đ/c" and m.string[m.end():m.end() + 2].strip()[:1] in (":", ""):
         return "địa chỉ"
     return _SLASHED.get(m[0])
 
 @_rule("short", r"t([2-7])(?:\s?[-–]\s?(?:t([2-7])|(cn)))?(?![\w/])")
 def _weekday(m: re.Match) -> str:
-    "Read t6, t2-t6, t2 - cn, days of the week in chat spelling."
+    "Return days of the week in chat spelling (t6, t2-t6, t2 - cn) in full."
     said = _WEEK["T" + m[1]]
     last = _WEEK["T" + m[2]] if m[2] else "chủ nhật" if m[3] else ""
     return f"{said} đến {last}" if last else said
 
 @_rule("short", r"(?:[Tt]el|TEL)\.?(?::|\s?(?=[(+]?\d))")
 def _telephone(m: re.Match) -> str:
-    "Read Tel before a number."
+    "Return 'điện thoại' for Tel before a number."
     return "điện thoại" + (":" if m[0].endswith(":") else "")
 
 @_rule("short", r"(?:v\.v(?:\.{1,3})?|vân vân\.\.\.|tr\.(?=\s?\d)|[Tt]\.p\.|[Nn]xb\.?(?=\s)"
                 r"|[Cc]ty\.?(?!\w)|[Tt]p(?=\s[^\W\d_])|vd:|VD:|P/S:?)")
 def _lower_short(m: re.Match) -> str:
-    "Read v.v., tr. 5, Cty."
+    "Return short forms such as v.v., tr. 5 and Cty. in full."
     starts = {
         "v.": "vân vân",
         "tr": "trang ",
@@ -1146,7 +1164,7 @@ def _engine():
 
 @lru_cache(4096)
 def _engine_knows(letters: str) -> str:
-    "Return the words that sea-g2p has for an abbreviation, '' if it would only spell it."
+    "Return the words that sea-g2p has for an abbreviation; '' if it would only spell it."
     said = nfc(re.sub(r"</?en>", "", _engine().normalize(f"ở {letters} ạ"))).split()[1:-1]
     expanded = "".join(w[0] for w in said) == letters.lower() and not set(said) <= _ENGINE_LETTERS
     return (
@@ -1161,9 +1179,10 @@ _ENGINE_LETTERS = set(
 )
 
 def abbreviation(letters: str, shouted: bool = False) -> str:
-    """Read capitals: 'UBND' -> 'ủy ban nhân dân', 'NATO' unchanged, 'VTV' -> 'vê tê vê'.
+    """Return an abbreviation in words: 'UBND' -> 'ủy ban nhân dân', 'VTV' -> 'vê tê vê'.
 
-    `shouted`: the whole text is in capitals, so that syllables are read as words.
+    One that is pronounced as a word ('NATO') is returned unchanged. `shouted`: the whole text is in
+    capitals, so that syllables are read as words.
     """
     if shouted and is_syllable(letters): return letters
     if letters in _SHORT: return _SHORT[letters]
@@ -1189,7 +1208,7 @@ _ELEMENT = r"[A-Z][a-z]?\d{0,2}"
 
 @_rule("formula", rf"(?:{_ELEMENT}){{2,8}}(?!\w)")
 def _formula(m: re.Match) -> str | None:
-    "Read NaCl and CaCO3, made of known elements, letter by letter."
+    "Return a formula of known elements, such as NaCl and CaCO3, spelled letter by letter."
     if not all(re.sub(r"\d", "", e) in _ELEMENTS for e in re.findall(_ELEMENT, m[0])): return None
     if m[0].isupper() or not re.search(r"\d|Cl|OH", m[0]): return None
     return " ".join(
@@ -1198,7 +1217,7 @@ def _formula(m: re.Match) -> str | None:
 
 @_rule("formula", r"([A-ZĐ]{2,4})([A-ZĐ][a-z]{2,12})(?!\w)|([A-Z][a-z]{2,12})([A-Z]{2,4})(?!\w)")
 def _glued(m: re.Match) -> str:
-    "Read VPBank and ChatGPT, an abbreviation joined to a name."
+    "Return VPBank or ChatGPT in words: an abbreviation that is joined to a name."
     if m[1]: return f"{abbreviation(m[1]) if m[1] in _SAID_ENGLISH else spell(m[1])} {m[2]}"
     return f"{m[3]} {abbreviation(m[4])}"
 
@@ -1215,7 +1234,7 @@ _IN_PLACE = re.compile(
 
 @_rule("code", rf"(?:{_TOKEN})(?:\.\d{{1,2}})?(?![^\W])")
 def _code(m: re.Match) -> str | None:
-    "Read a code; three or more digits after two letters are read one by one."
+    "Return a code in words; three or more digits after two letters are read one by one."
     before, after = _before(m), _after(m)
     day = r"(?:cn|t[2-7]|sáng|chiều|tối|ngày|đến|từ|thứ|hẹn|hôm|,)[ –-]*$"
     week_before = re.search(day, before)
@@ -1252,7 +1271,7 @@ def _code(m: re.Match) -> str | None:
                        r"|[A-ZĐƯ]{2,12}s?(?![^\W_]|['’]\w|-[A-ZĐ][a-z])|ThS(?!\w)|TTg(?!\w)"
                        r"|Ok(?!\w)")
 def _capitals(m: re.Match) -> str | None:
-    "Read an abbreviation, by its neighbours if it has several meanings."
+    "Return an abbreviation in words, by the words beside it if it has several meanings."
     text, shouted = m[0], _shouted(m.string)
     if not shouted and is_syllable(text) and not _is_known(text) and _in_headline(m):
         return text
@@ -1266,18 +1285,18 @@ def _capitals(m: re.Match) -> str | None:
     return abbreviation(text[:-1] if text.endswith("s") else text, shouted)
 
 def _is_known(letters: str) -> bool:
-    "Return True for an abbreviation that the tables have."
+    "Return whether the tables above list an abbreviation."
     return letters in _SHORT or letters in _SAID_ENGLISH or letters in _CURRENCY
 
 def _in_headline(m: re.Match) -> bool:
-    "Return True beside a Vietnamese syllable in capitals with a diacritic: 'HÔM NAY'."
+    "Return whether a syllable in capitals with a diacritic is beside `m`, as in 'HÔM NAY'."
     left = re.search(r"([^\W\d_]{2,})\W{1,2}$", m.string[max(0, m.start() - 12):m.start()])
     right = re.match(r"\W{1,2}([^\W\d_]{2,})", m.string[m.end():m.end() + 12])
     return any(n and n[1].isupper() and not n[1].isascii() and is_syllable(n[1])
                for n in (left, right))
 
 def _by_figures(text: str, before: str, after: str) -> str:
-    "Read an abbreviation by a number beside or in it: 'SN 1985', '2 PN', 'CKII'; else return ''."
+    "Return an abbreviation in words by a number beside or in it: 'SN 1985', 'CKII'; else ''."
     if text in ("CKI", "CKII", "BSCKI", "BSCKII"): return _TITLES[text]
     if text in ("CK", "BSCK") and re.match(r" ?(?:I{1,2}|[12])(?!\w)", after): return _TITLES[text]
     if text == "PN" and re.search(r"\d $", before): return "phòng ngủ"
@@ -1286,7 +1305,7 @@ def _by_figures(text: str, before: str, after: str) -> str:
     return "số nhà" if re.match(r":? ?\d{1,3}(?!\d)", after) else ""
 
 def _by_neighbours(m: re.Match) -> str:
-    "Read an abbreviation by its neighbours; return '' if they do not decide."
+    "Return an abbreviation in words by the words beside it; '' if these do not decide."
     text, before, after = m[0], _before(m), m.string[m.end():m.end() + _NEAR]
     word = re.match(r" ([^\W\d_]{2,})", after)
     named = word and word[1][0].isupper() and not word[1].isupper()
@@ -1338,7 +1357,7 @@ _SMILEY = (r"(?:[:;=8xX][-'^]?[)(DPpOo3vV*><|\]\[]+|[)(]+[:;=]|<3+|\^[_.]?\^|[TQ
 
 @_rule("smiley", rf"{_SMILEY}(?![\w])")
 def _smiley(m: re.Match) -> str | None:
-    "Leave out a smiley after a space or at the start."
+    "Return '' for a smiley after a space or at the start, so that it is left out; else None."
     loose = (
         m.start() == 0
         or m.string[m.start() - 1].isspace()
@@ -1351,13 +1370,13 @@ _LETTER = r"[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209c\u2150-\u215f]"
 
 @_rule("list", r"\(?[a-z]\)\s")
 def _list_letter(m: re.Match) -> str | None:
-    "Read the letter of a list: 'a) ' and '(b) '."
+    "Return the letter of a list item, as in 'a) ' and '(b) ', in words."
     if re.match(r"\w", m.string[m.start() - 1:m.start()]): return None
     return spell(m[0].strip("() ")) + ","
 
 @_rule("word", r"([A-ZĐ]{1,6})-(?=[A-ZĐ][^\W\d_A-ZĐ]|[a-zđ][^\W\d_])")
 def _letter_hyphen(m: re.Match) -> str | None:
-    "Read K-pop, V-League, X-quang, VN-Index."
+    "Return the letters before the hyphen in words, as in K-pop, V-League and VN-Index."
     if len(m[1]) > 1 and is_syllable(m[1]): return None
     return (
         "Thừa Thiên "
@@ -1367,7 +1386,7 @@ def _letter_hyphen(m: re.Match) -> str | None:
 
 @_rule("word", r"C(\+\+|#)|([A-G])#(?!\w)")
 def _language(m: re.Match) -> str:
-    "Read C++ and C#, and the sharp of a musical note."
+    "Return C++, C# or the sharp of a musical note in words."
     return "xê cộng cộng" if m[1] == "++" else f"{spell(m[2] or 'C')} thăng"
 
 _ALWAYS_UNITS = [
@@ -1411,7 +1430,7 @@ _ALWAYS_UNITS = [
 
 @_rule("unit", rf"({_alternatives(_UNITS)})(?![^\W_]|['’²³])")
 def _unit(m: re.Match) -> str | None:
-    "Read a unit after a number or a slash, or a unit that cannot be an ordinary word."
+    "Return a unit in words after a number or a slash, or if it cannot be an ordinary word."
     left = m.string[max(0, m.start() - 12):m.start()]
     if m[0] in _ALWAYS_UNITS and not re.search(r"\w$", left): return _UNITS[m[0]]
     near = re.search(r"\d(?:[.,]\d+)?\s?$|[^\W\d_]/$", left)
@@ -1423,14 +1442,14 @@ _IN_CHAT = re.compile(r"(?<!\w)(?:k|ko|hok|dc|đc|đk|bn|ntn|mk|bt|bik|vs|trc|mn
                       r"(?!\w)", re.IGNORECASE)
 
 def _chats(m: re.Match) -> bool:
-    "Return True if another chat spelling stands near `m`."
+    "Return whether another chat spelling is near `m`."
     end = m.string.find(" ", m.end() + 60)
     return bool(_IN_CHAT.search(m.string, max(0, m.start() - 60), m.start())
                 or _IN_CHAT.search(m.string, m.end(), end if end >= 0 else len(m.string)))
 
 @_rule("word", r"bn(?![\w’'])")
 def _friend_or_number(m: re.Match) -> str:
-    "Read bn as 'bạn' for the person spoken to (dc ko bn), else 'bao nhiêu' (giá bn vậy)."
+    "Return 'bạn' for bn if it is the person spoken to (dc ko bn), else 'bao nhiêu' (giá bn vậy)."
     called = (_ends(_before(m), "ko|k|không|chưa|hok|hem|ơn|chào|với|vs|của|các|mấy|ạ|nhé|nha|à|hả")
               or re.match(r" (?:ơi|ạ|nhé|nha|à|nào|có|đã|đang|sẽ|ko|k|khỏe|đi)(?!\w)", _after(m)))
     return "bạn" if called else "bao nhiêu"
@@ -1438,14 +1457,14 @@ def _friend_or_number(m: re.Match) -> str:
 @_rule("word", r"[ae](?= ơi(?!\w))|(?<![\w.,'’-])[ae](?= (?:k|ko|hok|chưa|đi|có|đang|muốn) )"
                r"|(?<=[^\W\d_] )v(?=(?: [ae])?(?: ạ)?(?:[?.!]|$))")
 def _chat_letter(m: re.Match) -> str | None:
-    "Read a and e for people in a chat as 'anh' and 'em', and v at the end of a question as 'vậy'."
+    "Return 'anh' for a, 'em' for e and 'vậy' for v, where a chat uses them so; else None."
     if not (_after(m).startswith(" ơi") or _chats(m)): return None
     if _ends(_before(m), _CLASSES + "|chữ|biến|số|là|và|vitamin|cạnh|điểm|câu|vận tốc"): return None
     return _CHAT_LETTERS[m[0]]
 
 @_rule("word", rf"{_LETTER}+(?:['’]{_LETTER}+)*")
 def _word(m: re.Match) -> str | None:
-    "Keep a word; read chat spellings and single consonants."
+    "Return a word unchanged, a chat spelling in full, or the name of a single consonant."
     text = m[0]
     if len(text) == 1 and (text.isascii() or text in "đĐ" or text in _SYMBOLS): return _letter(m)
     if text in _CHAT and not re.match(r"[.]\w", m.string[m.end():m.end() + 2]): return _CHAT[text]
@@ -1453,11 +1472,11 @@ def _word(m: re.Match) -> str | None:
     return text if len(text) < 4 or not re.search(r"[a-z][A-Z]", text) else text
 
 def _is_sentence_start(m: re.Match) -> bool:
-    "Return True at the start of a sentence."
+    "Return whether `m` is at the start of a sentence."
     return not _before(m).strip()
 
 def _letter(m: re.Match) -> str:
-    "Read a single letter: keep a vowel, spell a consonant, expand a chat letter."
+    "Return a single letter as read: a vowel unchanged, a consonant's name, a chat letter in full."
     text, before = m[0], _before(m)
     following = m.string[m.end():m.end() + 1]
     if (
@@ -1495,12 +1514,12 @@ _SYMBOLS = _table("""
 @_rule("markup", r"</?[a-zA-Z][a-zA-Z0-9]{0,10}(?:\s[^<>]{0,100})?/?>|[*_~`]+(?=[^\W_])"
                  r"|[*_~`]{2,}|\\|#{1,6}(?=\s)|#(?=[^\W\d_])|\[(?=[ xX]\])|\u20e3|\u0023\u20e3")
 def _markup(m: re.Match) -> str:
-    "Leave out HTML tags, asterisks, underscores and hashes."
+    "Return '' or a space in place of HTML tags, asterisks, underscores and hashes."
     return " " if m[0][0] in "<_#" else ""
 
 @_rule("suffix", r"(\d{1,9})(x(?![^\W_])|[^\W\d_]{2,}(?![\d])|[a-z](?![^\W_]))")
 def _suffix(m: re.Match) -> str | None:
-    "Read 2x, 5người, 10b: a number, and the word or letter joined to it."
+    "Return 2x, 5người or 10b in words: a number, and the word or letter joined to it."
     if m[2] == "x":
         return (
             f"{number(m[1])} {'lần' if _ends(_before(m), 'gấp|tăng|giảm|nhanh|hơn|lớn') else 'ích'}"
@@ -1512,12 +1531,12 @@ def _suffix(m: re.Match) -> str | None:
 
 @_rule("hash", r"(?:#|№|N[º°])\s?(?=\d)")
 def _hash(m: re.Match) -> str:
-    "Read the sign of #5 as 'số'."
+    "Return the sign of #5 in words: 'số'."
     return "số "
 
 @_rule("power", r"\^\s?([-−])?(?=\d)|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]{1,6}|[₀-₉]{1,6}")
 def _power(m: re.Match) -> str:
-    "Read 10^6, 10⁻³, x², H₂O."
+    "Return powers and indices in words, as in 10^6, 10⁻³, x² and H₂O."
     if m[0][0] == "^": return "mũ " + ("trừ " if m[1] else "")
     plain = unicodedata.normalize("NFKC", m[0])
     if m[0][0] in "₀₁₂₃₄₅₆₇₈₉": return number(plain)
@@ -1539,7 +1558,7 @@ _THE_DAY = r"(?i:thứ (?:[2-7]|hai|ba|tư|năm|sáu|bảy)|chủ nhật)(?!\w)"
 
 @_rule("dash", r"[-–—−]+")
 def _dash(m: re.Match) -> str:
-    "Read a dash: 'đến' between like measures, a pause between words, a hyphen inside a word."
+    "Return a dash as read: 'đến' between like measures, a pause between words, or itself."
     left, right = m.string[max(0, m.start() - 40):m.start()], m.string[m.end():m.end() + 20]
     if re.search(r"\d{1,2}/\d{1,4}\s?$", left) and re.match(r"\s?\d{1,2}/\d{1,4}", right):
         return "đến"
@@ -1563,7 +1582,7 @@ def _dash(m: re.Match) -> str:
 
 @_rule("slash", r"\s?/\s?(?=[^\W\d_]|\d)")
 def _slash_between(m: re.Match) -> str:
-    "Read the slash of '3 lần/tuần' as 'một'; leave it out between other words."
+    "Return the slash of '3 lần/tuần' as 'một'; a space between other words."
     left = m.string[max(0, m.start() - 30):m.start()]
     if re.match(_YEAR, m.string[m.end():m.end() + 4]): return "năm"
     amount = re.search(r"\d[\d.,]*\s?[a-zđ\u00c0-\u1eff]+(?: [a-zđ\u00c0-\u1eff]+)?$"
@@ -1578,7 +1597,7 @@ def _slash_between(m: re.Match) -> str:
 
 @_rule("sign", r"[^\w\s]")
 def _sign(m: re.Match) -> str | None:
-    "Keep punctuation, read a known sign, leave out any other."
+    "Return punctuation unchanged, a known sign in words, and '' for any other sign."
     c, left, right = m[0], m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 2]
     if c == "." and not left.strip() and right[:1].isdecimal(): return " không phẩy "
     if c == "!" and re.search(r"(?<!\w)(?:\d{1,3}|[a-z])$", m.string[:m.start()][-4:]):
@@ -1709,7 +1728,7 @@ def _begun(before: str, after: str) -> str:
 
 @lru_cache(4096)
 def _read(text: str) -> str:
-    "Read one cleaned text; return '' if there is nothing to say."
+    "Return a cleaned text as it is read aloud; '' if there is nothing to say."
     if _is_plain(text): return text
     body = _LINK.sub(r"\1", text)
     if m := _BULLET.match(body):

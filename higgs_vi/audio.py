@@ -640,7 +640,10 @@ def read_channel(
     end: float | None = None,
     check: Callable[[float], None] = lambda seconds: None,
 ) -> tuple[np.ndarray, str]:
-    "Apply `decode` to a path. Raises `FileNotFoundError`, or `ValueError` as `decode` does."
+    """Apply `decode` to the file `path`, and return what it returns.
+
+    Raises `FileNotFoundError`, or `ValueError` as `decode` does.
+    """
     try:
         found = Path(path).is_file()
     except (OSError, ValueError):

@@ -84,7 +84,7 @@ _TAKES = dict(valid=("boolean", "number"),
 def _with_article(kind: str) -> str: return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
 
 def why_type(column: str, cell: str) -> str:
-    "Return the reason why our column `column` does not accept the type of `cell`, or ''."
+    "Return the reason why the field `column` does not accept the type of `cell`, or ''."
     accepted = _TAKES.get(column, ())
     if not isinstance(cell, Typed) or cell.kind in accepted: return ""
     if cell.kind == "integer" and "number" in accepted: return ""

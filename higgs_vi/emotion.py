@@ -100,7 +100,7 @@ class _Sentence:
 
     @property
     def soft(self) -> bool:
-        "Whether it ends in a softening particle, as most questions do: … vậy, … thế ạ."
+        "Whether the sentence ends in a softening particle, as most questions do: … vậy, … thế ạ."
         return bool(_SOFTENS.search(self.tail))
 
 _LONGEST, _EDGE = 20, 40    # letters per syllable, syllables at each end: bounds the time

@@ -45,7 +45,7 @@ def path_inside(folder: str | Path, name: str | Path) -> Path:
 _RESTORE = "restore it, or create or download it again"
 
 class Damaged(ValueError):
-    """A file or folder cannot be used: truncated, incomplete, of wrong types or not finite.
+    """Error: a file or folder is truncated, incomplete, of wrong types or not finite.
 
     The message names the `path`, the reason `why` (a string, or an exception of which the first
     line is shown) and the `way` out.
@@ -61,7 +61,7 @@ def _no_constant(name: str):
     raise ValueError(f"it holds {name}, which is not valid JSON")
 
 def read_json(path: str | Path, kind: type = dict, way: str = _RESTORE):
-    """Read a JSON file whose top level must be of type `kind`.
+    """Return the content of a JSON file, whose top level must be of type `kind`.
 
     Raises `Damaged`, with `way` as the way out, if the file is missing, unreadable or of another
     type.

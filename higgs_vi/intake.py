@@ -142,12 +142,12 @@ def _check_speaker(name: str):
     "Raise `ValueError` for a speaker's name that is missing or too long."
     if is_unknown_speaker(name):
         raise ValueError(
-            f"its speaker is empty ({printable(name, 80)!r}): clips of unknown voices would be "
-            "mixed into one; to take folders for speakers, set the parameter columns to speaker="
+            f"its speaker is empty ({printable(name, 80)!r}), and unknown voices must not mix: "
+            "name the speaker, or take folders for speakers (parameter columns, as in speaker=)"
         )
     if len(name) > LONGEST_NAME:
         raise ValueError(
-            f"its speaker's name has {len(name)} characters: at most {LONGEST_NAME} are allowed"
+            f"its speaker's name has {len(name)} characters: shorten it to {LONGEST_NAME}"
         )
 
 # %% ../nbs/26_intake.ipynb #68777cde
@@ -215,7 +215,7 @@ def read_clip(
     x = round_to_16_bits(x)
     if (share := clipped_share(x)) > 0.1:
         raise ValueError(
-            f"{share:.0%} of its samples are at full scale: it was recorded or scaled far too loud"
+            f"{share:.0%} of its samples are at full scale: record or scale it less loud"
         )
     if why := why_not_speech(x, cfg.silence_dbfs, cfg.require_voice):
         raise ValueError(why)
@@ -385,7 +385,7 @@ def _why_enough(row: dict, speaker: str, done: Outcome, cfg: Settings) -> str:
     most = cfg.max_samples_per_speaker
     if not most or done.counts[speaker] < most: return ""
     name = str(row["speaker"]).strip()
-    return f"its speaker {name!r} has {most} clips (parameter max_samples_per_speaker)"
+    return f"its speaker {name!r} already has {most} clips (parameter max_samples_per_speaker)"
 
 
 def _check_new(clip: Clip, done: Outcome):

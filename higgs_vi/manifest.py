@@ -78,7 +78,7 @@ class Sample(Mapping):
         return cls(**known, extra=extra, order=tuple(record), folder=folder, text=text)
 
     def to_dict(self) -> dict:
-        "Return the object to write: every field that was read or set, in the order of the file."
+        "Return the JSON object to write: every field that was read or set, in the file's order."
         return {n: getattr(self, n) if n in FIELDS else self.extra[n] for n in self.order}
 
     def __getitem__(self, name: str):

@@ -91,8 +91,8 @@ def pitch(x: np.ndarray, low: float = LOWEST, high: float = HIGHEST, hop: int = 
     """Track the fundamental frequency of `x` `(samples,)` at 24 kHz; returns Hz, `(frames,)`.
 
     Frame i is centred at sample `i * hop`; it is NaN if unvoiced or silent. Method of Boersma
-    (1993) with Praat's costs: 0.01 per octave, 0.35 per octave of a jump, 0.14 for a change between
-    voiced and unvoiced.
+    (1993) with Praat's costs: 0.01 per octave by which a candidate is lower, 0.35 per octave of a
+    jump, 0.14 for a change between voiced and unvoiced.
     """
     if len(x) < SAMPLE_RATE/low: return np.full(len(x)//hop + 1, np.nan)
     hz, strength = _candidates(x - np.median(x), low, high, hop)
@@ -181,14 +181,14 @@ class Clip:
         return normalize_loudness(np.pad(self.wave, (0, missing)), self.lufs)
 
     def packed(self, kind: str = "mp3") -> bytes:
-        "Return the file that a browser plays: `mp3`, or `flac` for blind tests."
+        "Return the clip as the bytes of an audio file: `mp3`, or `flac` for blind tests."
         out = io.BytesIO()
         sf.write(out, self.level(), SAMPLE_RATE, format=kind.upper())
         return out.getvalue()
 
     @plot_style()
     def picture(self, width: float = 4.5, height: float = 1.7) -> bytes:
-        "Return the spectrogram with pitch line as JPEG; `width` and `height` in inches."
+        "Return the spectrogram with pitch line as JPEG bytes; `width` and `height` in inches."
         from matplotlib.figure import Figure
 
         fig, out = Figure(figsize=(width, height), layout="constrained"), io.BytesIO()

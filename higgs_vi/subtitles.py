@@ -50,8 +50,9 @@ def _seconds(h: str | None, m: str, s: str) -> float:
 def _is_times(line: str, before: str) -> bool:
     """Return whether a line of SRT or WebVTT gives the times of a cue; `before` is the line above.
 
-    It does if it begins with two times around an arrow, or with a digit where a cue may begin (then
-    its times are garbled). A text such as 'Tỷ số 2 --> 1' does neither.
+    A line gives times if it begins with two times around an arrow. It also does if it begins with a
+    digit where a cue may begin, because its times may be garbled. A text such as 'Tỷ số 2 --> 1'
+    does neither.
     """
     if "-->" not in line:
         return False
@@ -88,9 +89,9 @@ def _blocks(lines: list[str], vtt: bool) -> list[tuple[str, str, list[str]]]:
 
 # %% ../nbs/23_subtitles.ipynb #8784c301
 def _ass(lines: list[str]) -> list[tuple[str, str, list[str]]]:
-    """Read the dialogue of an .ass or .ssa file, in the form of `_blocks`.
+    """Read the dialogue of an .ass or .ssa file, in the form that `_blocks` returns.
 
-    The speaker is written as WebVTT does, `<v name>`.
+    The speaker is written as in WebVTT, `<v name>`.
     """
     names, blocks, events = [], [], False
     for line in lines:
@@ -227,7 +228,7 @@ def remove_rolling(cues: list[Cue]) -> list[Cue]:
     return out
 
 def _inserted_numbers(numbers: list[int], n_cues: int) -> set[int]:
-    "Return the numbers far out of sequence, as those of inserted advertisements are."
+    "Return the numbers that are far out of sequence, like those of inserted advertisements."
     descending = sorted(numbers, reverse=True)
     pairs = pairwise(descending)
     return {n for n, lower in pairs if n > lower + 100 and n > 2 * n_cues}

@@ -160,7 +160,7 @@ def _choose(table: str, why: str, field: str, options: list[str]) -> ValueError:
     return ValueError(f"the table {table} {why}; choose with the parameter columns, as in {ways}")
 
 def _check_twins(df: pd.DataFrame, field: str, name: str, table: str):
-    "Raise `ValueError` if another column of the same or an equivalent name has other cells."
+    "Raise `ValueError` if a column of the same or an equivalent name has different cells."
     twins = [c for c in df if re.fullmatch(re.escape(name) + r" \(\d+\)", c)]
     if field == "text" and plain_name(name) in EQUAL:
         twins += [c for c in df if plain_name(c) in EQUAL and c != name]
@@ -436,7 +436,7 @@ def _turns(row: dict) -> list[dict] | None:
     """
     if (turns := row.get("messages") or row.get("conversations")) is not None:
         if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
-            raise ValueError("its messages are not a list of turns")
+            raise ValueError("its messages are not a list of turns {role, content}")
         roles = dict(human="user", gpt="assistant")
         return [dict(role=roles.get(str(r := t.get("role", t.get("from"))), r),
                      content=t.get("content", t.get("value"))) for t in turns]
@@ -476,7 +476,8 @@ def _clip_in(row: dict, turns: list[dict]) -> tuple[str, str]:
     sounds = sounds or [path for *_, paths in messages for path in paths]
     if len(sounds) != 1 or not sounds[0]:
         raise ValueError(f"it has {len(sounds)} path(s) in audios: a clip has one"
-                         + ', as in "audios": ["a.wav"]' * (not sounds))
+                         + (", so give each sound its own row" if sounds
+                            else ', as in "audios": ["a.wav"]'))
     if why := why_type("file", to_cell(sounds[0])):
         raise ValueError(f"its path in audios {why}")
     texts = [t for t in messages if not t[2]]
@@ -823,7 +824,7 @@ def _bytes_of(cell: object) -> bytes | None:
     The cell is bytes, {bytes, path}, {array, sampling_rate}, or a list of one of these.
     """
     while isinstance(cell, list):
-        if len(cell) > 1: raise ValueError(f"it holds {len(cell)} sounds: a clip has one")
+        if len(cell) > 1: raise ValueError(f"it holds {len(cell)} sounds: give each its own row")
         cell = cell[0] if cell else None
     if not isinstance(cell, dict): return cell
     if cell.get("bytes") is not None or cell.get("array") is None: return cell.get("bytes")

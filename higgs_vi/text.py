@@ -153,7 +153,7 @@ def words(text: str) -> list[str]:
 # %% ../nbs/13_text.ipynb #8166429b
 @lru_cache(65536)
 def is_syllable(word: str) -> bool:
-    "Return whether `word` is spelled as a Vietnamese syllable, with or without a meaning."
+    "Return whether `word` is spelled like a Vietnamese syllable, even if it has no meaning."
     bare, tone = split_tone(word.lower())
     m = _SYLLABLE.fullmatch(bare)
     if not m or len(tone) > 1 or not _RHYME.fullmatch(m[2] + (m[3] or "")): return False
