@@ -1311,7 +1311,7 @@ def test_an_overflow_is_a_line_and_a_lost_validation_stops(place, tmp_path, monk
     monkeypatch.setattr(
         step, "validate", lambda run: lost | dict(loss=float("nan") if run.step else 5.0)
     )
-    with pytest.raises(FloatingPointError, match="validation loss is nan at step 2"):
+    with pytest.raises(FloatingPointError, match="nan at step 2: start another run"):
         execute(settings(place, tmp_path / "nan", max_steps=2, eval_steps=2))
     monkeypatch.setattr(step, "validate", lambda run: lost)
     with pytest.raises(
