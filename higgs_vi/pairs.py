@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAUSE', 'LONGEST_DIALOGUE', 'snr_of', 'clean_check', 'is_plain', 'clips_by_voice', 'draw_reference', 'clone_pairs',
-           'make_dialogues', 'join_turns']
+           'make_dialogues', 'join_turns', 'kind_of', 'files_of', 'generated_files', 'write_dialogues']
 
 # %% ../nbs/29_pairs.ipynb #37d71de3
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
@@ -15,11 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import SAMPLE_RATE, clipped_share, frame_levels, peak, read_audio, rms_level
-from .files import path_inside
+from higgs_vi.audio import (
+    SAMPLE_RATE,
+    clipped_share,
+    frame_levels,
+    peak,
+    read_audio,
+    rms_level,
+    write_wav,
+)
+from .files import path_inside, write_text
 from .manifest import Sample
 from .splits import seeded_hash, texts_of
-from .turns import is_dialogue, task_of
+from .turns import as_list, is_dialogue, task_of
 
 # %% ../nbs/29_pairs.ipynb #60411365
 def snr_of(x: np.ndarray) -> float:
@@ -221,3 +230,31 @@ def join_turns(sounds: list[np.ndarray]) -> np.ndarray:
     ]
     pause = np.zeros(round(PAUSE * SAMPLE_RATE), np.float32)
     return np.concatenate([part for x in even for part in (pause, x)][1:]).astype(np.float32)
+
+# %% ../nbs/29_pairs.ipynb #8b98ea31
+def kind_of(sample: Sample) -> str:
+    "Return what a balanced row is: plain, pair or dialogue."
+    return ("plain", "pair", "dialogue")[min(2, len(as_list(sample.pair_of)))]
+
+def files_of(samples: list[Sample]) -> set[str]:
+    "Return the names of the sounds and transcripts of `samples`."
+    return {file for s in samples for file in (s.audio_file, s.transcript_file)}
+
+def generated_files(folder: Path, rows: list[Sample]) -> set[str]:
+    """Return the files of dialogues in `folder` that are not of the original `rows`.
+
+    Step 02 wrote them, perhaps in a run that was interrupted.
+    """
+    name = re.compile(r"dialogue_(?:train|valid|test|all)_\d{6}\.(wav|txt)")
+    return {p.name for p in folder.iterdir() if name.fullmatch(p.name)} - files_of(rows)
+
+def write_dialogues(folder: Path, samples: list[Sample], sounds: dict[str, Path]):
+    """Write the sound and the transcript of each dialogue in `samples` into `folder`.
+
+    `sounds` maps the id of each clip to its file.
+    """
+    for s in samples:
+        if kind_of(s) == "dialogue":
+            turns = [read_audio(sounds[i]) for i in s.pair_of]
+            write_wav(folder / s.audio_file, join_turns(turns))
+            write_text(folder / s.transcript_file, s.text + "\n")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'DRAWS', 'seeded_hash', 'texts_of', 'speakers_of', 'connected_groups', 'find_duplicates', 'find_over_cap',
-           'draw_splits', 'given_splits', 'majority_splits', 'divide', 'add_weights', 'seconds_by', 'effective_number']
+           'draw_splits', 'given_splits', 'majority_splits', 'divide', 'drop_leaks', 'add_weights', 'seconds_by',
+           'effective_number']
 
 # %% ../nbs/28_splits.ipynb #2b27ff8b
 import hashlib
@@ -18,6 +19,7 @@ import numpy as np
 
 from .cells import split_of
 from .journal import Fingerprints
+from .manifest import Sample
 from .sound import Recordings
 from .text import words
 from .turns import as_list, is_dialogue, speaker_turns
@@ -243,6 +245,32 @@ def divide(
     if _loss((sides, owners))[0]:
         raise ValueError(_why_not(rows, sides, owners, groups, disjoint))
     return sides, owners
+
+# %% ../nbs/28_splits.ipynb #3e8e343f
+def drop_leaks(
+    rows: list[Sample],
+    disjoint: str = "utterance",
+    valid_share: float = 0.05,
+    test_share: float = 0.0,
+    seed: int = 0,
+    copies: dict[str, str] | None = None,
+) -> tuple[list[Sample], dict[str, str]]:
+    """Divide `rows` with `divide` and drop those whose text another split owns.
+
+    Returns the rows that are kept, with their `split`, and the reason for each dropped row
+    (id -> reason). Raises `ValueError` as `divide` does.
+    """
+    sides, owners = divide(rows, disjoint, valid_share, test_share, seed, copies)
+    given_by = "own split" if disjoint == "given" else "speaker"
+    kept, reasons = [], {}
+    for row, side, owner in zip(rows, sides, owners, strict=True):
+        if side == owner: kept.append(row | dict(split=side))
+        else:
+            reasons[row.id] = (
+                f"it is in {side} by its {given_by}, but at least as many clips with its text are "
+                f"in {owner}: a text in two splits would be a leak"
+            )
+    return kept, reasons
 
 # %% ../nbs/28_splits.ipynb #64bd99ea
 def add_weights(rows: list[Mapping], temperature: float) -> list[Mapping]:

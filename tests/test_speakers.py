@@ -20,9 +20,10 @@ from higgs_vi.data import DataSettings, prepare
 from higgs_vi.forecast import apply_preset
 from higgs_vi.loop import train
 from higgs_vi.manifest import Sample, read_samples
+from higgs_vi.pairs import kind_of
 from higgs_vi.plan import Dataset, plan_after, plan_epoch, split
 from higgs_vi.recipe import TrainSettings
-from higgs_vi.speakers import SpeakersSettings, execute, kind_of, original_rows
+from higgs_vi.speakers import SpeakersSettings, execute, original_rows
 from higgs_vi.speakers import balance as balance_samples
 from higgs_vi.splits import SPLITS, effective_number, seconds_by, speakers_of, texts_of
 from higgs_vi.train import start
