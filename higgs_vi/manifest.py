@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NOT_WRITTEN', 'FIELDS', 'METADATA', 'UNBALANCED', 'Sample', 'Manifest', 'has_manifest', 'read_manifest',
-           'write_manifest', 'copy_manifest', 'read_text', 'load_texts', 'read_samples', 'as_table']
+           'write_manifest', 'copy_manifest', 'read_text', 'load_texts', 'read_samples', 'check_usable', 'as_table']
 
 # %% ../nbs/19_manifest.ipynb #dc0e9062
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -17,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from .files import atomic, path_inside, write_text
-from .turns import as_list
+from .turns import as_list, speaker_turns, without_tags
 
 # %% ../nbs/19_manifest.ipynb #2b81a095
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -249,6 +250,33 @@ def read_samples(folder: str | Path) -> list[Sample]:
     Raises `ValueError` as `read_manifest` and `load_texts` do.
     """
     return load_texts(read_manifest(folder).samples)
+
+# %% ../nbs/19_manifest.ipynb #d5234b5e
+def check_usable(folder: Path, rows: list[Sample]):
+    "Raise `ValueError` if a row has no duration, no text or wrong tags, or if ids are not unique."
+    again = "make it again with 00_data"
+    if odd := [
+        s.id for s in rows if not isinstance(s.duration, (int, float)) or not s.duration > 0
+    ]:
+        raise ValueError(
+            f"{len(odd)} of {len(rows)} clips in {folder} have no duration, "
+            f"the first is {odd[0]}: {again}"
+        )
+    if shared := [i for i, n in Counter(s.id for s in rows).items() if n > 1]:
+        raise ValueError(
+            f"{len(shared)} ids in {folder} are used by more than one clip, the first is "
+            f"{shared[0]}: ids must be unique, {again}"
+        )
+    if empty := [s.id for s in rows if not without_tags(s.text)]:
+        raise ValueError(
+            f"{len(empty)} of {len(rows)} clips in {folder} have no text, "
+            f"the first is {empty[0]}: {again}"
+        )
+    for s in rows:
+        try:
+            speaker_turns(s.text)
+        except ValueError as e:
+            raise ValueError(f"the text of {s.id} in {folder}: {e}; {again}") from e
 
 # %% ../nbs/19_manifest.ipynb #715cdabe
 def as_table(samples: Iterable[Sample]) -> pd.DataFrame:
