@@ -596,8 +596,8 @@ def _check_samples(name: str, x: np.ndarray):
     if top > 8:
         raise ValueError(
             f"{name} has a peak of {top:.0f} times full scale (limit 8): float samples must lie "
-            "between -1 and 1; divide them by the scale of the integers that they were (32768 for "
-            "16 bits), or save them as integers"
+            "between -1 and 1; divide them by the full scale of their integers (32768 for 16 "
+            "bits), or save them as integers"
         )
 
 # %% ../nbs/12_audio.ipynb #848d1142

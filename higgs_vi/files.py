@@ -23,9 +23,9 @@ import psutil
 def path_inside(folder: str | Path, name: str | Path) -> Path:
     """Return the absolute path of `name` below `folder`.
 
-    Raises `ValueError` if the path leaves the folder (an absolute path, `..` or a link), or if it
-    cannot be a path: links in a circle, a NUL character, half a surrogate pair, or a name that is
-    too long for the file system.
+    Raises `ValueError` if the path leaves the folder (an absolute path, `..` or a link). Also
+    raises it if `name` cannot be a path, because of circular links, a NUL character, half a
+    surrogate pair or excessive length.
     """
     folder = Path(folder).resolve()
     try:

@@ -451,9 +451,9 @@ def why_misfit(
     fps, converted_best = max(converted, key=lambda pair: pair[1])
     if converted_best > max(now, best if is_shifted else 0) + clearly:
         return (
-            f"the times drift against the sound: cues and speech agree to {now:.0%}, but to "
-            f"{converted_best:.0%} if the times are converted from {fps[0]:g} to {fps[1]:g} "
-            "frames per second: convert them, or use the subtitles of this recording"
+            f"the times drift against the sound: cues and speech agree to {now:.0%}, or to "
+            f"{converted_best:.0%} after conversion from {fps[0]:g} to {fps[1]:g} frames per "
+            "second: convert the times, or use the subtitles of this recording"
         )
     if not is_shifted and now >= (0.5 if len(cues) > 2 else 0.3):
         return ""
