@@ -49,12 +49,13 @@ def printable(text: object, max_length: int = 2000) -> str:
 def why_illegible(cell: object) -> str:
     "Return the reason why a cell is not valid UTF-8 or not a usable path, or '' if it is fine."
     text = str(cell)
-    if "\0" in text: return "it holds a NUL character"
+    if "\0" in text: return "it holds a NUL character: remove it"
     m = re.search("[\ud800-\udfff]", text)
     if not m: return ""
     code = ord(m[0])
-    if 0xdc80 <= code <= 0xdcff: return f"it is not valid UTF-8 (byte {code - 0xdc00:#04x})"
-    return f"it holds half of a surrogate pair (\\u{code:04x})"
+    if 0xdc80 <= code <= 0xdcff:
+        return f"it is not valid UTF-8 (byte {code - 0xdc00:#04x}): save the file as UTF-8"
+    return f"it holds half of a surrogate pair (\\u{code:04x}): write the whole character"
 
 # %% ../nbs/20_cells.ipynb #97ce37f6
 class Typed(str):
