@@ -101,7 +101,7 @@ def find_over_cap(
     for speaker, clips in by_speaker.items():
         minutes = sum(r["duration"] for r in clips) / 60
         reason = (f"{speaker} has {len(clips)} clips, {minutes:.1f} min; at most "
-                  f"{' and '.join(caps)} of a speaker are kept")
+                  f"{' and '.join(caps)} of a speaker are kept (parameters max_minutes, max_clips)")
         seconds = n = 0
         for r in sorted(clips, key=lambda r: seeded_hash(seed, "cap", r["id"])):
             if n < most_clips and seconds + r["duration"] <= max_seconds:
