@@ -253,7 +253,7 @@ def read_samples(folder: str | Path) -> list[Sample]:
 
 # %% ../nbs/19_manifest.ipynb #d5234b5e
 def check_usable(folder: Path, rows: list[Sample]):
-    "Raise `ValueError` if a row has no duration, no text or wrong tags, or if ids are not unique."
+    "Raise `ValueError` if a row has no duration, no text or wrong tags, or if ids repeat."
     again = "make it again with 00_data"
     if odd := [
         s.id for s in rows if not isinstance(s.duration, (int, float)) or not s.duration > 0

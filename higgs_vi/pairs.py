@@ -233,7 +233,7 @@ def join_turns(sounds: list[np.ndarray]) -> np.ndarray:
 
 # %% ../nbs/29_pairs.ipynb #8b98ea31
 def kind_of(sample: Sample) -> str:
-    "Return what a balanced row is: plain, pair or dialogue."
+    "Return what a row of step 02 is: plain (a single clip), pair or dialogue."
     return ("plain", "pair", "dialogue")[min(2, len(as_list(sample.pair_of)))]
 
 def files_of(samples: list[Sample]) -> set[str]:
@@ -241,9 +241,9 @@ def files_of(samples: list[Sample]) -> set[str]:
     return {file for s in samples for file in (s.audio_file, s.transcript_file)}
 
 def generated_files(folder: Path, rows: list[Sample]) -> set[str]:
-    """Return the files of dialogues in `folder` that are not of the original `rows`.
+    """Return the names of dialogue files in `folder` that do not belong to the original `rows`.
 
-    Step 02 wrote them, perhaps in a run that was interrupted.
+    A run of step 02, perhaps an interrupted one, wrote them.
     """
     name = re.compile(r"dialogue_(?:train|valid|test|all)_\d{6}\.(wav|txt)")
     return {p.name for p in folder.iterdir() if name.fullmatch(p.name)} - files_of(rows)

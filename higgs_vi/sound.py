@@ -430,9 +430,10 @@ def scene_of(m: dict) -> str:
 MEASURES = ["level", "floor", "snr", "low", "bandwidth", "decay", "hz", "rise", "speech"]
 
 def measure_rows(rows: list[Sample]) -> pd.DataFrame:
-    """Measure the sound of each row: the columns of `measure`, `energy` (dB), `rate` (syllables/s).
+    """Measure the sound of each row.
 
-    A clip that cannot be read or measured has NaN everywhere, and the column `problem` says why.
+    Returns a DataFrame with the columns of `measure`, `energy` (dB) and `rate` (syllables/s). A
+    clip that cannot be read or measured has NaN everywhere, and the column `problem` says why.
     """
     out = []
     for sample in tqdm(rows, desc="sounds", unit="clip", mininterval=1, file=sys.stdout):
@@ -456,7 +457,7 @@ def make_bins(m: pd.DataFrame, genders: pd.Series) -> dict:
     """Return the quartiles of the measures `m` as limits `[low, high]`.
 
     The keys are `pitch` (a dictionary by group: all, male, female; in Hz), `rate` (syllables/s) and
-    `energy` (dB).
+    `energy` (dB). `genders` holds the gender of each row of `m`.
     """
     def edges(x):
         "Return the first and the third quartile."
@@ -475,19 +476,27 @@ def make_bins(m: pd.DataFrame, genders: pd.Series) -> dict:
     )
 
 def bin_word(value: float, edges: list[float], ladder: tuple[str, str, str]) -> str:
-    "Return the word of `ladder` for `value` (low <= moderate < high), or 'unknown' for NaN."
+    """Return the word of `ladder` for `value`, or 'unknown' for NaN.
+
+    The word is the first below `edges[0]`, the second from there to below `edges[1]`, and else the
+    third.
+    """
     if np.isnan(value): return "unknown"
     return ladder[int(np.searchsorted(edges, value, side="right"))]
 
 def read_bins(path: Path) -> dict:
-    "Read the limits that another run saved; raises `ValueError` if the file does not hold them."
+    """Read the limits that `make_bins` returned in an earlier run.
+
+    Raises `ValueError` if the file `path` does not hold them.
+    """
     try:
         bins = json.loads(path.read_text(encoding="utf-8"))
         for low, high in (*bins["pitch"].values(), bins["rate"], bins["energy"]): assert low <= high
         assert "all" in bins["pitch"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
         raise ValueError(
-            f"{path} does not hold bins ({e!r}): name a tag_bins.json that 01_tags wrote "
+            f"{path} does not hold the limits of pitch, rate and energy ({e!r}): name a "
+            "tag_bins.json that 01_tags wrote "
             "(parameter bins_file)"
         ) from e
     return bins

@@ -261,13 +261,13 @@ def drop_leaks(
     (id -> reason). Raises `ValueError` as `divide` does.
     """
     sides, owners = divide(rows, disjoint, valid_share, test_share, seed, copies)
-    given_by = "own split" if disjoint == "given" else "speaker"
+    given_by = "the table's split" if disjoint == "given" else "its speaker"
     kept, reasons = [], {}
     for row, side, owner in zip(rows, sides, owners, strict=True):
         if side == owner: kept.append(row | dict(split=side))
         else:
             reasons[row.id] = (
-                f"it is in {side} by its {given_by}, but at least as many clips with its text are "
+                f"it is in {side} by {given_by}, but at least as many clips with its text are "
                 f"in {owner}: a text in two splits would be a leak"
             )
     return kept, reasons

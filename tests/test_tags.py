@@ -399,7 +399,7 @@ def test_texts_alone_and_broken_input(folder):
         and {r.emotion for r in rows} == set(EMOTIONS)
     )
     (folder / "odd.json").write_text('{"rate": [1, 2]}')
-    with pytest.raises(ValueError, match="does not hold bins"):
+    with pytest.raises(ValueError, match="does not hold the limits of pitch"):
         tag(TagSettings(data=str(folder), bins_file=str(folder / "odd.json")))
     sounds = sorted(folder.glob("*.wav"))
     sounds[0].write_bytes(b"no sound")
