@@ -672,7 +672,7 @@ class Verdict:
 
     emotion: str    # one of `EMOTIONS`
     why: str        # the rule that decided
-    sure: bool      # whether the sound is ignored, see `vote`
+    sure: bool      # True if the text decides; else `vote` asks the sound
 
 # %% ../nbs/27_emotion.ipynb #f3275c67
 _OTHER_PREDICATE = re.compile(

@@ -398,13 +398,13 @@ def measure(x: np.ndarray) -> dict:
 
 # %% ../nbs/24_sound.ipynb #a99fe96d
 SCENE_BOUNDS = dict(
-    phone=4200.0,  # Hz of bandwidth, at most
-    noisy=15.0,  # dB of SNR, below
-    rumble=0.5,  # fraction of the noise power below 300 Hz, above
-    room=0.42,  # s of decay, above
-    studio_snr=40.0,  # dB, at least
-    studio_decay=0.27,  # s, at most
-    studio_band=7500.0,  # Hz of bandwidth, at least
+    phone=4200.0,  # Hz of bandwidth: a phone has at most this
+    noisy=15.0,  # dB of SNR: noisy is below this
+    rumble=0.5,  # fraction of the noise power below 300 Hz: outdoors is above this
+    room=0.42,  # s of decay: a reverberant room is above this
+    studio_snr=40.0,  # dB of SNR: a studio has at least this
+    studio_decay=0.27,  # s of decay: a studio has at most this
+    studio_band=7500.0,  # Hz of bandwidth: a studio has at least this
 )
 
 def scene_of(m: dict) -> str:
