@@ -45,17 +45,17 @@ class CheckSettings(Settings):
         about="The command takes it without --data, too, if it stands first: higgs-vi-check "
         "data/mine --strict true. In the notebook, empty means the demo clips")
     report_file: str = option("", path="file")  # CSV file for the faults; empty: none
-    strict: bool = False  # odd things break the folder, too
+    strict: bool = False  # count what is odd as broken
     silence_dbfs: float = option(  # dBFS; a clip is silent if its loudest 20 ms are below
         -50.0, min=-200, below=0)
     require_voice: bool = option(  # a clip without voice (noise, clicks) is broken
         True, about="Set it to false for whispering")
     max_clipped: float = option(  # fraction of samples at full scale from which a clip is odd
         0.001, min=0, max=1)
-    max_chars_per_second: float = option(  # a text that is longer than this is odd
-        30.0, above=0, max=1e6, about="Characters per second. Clips up to 1 s are not measured")
-    min_chars_per_second: float = option(  # a text that is shorter than this is odd
-        3.0, min=0, max=1e6, about="Characters per second. Clips up to 1 s are not measured")
+    max_chars_per_second: float = option(  # characters per second; a longer text is odd
+        30.0, above=0, max=1e6, about="Clips up to 1 s are not judged")
+    min_chars_per_second: float = option(  # characters per second; a shorter text is odd
+        3.0, min=0, max=1e6, about="Clips up to 1 s are not judged")
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,7 +84,7 @@ ODD = ["clipped", "odd text", "foreign", "pace", "same text", "unlisted"]
 
 # %% ../nbs/08_check.ipynb #bc3490d4
 def measure(path: Path, cfg: CheckSettings, known: Fingerprints) -> dict:
-    """Measure a sound. Raises as `read_audio` does.
+    """Measure the sound in the file `path`. Raises as `read_audio` does.
 
     Returns `rate` (Hz), `channels`, `seconds`, `loudest` (level of the loudest 20 ms in dBFS),
     `quiet` (why it is not speech, or ''), `clipped` (fraction of samples at full scale), `key`
@@ -189,7 +189,8 @@ def _reference_faults(
     "Return the faults of a sample's references; `key` is the `clip_key` of its own sound."
     names, n = as_list(sample.ref_audio_file), len(as_list(sample.ref_transcript))
     out = []
-    if len(names) != n: out.append(("no text", f"it has {len(names)} references and {n} texts"))
+    if len(names) != n:
+        out.append(("no text", f"it has {len(names)} references, but transcripts of {n}"))
     for name in names:
         m, faults = _open(sample.folder, name, cfg, known)
         if m: faults = faults + sound_faults(m, None, cfg)
@@ -250,20 +251,23 @@ def _copies(clips: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def _count_faults(manifest: Manifest) -> list[tuple[str, str, str]]:
-    "Return a fault for each count in dataset_info that is not the samples'."
+    "Return a fault for each count in dataset_info that differs from the count of the samples."
     samples, info = manifest.samples, manifest.info
     true = dict(
         total_samples=len(samples), speaker_counts=dict(Counter(s.speaker_id for s in samples))
     )
     return [
-        ("", "metadata", f"dataset_info says {k} {str(info[k])[:60]}, it is {str(v)[:60]}")
+        ("", "metadata", f"dataset_info gives {k} {str(info[k])[:60]}, the samples {str(v)[:60]}")
         for k, v in true.items()
         if k in info and info[k] != v
     ]
 
 
 def _unlisted(folder: Path, manifest: Manifest) -> list[tuple[str, str, str]]:
-    "Return a fault for each sound and text that no sample lists; 02_speakers drops no file."
+    """Return a fault for each sound and text file that no sample lists.
+
+    In a balanced folder, clips that 02_speakers dropped are listed in unbalanced.json.
+    """
     samples = manifest.samples
     if "balanced" in manifest.info: samples = samples + read_manifest(folder, UNBALANCED).samples
     listed = {file for s in samples for file in s.files}
@@ -324,7 +328,7 @@ def check(cfg: CheckSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 # %% ../nbs/08_check.ipynb #38bdee56
 def summary(faults: pd.DataFrame) -> pd.DataFrame:
-    "Return each fault with the number of clips that have it, and the first of them."
+    "Return a row per fault: the number `n` of places, the `first` clip, and `what` is wrong there."
     kinds = faults.groupby(["fault", "broken"], sort=False)
     counts = kinds.agg(n=("what", "size"), first=("clip", "first"), what=("what", "first"))
     return counts.reset_index()
@@ -336,7 +340,7 @@ def raise_if_broken(cfg: CheckSettings, faults: pd.DataFrame):
     if bad.empty: return
     counts = ", ".join(f"{n} {fault}" for fault, n in bad["fault"].value_counts().items())
     raise ValueError(
-        f"{cfg.data} is broken in {len(bad)} place(s) ({counts}), first "
+        f"{cfg.data} is broken in {len(bad)} place(s) ({counts}), the first is "
         f"{bad['clip'].iloc[0] or 'the folder'}: {bad['what'].iloc[0]}; "
         "mend the sources and make the folder again with 00_data"
     )

@@ -47,7 +47,8 @@ class DataSettings(Settings):
     audio: str = option("", path="file")  # folder the table's paths start from; empty: the table's
     output_dir: str = option("data/demo", path="file")  # the Higgs folder to write
     columns: str = option(  # columns if the guess is wrong, as text=sentence,speaker=reader
-        "", about="ours=theirs, separated by commas; speaker= takes folders for speakers")
+        "", about="Pairs of our name and the table's, separated by commas. An empty speaker= makes "
+        "each folder a speaker")
     min_seconds: float = option(0.3, min=0, max=86400)  # s; shorter clips are left out
     max_seconds: float = option(30.0, above=0, max=86400)  # s; longer clips are left out
     max_samples_per_speaker: int = option(  # keep this many clips of each speaker; 0: all
@@ -160,7 +161,7 @@ def _check_apart(out: Path, rows: pd.DataFrame, root: Path):
 def _why_nothing(rejected: pd.DataFrame, label: str, out: Path) -> str:
     "Return the error message for a table without a usable row."
     reasons = count_reasons(rejected).head(5).itertuples()
-    why = "; ".join(f"{r.rows} as row {r.first}: {r.example}" for r in reasons)
+    why = "; ".join(f"{r.rows} like row {r.first}: {r.example}" for r in reasons)
     return (
         f"none of the {len(rejected)} rows of {label} is usable ({why}): see {out / 'rejected.csv'}"
     )

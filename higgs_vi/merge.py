@@ -95,7 +95,10 @@ def compare_probes(a: tuple, b: tuple) -> dict[str, float]:
 
 # %% ../nbs/05_merge.ipynb #dd4ac168
 def find_adapter(folder: str | Path) -> Path:
-    "Return the adapter folder in the run folder `folder`, or `folder` itself. Raises `ValueError`."
+    """Return the folder of an adapter: `folder` itself, or its subfolder adapter if it is a run.
+
+    Raises `ValueError` if there is none.
+    """
     folder = (project_root() / folder).resolve()
     if not folder.is_dir():
         raise ValueError(

@@ -42,7 +42,7 @@ class SaySettings(Settings):
         about="Above 1 the speech follows the text more closely. 0 takes what the checkpoint asks "
         "for.")
     seed: int = option(0, min=0, max=2**32 - 1)  # the same seed gives the same speech
-    max_seconds: float = option(30.0, above=0, max=3600)  # longest utterance
+    max_seconds: float = option(30.0, above=0, max=3600)  # s; longest utterance
     aloud: bool = option(  # write numbers, dates and abbreviations as words first
         False, about="As 00_data does; needs higgs-vi[text].")
     scene: str = option(  # scene tag or sentence; none leaves the scene out
@@ -114,7 +114,7 @@ def prepare_text(text: str, aloud: bool) -> str:
     words = without_tags(text)
     if why := why_foreign(words): print(f"the text may not be Vietnamese: {why}")
     if not aloud and any(c.isdigit() for c in words):
-        print("the text contains digits, which the model may skip: aloud true says them in words")
+        print("the text contains digits, which the model may skip: set aloud true to write words")
     return map_turns(text, spoken) if aloud else text
 
 def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:

@@ -54,17 +54,18 @@ class SpeakersSettings(Settings):
     "Balance speakers, split without leaks, add voice-cloning pairs: the parameters of 02_speakers."
 
     data: str = option("data/demo", path="file")  # the Higgs folder to balance, in place
-    max_minutes: float = option(0.0, min=0, max=1e9)  # keep at most this much of a speaker; 0: all
-    max_clips: int = option(0, min=0, max=10**9)  # keep at most this many of a speaker; 0: all
+    max_minutes: float = option(0.0, min=0, max=1e9)  # minutes to keep of each speaker; 0: all
+    max_clips: int = option(0, min=0, max=10**9)  # clips to keep of each speaker; 0: all
     temperature: float = option(  # 1 keeps the speakers' shares, 100 makes them nearly equal
         2.0, min=1, max=1e6,
-        about="A speaker's share of the training goes with its time to the power 1/temperature")
-    disjoint: str = option(  # what train, valid and test do not share
+        about="A speaker's share of training is proportional to its duration to the power "
+        "1/temperature")
+    disjoint: str = option(  # what the splits must not share: utterance, speaker, given
         "utterance", choices=("utterance", "speaker", "given"),
         about="utterance: no text. speaker: no text and no speaker. given: the table's own split "
         "is used, without the texts that it has in two splits")
-    valid_share: float = option(0.05, min=0, below=1)  # fraction of the time for validation
-    test_share: float = option(0.05, min=0, below=1)  # fraction of the time for the final test
+    valid_share: float = option(0.05, min=0, below=1)  # fraction of the speech for validation
+    test_share: float = option(0.05, min=0, below=1)  # fraction of the speech for the final test
     clone_share: float = option(  # pairs for voice cloning, as a fraction of all clips
         0.3, min=0, max=1, about="A pair is a clip again, after a reference of the same speaker")
     dialogue_share: float = option(  # dialogues, as a fraction of all clips
@@ -98,8 +99,8 @@ def _sum_of(samples: list[Sample]) -> str:
 def original_rows(folder: Path) -> tuple[str, list[Sample]]:
     """Return the rows of a Higgs folder as they were before any balancing, with their texts.
 
-    The first value is the name of the metadata file that holds them. Raises `ValueError` for a
-    folder that is not usable, or whose balanced rows were changed by something else.
+    The first value is the name of the metadata file that holds them. Raises `ValueError` if
+    the folder is not usable, or if its metadata was changed after it was balanced.
     """
     manifest, name = read_manifest(folder), METADATA
     rows = load_texts(manifest.samples)
@@ -108,7 +109,8 @@ def original_rows(folder: Path) -> tuple[str, list[Sample]]:
         if manifest.info["balanced"]["sum"] != _sum_of(rows):
             raise ValueError(
                 f"{folder / METADATA} was changed after it was balanced, and balancing again would "
-                f"lose that: copy {name} over it, make the changes there, and balance then"
+                f"lose the changes: copy {name} over it, make the changes again, and run "
+                "02_speakers"
             )
         rows = load_texts(read_manifest(folder, name).samples)
     check_usable(folder, rows)
@@ -121,11 +123,11 @@ def balance(
     is_clean: Callable[[Sample], bool] = lambda row: True,
     copies: dict[str, str] | None = None,
 ) -> tuple[list[Sample], pd.DataFrame]:
-    """Balance and split `rows`, which have texts.
+    """Balance and split `rows`, which must have their texts.
 
-    `is_clean` tells which rows can be references. `copies` gives clips that are one recording the
-    same name (id -> name). Returns the rows kept, with `split` and `weight`, followed by pairs and
-    dialogues; and the rows dropped as `id, reason, speaker_id, audio_file, text`. Raises
+    `is_clean(row)` tells whether a row can be a reference. `copies` maps the ids of clips that are
+    one recording to one name. Returns the rows kept, with `split` and `weight`, followed by pairs
+    and dialogues; and the rows dropped as `id, reason, speaker_id, audio_file, text`. Raises
     `ValueError` with counts if the rows cannot be divided.
     """
     reasons = find_over_cap(rows, cfg.max_minutes, cfg.max_clips, cfg.seed)
@@ -153,7 +155,7 @@ def balance(
 def summary_lines(
     rows: list[Sample], samples: list[Sample], dropped: pd.DataFrame
 ) -> list[str]:
-    "Return what was done as four lines of text."
+    "Describe in four lines how `balance` made `samples` and `dropped` from `rows`."
     kinds = Counter(kind_of(s) for s in samples)
     plain = [s for s in samples if not s.pair_of]
     train = [s for s in samples if s.split == "train"]

@@ -27,7 +27,7 @@ class TagSettings(Settings):
     data: str = option(  # the Higgs folder to tag; data/demo is made if it is missing
         "data/demo", path="file", about="It is changed in place. The values that the source table "
         "gave are kept.")
-    bins_file: str = option(  # tag_bins.json of another dataset; empty: from this one
+    bins_file: str = option(  # tag_bins.json of another dataset; empty: this one's limits
         "", path="file", about="The limits between low, moderate and high are normally the "
         "quartiles of this dataset. With the file of another one, the words mean the same in both.")
     measure_sound: bool = option(  # measure the sounds; false: tag by the texts alone
@@ -35,7 +35,7 @@ class TagSettings(Settings):
 
 # %% ../nbs/01_tags.ipynb #b1c78076
 def _check_measures(m: pd.DataFrame) -> pd.DataFrame:
-    "Return `m`; raise `ValueError` if no clip could be measured."
+    "Return the table of measures `m`. Raises `ValueError` if no clip could be measured."
     if m["level"].isna().all():
         raise ValueError(
             f"none of the {len(m)} clips can be measured, the first because: "
@@ -48,11 +48,15 @@ def _check_measures(m: pd.DataFrame) -> pd.DataFrame:
 TAGS = ("emotion", "scene", "pitch", "rate", "energy", "dialect")
 
 def _may_set(sample: Sample, tag: str) -> bool:
-    "Return whether this step may set `tag`: it is unknown, or this step set it before."
+    "Return whether this step may set the field `tag`: it is unknown, or this step set it before."
     return tag in (sample.get("tagged") or ()) or sample.get(tag) in (None, "", "unknown")
 
 def tags_of(text: str, m: dict | None, gender: object, bins: dict | None) -> dict:
-    "Return the tags of a clip from its text, measures (None: text alone), gender and `bins`."
+    """Return the tags of a clip by name.
+
+    `m` holds its measures (a row of `measure_rows`), `bins` the limits that `make_bins` returned.
+    Without measures (None), only emotion and dialect are returned, which follow from the text.
+    """
     text = without_tags(text)
     verdict = emotion_of(text)
     found = dict(emotion=verdict.emotion, dialect=dialect_of(text) or "unknown")
@@ -70,7 +74,8 @@ def tags_of(text: str, m: dict | None, gender: object, bins: dict | None) -> dic
 def with_tags(sample: Sample, found: dict) -> Sample:
     """Return `sample` with those of the `found` tags that this step may set.
 
-    Its `tagged` lists the tags that were set and are known, and its `dialect` is in our spelling.
+    The field `tagged` lists the tags that this step set and that are known. A region in the field
+    `dialect` is spelled Bắc, Trung or Nam.
     """
     changes = {tag: found[tag] for tag in TAGS if tag in found and _may_set(sample, tag)}
     kept = set(sample.get("tagged") or ()) - set(found)
@@ -107,7 +112,7 @@ def tag(
     return manifest.samples, m if cfg.measure_sound else None
 
 def main(argv: list[str] | None = None):
-    "The command higgs-vi-tags."
+    "Run the command higgs-vi-tags."
     cfg = from_cli(TagSettings, argv)
     try:
         folder = project_root() / cfg.data
