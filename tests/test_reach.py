@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 import higgs_vi.loop as module
 from higgs_vi.batch import build_example, collate
 from higgs_vi.checkpoint import Average, checkpoints, random_state, read_metrics, set_random_state
-from higgs_vi.forecast import apply_preset
 from higgs_vi.generate import GREEDY, Sampling, generate_delayed_codes
 from higgs_vi.loop import build_model, load_step, save_best, train, validate
 from higgs_vi.merge import MergeSettings, merge
@@ -30,6 +29,7 @@ from higgs_vi.recipe import TrainSettings
 from higgs_vi.step import audio_loss, target_logits, train_step
 from higgs_vi.train import execute, start
 from higgs_vi.voices import make_prompt
+from tests.conftest import short_run
 from tests.mutations import MUTATIONS
 
 
@@ -44,28 +44,21 @@ def place(tmp_path_factory, parts, four):
 
 def settings(place, out, **change):
     "Settings for a few steps on four clips."
-    given = (
-        dict(
-            model=str(place / "nano"),
-            data=str(place / "four"),
-            output_dir=str(out),
-            code_cache=str(place / "codes"),
-            preset="demo",
-            max_steps=2,
-            num_train_epochs=99,
-            logging_steps=1,
-            eval_steps=99,
-            save_steps=99,
-            sample_sentences=0,
-            validation_share=0.0,
-            warmup_ratio=0.0,
-            input_noise=0.0,
-            lora_dropout=0.0,
-            device="cpu",
-        )
-        | change
+    given = dict(
+        model=str(place / "nano"),
+        data=str(place / "four"),
+        output_dir=str(out),
+        code_cache=str(place / "codes"),
+        max_steps=2,
+        num_train_epochs=99,
+        eval_steps=99,
+        save_steps=99,
+        validation_share=0.0,
+        warmup_ratio=0.0,
+        input_noise=0.0,
+        lora_dropout=0.0,
     )
-    return apply_preset(TrainSettings.of(given))
+    return short_run(**given | change)
 
 
 def trained(run): return [p.detach().clone() for p in run.model.parameters() if p.requires_grad]

@@ -32,6 +32,7 @@ from higgs_vi.model import (
     load_tokenizer,
     save_checkpoint,
 )
+from tests.conftest import short_run
 
 
 @pytest.fixture(scope="module")
@@ -535,31 +536,21 @@ def test_a_stray_marker_in_one_codebook_does_not_cut_the_sentence(parts, marker,
 def run(saved, tmp_path_factory):
     "A short adapter run saved at steps 1, 2 and 3, and its settings."
     from higgs_vi.data import DataSettings, prepare
-    from higgs_vi.forecast import apply_preset
-    from higgs_vi.recipe import TrainSettings
     from higgs_vi.train import execute
 
     place = tmp_path_factory.mktemp("run")
     prepare(DataSettings(output_dir=str(place / "data")))
-    cfg = apply_preset(
-        TrainSettings.of(
-            dict(
-                model=str(saved / "nano"),
-                data=str(place / "data"),
-                output_dir=str(place / "run"),
-                code_cache=str(place / "codes"),
-                preset="demo",
-                token_budget=512,
-                max_steps=3,
-                logging_steps=1,
-                eval_steps=100,
-                save_steps=1,
-                validation_share=0.05,
-                sample_sentences=0,
-                device="cpu",
-                save_total_limit=5,
-            )
-        )
+    cfg = short_run(
+        model=str(saved / "nano"),
+        data=str(place / "data"),
+        output_dir=str(place / "run"),
+        code_cache=str(place / "codes"),
+        token_budget=512,
+        max_steps=3,
+        eval_steps=100,
+        save_steps=1,
+        validation_share=0.05,
+        save_total_limit=5,
     )
     execute(cfg)
     return cfg

@@ -17,16 +17,15 @@ from higgs_vi.check import CheckSettings
 from higgs_vi.check import check as look_through
 from higgs_vi.checkpoint import read_metrics
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.forecast import apply_preset
 from higgs_vi.loop import train
 from higgs_vi.manifest import Sample, read_samples
 from higgs_vi.pairs import kind_of
 from higgs_vi.plan import Dataset, plan_after, plan_epoch, split
-from higgs_vi.recipe import TrainSettings
 from higgs_vi.speakers import SpeakersSettings, execute, original_rows
 from higgs_vi.speakers import balance as balance_samples
 from higgs_vi.splits import SPLITS, effective_number, seconds_by, speakers_of, texts_of
 from higgs_vi.train import start
+from tests.conftest import short_run
 
 CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
 
@@ -444,21 +443,13 @@ def test_tags_given_after_balancing_are_not_lost_silently(folder):
 
 def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
     _, samples, _ = execute(small(folder, temperature=3))
-    cfg = apply_preset(
-        TrainSettings.of(
-            dict(
-                data=str(folder),
-                output_dir=str(folder.parent / "run"),
-                code_cache=str(folder.parent / "codes"),
-                preset="demo",
-                max_steps=2,
-                logging_steps=1,
-                eval_steps=2,
-                save_steps=1,
-                sample_sentences=0,
-                device="cpu",
-            )
-        )
+    cfg = short_run(
+        data=str(folder),
+        output_dir=str(folder.parent / "run"),
+        code_cache=str(folder.parent / "codes"),
+        max_steps=2,
+        eval_steps=2,
+        save_steps=1,
     )
     run = train(start(cfg))
     names, of = [e.name for e in run.data.train], {s["id"]: s for s in samples}

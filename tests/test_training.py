@@ -52,7 +52,7 @@ from higgs_vi.step import OutOfMemory, build_optimizer, train_step
 from higgs_vi.train import execute, start
 from higgs_vi.train import main as train_main
 from higgs_vi.voices import make_prompt
-from tests.conftest import FOUR
+from tests.conftest import FOUR, short_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,24 +69,17 @@ def place(tmp_path_factory, four):
 
 def settings(place, out, **change):
     "Small settings: twelve LoRA steps with dropout, validation every four steps."
-    given = (
-        dict(
-            model=str(place / "nano"),
-            data=str(place / "data"),
-            output_dir=str(out),
-            code_cache=str(place / "codes"),
-            preset="demo",
-            token_budget=1024,
-            max_steps=12,
-            logging_steps=1,
-            eval_steps=4,
-            save_steps=3,
-            sample_sentences=0,
-            device="cpu",
-        )
-        | change
+    given = dict(
+        model=str(place / "nano"),
+        data=str(place / "data"),
+        output_dir=str(out),
+        code_cache=str(place / "codes"),
+        token_budget=1024,
+        max_steps=12,
+        eval_steps=4,
+        save_steps=3,
     )
-    return apply_preset(TrainSettings.of(given))
+    return short_run(**given | change)
 
 
 def test_the_embedded_nano_is_small_and_ends_by_itself():
