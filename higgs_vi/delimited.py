@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DELIMITERS', 'MAX_LINES', 'vietnamese_share', 'read_text', 'split_lines', 'split_cells', 'Form', 'plain_name',
-           'detect_form', 'Record', 'Records']
+           'detect_form', 'Record', 'read_records']
 
 # %% ../nbs/21_delimited.ipynb #68f8e025
 import re
@@ -242,99 +242,107 @@ class Record:
     cells: list[str]
     problem: str = ""
 
+def _single(line: str, form: Form) -> list[str] | None:
+    "Return the cells of a line that is a row by itself, else None."
+    delimiter, n = form.delimiter, form.n
+    if delimiter in "|\t" and len(cells := _fitted(_cells_with_marks(line, delimiter), n)) == n:
+        return cells
+    for escapes in (True, False) if '\\"' in line else (False,):
+        cells, is_open = split_cells(line, delimiter, escapes)
+        if not is_open and len(cells := _fitted(cells, n)) == n: return cells
+    return None
+
+def _closes(line: str, form: Form) -> bool:
+    "Return True if a line holds the end of a quoted cell that begins in an earlier line."
+    return any(c.count('"') % 2 and c.rstrip().endswith('"') and not c.lstrip().startswith('"')
+               for c in line.split(form.delimiter))
+
+def _misfit(number: int, cells: list[str], is_open: bool, form: Form) -> Record:
+    "Return the record of a line that is not a row."
+    if is_open:
+        why = "opens one quotation mark that is not closed before another row begins"
+    else:
+        others = "other lines have" if form.header is None else "the header has"
+        why = f"has {len(cells)} cells, but {others} {form.n}"
+    return Record(number, number, cells, f"line {number} of the table {why}: correct it")
+
+# %% ../nbs/21_delimited.ipynb #3e635f01
 def _shape(cell: str) -> str: return re.sub(r"\d+", "0", cell.strip().strip('"'))
 
-class Records:
-    """Callable that splits `lines` of a given `form` into records.
+class _Paths:
+    """Recognises cells that hold the path of an audio file.
 
-    `path_column` is the index of the column with the paths. The shapes that its cells have in
-    common, digits replaced by 0, also identify paths without an extension.
+    It has an audio extension, or a shape (digits replaced by 0) that is common in the column of the
+    paths, whose index is `column`.
     """
-    def __init__(self, lines: list[str], form: Form, path_column: int | None):
-        self.lines, self.form, self.path_column = lines, form, path_column
+    def __init__(self, lines: list[str], form: Form, column: int | None):
+        self.form, self.column = form, column
         split = [split_cells(line, form.delimiter) for line in lines[:2000] if line.strip()]
-        paths = [cells[path_column] for cells, is_open in split
-                 if path_column is not None and len(cells) == form.n and not is_open]
+        paths = [cells[column] for cells, is_open in split
+                 if column is not None and len(cells) == form.n and not is_open]
         common = Counter(map(_shape, paths)).most_common(20)
         self.shapes = {s for s, k in common
                        if k > 1 and "0" in s and re.search("[^\\W\\d_]", s) and " " not in s}
 
-    def _is_path(self, item: str) -> bool: return is_sound(item) or _shape(item) in self.shapes
-
-    def _holds_path(self, cell: str) -> bool:
+    def held_by(self, cell: str) -> bool:
         "Return True if a quoted cell of several lines holds the path of another row."
-        return any(self._is_path(item)
-                   for line in cell.split("\n") for item in line.split(self.form.delimiter))
+        items = (item for line in cell.split("\n") for item in line.split(self.form.delimiter))
+        return any(is_sound(item) or _shape(item) in self.shapes for item in items)
 
-    def _single(self, line: str) -> list[str] | None:
-        "Return the cells of a line that is a row by itself, else None."
-        delimiter, n = self.form.delimiter, self.form.n
-        if delimiter in "|\t" and len(cells := _fitted(_cells_with_marks(line, delimiter), n)) == n:
-            return cells
-        for escapes in (True, False) if '\\"' in line else (False,):
-            cells, is_open = split_cells(line, delimiter, escapes)
-            if not is_open and len(cells := _fitted(cells, n)) == n: return cells
-        return None
+# %% ../nbs/21_delimited.ipynb #cacc2e50
+def _joined(
+    lines: list[str], i: int, form: Form, paths: _Paths
+) -> tuple[int, list[str] | None]:
+    """Join the lines of a record that opens a quotation mark in line `i`.
 
-    def _joined(self, i: int) -> tuple[int, list[str] | None]:
-        """Join the lines of a record that opens a quotation mark in line `i`.
+    Returns the index of its last line, and its cells (None if the mark has no partner).
+    """
+    text, delimiter, n = lines[i], form.delimiter, form.n
+    if paths.held_by(split_cells(text, delimiter)[0][-1].partition('"')[2]): return i, None
+    for j in range(i + 1, min(i + MAX_LINES, len(lines))):
+        line = lines[j]
+        text += "\n" + line
+        end = line.find('"')
+        if paths.held_by(line if end < 0 else line[:end]) or len(text) > 100_000:
+            return j, None
+        if end < 0: continue
+        for escapes in (True, False) if '\\"' in text else (False,):
+            cells, is_open = split_cells(text, delimiter, escapes)
+            whole = not is_open and len(cells := _fitted(cells, n)) == n
+            others = [c for k, c in enumerate(cells) if k != paths.column and "\n" in c]
+            if whole and not any(map(paths.held_by, others)): return j, cells
+        if not is_open: return j, None
+    return i, None
 
-        Returns the index of its last line, and its cells (None if the mark has no partner).
-        """
-        text, delimiter, n = self.lines[i], self.form.delimiter, self.form.n
-        if self._holds_path(split_cells(text, delimiter)[0][-1].partition('"')[2]): return i, None
-        for j in range(i + 1, min(i + MAX_LINES, len(self.lines))):
-            line = self.lines[j]
-            text += "\n" + line
-            end = line.find('"')
-            if self._holds_path(line if end < 0 else line[:end]) or len(text) > 100_000:
-                return j, None
-            if end < 0: continue
-            for escapes in (True, False) if '\\"' in text else (False,):
-                cells, is_open = split_cells(text, delimiter, escapes)
-                whole = not is_open and len(cells := _fitted(cells, n)) == n
-                others = [c for k, c in enumerate(cells) if k != self.path_column and "\n" in c]
-                if whole and not any(map(self._holds_path, others)): return j, cells
-            if not is_open: return j, None
-        return i, None
+# %% ../nbs/21_delimited.ipynb #2ae93593
+def read_records(lines: list[str], form: Form, path_column: int | None) -> list[Record]:
+    """Split the lines of a table of a given `form` into records.
 
-    def _closes(self, line: str) -> bool:
-        "Return True if a line holds the end of a quoted cell that begins in an earlier line."
-        return any(c.count('"') % 2 and c.rstrip().endswith('"') and not c.lstrip().startswith('"')
-                   for c in line.split(self.form.delimiter))
-
-    def _misfit(self, number: int, cells: list[str], is_open: bool) -> Record:
-        "Return the record of a line that is not a row."
+    `path_column` is the index of the column with the paths (None: not known). Each line that is not
+    blank is in exactly one record.
+    """
+    paths = _Paths(lines, form, path_column)
+    out, i, opened = [], 0, 0
+    while i < len(lines):
+        line, number = lines[i], i + 1
+        i += 1
+        if number - 1 == form.header or not line.strip(): continue
+        if opened and number - opened < MAX_LINES and _closes(line, form):
+            why = (f"line {number} of the table closes a quotation mark that line {opened} "
+                   "opens, with other rows between: correct both")
+            out.append(Record(number, number, line.split(form.delimiter), why))
+            opened = 0
+            continue
+        if (cells := _single(line, form)) is not None:
+            if any(c.strip() for c in cells): out.append(Record(number, number, cells))
+            continue
+        cells, is_open = split_cells(line, form.delimiter)
         if is_open:
-            why = "opens one quotation mark that is not closed before another row begins"
-        else:
-            others = "other lines have" if self.form.header is None else "the header has"
-            why = f"has {len(cells)} cells, but {others} {self.form.n}"
-        return Record(number, number, cells, f"line {number} of the table {why}: correct it")
-
-    def __call__(self) -> list[Record]:
-        "Return all records; each line that is not blank is in exactly one."
-        out, i, opened = [], 0, 0
-        while i < len(self.lines):
-            line, number = self.lines[i], i + 1
-            i += 1
-            if number - 1 == self.form.header or not line.strip(): continue
-            if opened and number - opened < MAX_LINES and self._closes(line):
-                why = (f"line {number} of the table closes a quotation mark that line {opened} "
-                       "opens, with other rows between: correct both")
-                out.append(Record(number, number, line.split(self.form.delimiter), why))
-                opened = 0
+            last, joined = _joined(lines, i - 1, form, paths)
+            if joined:
+                out.append(Record(number, last + 1, joined))
+                i = last + 1
                 continue
-            if (cells := self._single(line)) is not None:
-                if any(c.strip() for c in cells): out.append(Record(number, number, cells))
-                continue
-            cells, is_open = split_cells(line, self.form.delimiter)
-            if is_open:
-                last, joined = self._joined(i - 1)
-                if joined:
-                    out.append(Record(number, last + 1, joined))
-                    i = last + 1
-                    continue
-                opened = number
-            if any(c.strip() for c in cells): out.append(self._misfit(number, cells, is_open))
-        return out
+            opened = number
+        if any(c.strip() for c in cells): out.append(_misfit(number, cells, is_open, form))
+    return out

@@ -50,9 +50,9 @@ from higgs_vi.cells import (
     why_type,
 )
 from higgs_vi.delimited import (
-    Records,
     detect_form,
     plain_name,
+    read_records,
     read_text,
     split_lines,
     vietnamese_share,
@@ -323,7 +323,8 @@ def read_delimited(path: Path, encoding: str = "", chosen: dict[str, str] | None
         (n for n in form.names if plain_name(n) in KNOWN[0]), form.names[0]
     )
     names = unique_names([n.strip() for n in form.names])
-    records = Records(lines, form, names.index(file.strip()) if file.strip() in names else None)()
+    column = names.index(file.strip()) if file.strip() in names else None
+    records = read_records(lines, form, column)
     rows = [(r.cells + [""] * form.n)[: form.n] for r in records]
     cells = pd.DataFrame(rows, columns=names, dtype=object)
     return Raw(
