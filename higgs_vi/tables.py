@@ -1193,20 +1193,14 @@ def separate_speakers(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return rows, "\n".join(notes)
 
 # %% ../nbs/22_tables.ipynb #3c56d320
-class Finder:
-    """Callable that returns the file below `root` for a path in a table.
+class _Tree:
+    """The files below `root`, named by paths that may be spelled differently.
 
-    The file may lie in a common audio folder (`wavs`, `clips`, …), and the path may lack the
-    extension or be spelled differently (case, Unicode form, backslashes, surrounding spaces). For
-    a path from another machine, the longest trailing part that exists below `root` is used and
-    recorded in `by_tail`. A path with `..` is returned unchanged.
+    A path matches in any case and Unicode form, and an audio file also without its extension.
     """
 
     def __init__(self, root: str | Path):
-        self.root, self.by_tail, self._lists, self._cut = str(root), {}, {}, 1
-        self.root_names = {_key(p) for p in Path(os.path.abspath(root)).parts[-4:]}
-        usual = ("wavs", "clips", "audio", "wav", "waves", "data")
-        self.folders = ["", *(f for f in usual if os.path.isdir(os.path.join(root, f)))]
+        self.root, self._lists = str(root), {}
 
     def _list(self, folder: str) -> dict[str, list[str]]:
         "Return the names in a folder by their keys; audio files also without their extension."
@@ -1220,7 +1214,7 @@ class Finder:
                     out.setdefault(_key(os.path.splitext(name)[0]), []).append(name)
         return self._lists[folder]
 
-    def _walk(self, path: str) -> str | None:
+    def find(self, path: str) -> str | None:
         "Return the file that `path` (with slashes) names below the root, None if not exactly one."
         here, parts = "", [p for p in path.split("/") if p not in ("", ".")]
         for part in parts:
@@ -1230,9 +1224,25 @@ class Finder:
             here = os.path.join(here, options[0])
         return here if parts and os.path.isfile(os.path.join(self.root, here)) else None
 
+# %% ../nbs/22_tables.ipynb #9990fcc0
+class Finder:
+    """Callable that returns the file below `root` for a path in a table.
+
+    The file may lie in a common audio folder (`wavs`, `clips`, …), and the path may lack the
+    extension or be spelled differently (case, Unicode form, backslashes, surrounding spaces). For
+    a path from another machine, the longest trailing part that exists below `root` is used and
+    recorded in `by_tail`. A path with `..` is returned unchanged.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root, self.tree, self.by_tail, self._cut = str(root), _Tree(root), {}, 1
+        self.root_names = {_key(p) for p in Path(os.path.abspath(root)).parts[-4:]}
+        usual = ("wavs", "clips", "audio", "wav", "waves", "data")
+        self.folders = ["", *(f for f in usual if os.path.isdir(os.path.join(root, f)))]
+
     def _anywhere(self, parts: list[str]) -> str | None:
         "Return the file that a path names below the root or one of the usual folders."
-        return next((p for f in self.folders if (p := self._walk("/".join([f, *parts])))), None)
+        return next((p for f in self.folders if (p := self.tree.find("/".join([f, *parts])))), None)
 
     def _tail(self, name: str, parts: list[str], cuts: list[int]) -> str | None:
         "Return the file that the longest existing tail of a path names."
