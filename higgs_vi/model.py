@@ -252,7 +252,7 @@ def _read_model(source, dtype, device, text_head: bool, quantised: bool):
             f"the model {str(source)!r} is of type {kind!r}, not Higgs Audio v2: give a model of "
             "type higgs_audio_v2, or of Boson's type higgs_audio"
         )
-    if quantised and str(device) == "cpu":
+    if quantised and torch.device(device).type == "cpu":
         _check_blocks(source, config)
     quantisation = nf4_arguments(dtype, device, text_head) if quantised else {}
     _check_sizes(source, config)

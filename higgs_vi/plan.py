@@ -221,34 +221,33 @@ def epoch_clips(cfg: Settings, data: Dataset, epoch: int) -> list[int]:
     rng = np.random.default_rng([cfg.seed, 4, epoch])
     return [*clips, *(new + rng.choice(data.replayed, n, replace=n > data.replayed)).tolist()]
 
-def plan_epoch(cfg: Settings, data: Dataset, epoch: int, world: int) -> list[list[list[int]]]:
+def plan_epoch(cfg: Settings, data: Dataset, epoch: int, batches: int) -> list[list[list[int]]]:
     """Return the steps of an epoch: each a list of batches, a batch a list of clips.
 
-    Clips are indices into `data.train`. A step has `cfg.gradient_accumulation_steps` batches for
-    each of `world` processes; the last step of an epoch may have fewer.
+    Clips are indices into `data.train`. A step has so many `batches`, on all ranks together; the
+    last step of an epoch may have fewer.
     """
-    chosen, size = epoch_clips(cfg, data, epoch), cfg.gradient_accumulation_steps * world
-    lengths = [len(e) for e in data.train]
-    batches = epoch_batches([lengths[i] for i in chosen], cfg.token_budget, cfg.seed, epoch)
+    chosen, lengths = epoch_clips(cfg, data, epoch), [len(e) for e in data.train]
+    order = epoch_batches([lengths[i] for i in chosen], cfg.token_budget, cfg.seed, epoch)
     return [
-        [[chosen[i] for i in b] for b in batches[i : i + size]]
-        for i in range(0, len(batches), size)
+        [[chosen[i] for i in b] for b in order[at : at + batches]]
+        for at in range(0, len(order), batches)
     ]
 
-def total_steps(cfg: Settings, data: Dataset, world: int) -> int:
+def total_steps(cfg: Settings, data: Dataset, batches: int) -> int:
     "Count the optimiser steps of all epochs, at most `cfg.max_steps` (0: no limit)."
     n = 0
     for epoch in range(cfg.num_train_epochs):
-        n += len(plan_epoch(cfg, data, epoch, world))
+        n += len(plan_epoch(cfg, data, epoch, batches))
         if 0 < cfg.max_steps <= n: return cfg.max_steps
     return n
 
 def plan_after(
-    cfg: Settings, data: Dataset, done: int, world: int
+    cfg: Settings, data: Dataset, done: int, batches: int
 ) -> Iterator[tuple[int, list[list[int]]]]:
     "Yield `(epoch, batches)` of each step after the first `done`."
     for epoch in range(cfg.num_train_epochs):
-        steps = plan_epoch(cfg, data, epoch, world)
+        steps = plan_epoch(cfg, data, epoch, batches)
         yield from ((epoch, s) for s in steps[done:])
         done = max(0, done - len(steps))
 

@@ -39,7 +39,7 @@ class MemorySettings(Settings):
     lora_dropout: float = option(  # LoRA dropout; above 0: stores a mask and its output
         0.1, min=0, below=1)
     audio_embeddings: bool = False  # also train the audio embedding and audio head in full
-    gradient_accumulation_steps: int = option(  # batches per optimizer step
+    gradient_accumulation_steps: int = option(  # batches per optimizer step on each GPU
         4, min=1, max=2**16,
         about="With 1, the gradients and all activations are never in memory at the same time.")
     torch_compile: bool = option(  # compile the layers of a large model
@@ -117,7 +117,8 @@ class TrainSettings(Settings):
         "adamw", choices=("adamw", "adamw8bit", "paged8bit", "rounded8bit"),
         about="adamw8bit needs a quarter of AdamW's memory. paged8bit also moves its state to the "
         "host. rounded8bit is for mode full in bf16.")
-    gradient_accumulation_steps: int = option(4, min=1, max=2**16)  # batches per optimizer step
+    gradient_accumulation_steps: int = option(  # batches per optimizer step on each GPU
+        4, min=1, max=2**16, about="A resumed run keeps its batches per step on all GPUs together.")
     warmup_ratio: float = option(  # fraction of the steps with a rising learning rate
         0.03, min=0, max=1, about="After it the learning rate falls along a cosine.")
     weight_decay: float = option(0.01, min=0, max=10)  # weight decay of AdamW
@@ -136,6 +137,9 @@ class TrainSettings(Settings):
         0.0, min=0, below=1, about="For classifier-free guidance in 07_say; 0.1 is usual.")
 
     # Memory and speed
+    gpus: int = option(  # GPUs to train on
+        1, min=1, max=64, about="Each has its own process. Leave it at 1 with accelerate launch "
+        "and torchrun, which start the processes themselves.")
     gpu_memory: str = option(  # auto, or GiB: take the fastest plan that fits
         "", about="It chooses mode, gradient_checkpointing, token_budget and optim; see 03_memory.")
     gradient_checkpointing: int = option(  # recompute every layer (1), every n-th (n), none (0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['coerce', 'option', 'describe_limits', 'check_limits', 'Settings', 'find_root', 'project_root', 'resolve_path',
            'local_or_id', 'is_test_run', 'from_notebook', 'exit_quietly', 'report_once', 'comments', 'from_cli',
-           'read_options_first']
+           'as_options', 'read_options_first']
 
 # %% ../nbs/10_settings.ipynb #95eca3d1
 import argparse
@@ -335,14 +335,28 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
         setattr(settings, name, value)
     return settings
 
-def read_options_first(cls: type[Settings], module: str):
+def as_options(settings: Settings) -> list[str]:
+    """Return the settings that the user gave as options of the step's command.
+
+    `from_cli` reads them back. Paths are absolute.
+    """
+
+    def text(value: object) -> str:
+        "The value as the command line takes it."
+        if isinstance(value, list | tuple): return ",".join(map(str, value))
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    values = settings.resolved()
+    return [f"--{name}={text(values[name])}" for name in sorted(settings.given)]
+
+def read_options_first(cls: type[Settings], module: str) -> Settings | None:
     """Read the options of the command in `module` before its slow imports.
 
-    Does nothing unless this process runs that command (`python -m higgs_vi.<step>` or
-    `higgs-vi-<step>`). Otherwise `--help` and wrong options end the process here. `module` is the
-    caller's `__name__`.
+    Returns None unless this process runs that command (`python -m higgs_vi.<step>` or
+    `higgs-vi-<step>`). Otherwise returns its settings; `--help` and wrong options end the process
+    here. `module` is the caller's `__name__`.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     run_as_module = module == "__main__" and spec and spec.name.startswith("higgs_vi.")
     run_as_script = Path(sys.argv[0]).stem == module.replace("higgs_vi.", "higgs-vi-")
-    if run_as_module or run_as_script: from_cli(cls)
+    return from_cli(cls) if run_as_module or run_as_script else None

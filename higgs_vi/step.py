@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT_ROWS', 'OPTIMIZERS', 'hidden_states', 'target_logits', 'Loss', 'per_target', 'codebook_weights', 'target_counts',
-           'text_loss', 'audio_loss', 'build_optimizer', 'set_learning_rate', 'OutOfMemory', 'to_device', 'train_step']
+           'text_loss', 'audio_loss', 'build_optimizer', 'set_learning_rate', 'BatchLoss', 'data_parallel',
+           'OutOfMemory', 'to_device', 'train_step']
 
 # %% ../nbs/40_step.ipynb #9c51e239
 import math
@@ -17,11 +18,14 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rotary_pos_emb
 
 from .delay import IGNORE
 from .model import need_bitsandbytes, unwrap_peft
+from .ranks import gather
 
 # %% ../nbs/40_step.ipynb #af059b68
 class _Pad(torch.autograd.Function):
@@ -307,6 +311,47 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
         else:
             group["lr"] = learning_rate
 
+# %% ../nbs/40_step.ipynb #8e5782bd
+class BatchLoss(torch.nn.Module):
+    "`audio_loss` of a batch as the forward pass of a module."
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, batch: dict | None, counts: torch.Tensor, weights: list[float] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `total` and `tally` of the loss of `batch` (see `Loss`).
+
+        A rank without a batch passes None. The loss is then zero, with a gradient of zero for
+        every trained parameter, because DDP waits for the gradients of all of them.
+        """
+        if batch is None:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            tally = torch.zeros(5, len(counts), dtype=torch.double, device=trained[0].device)
+            return 0.0 * sum(p.sum() for p in trained), tally
+        loss = audio_loss(self.model, batch, counts, weights)
+        return loss.total, loss.tally
+
+def _sum_bucket(_, bucket):
+    "Start summing a bucket of gradients over the ranks (a communication hook of DDP)."
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0])
+
+def data_parallel(model) -> DistributedDataParallel:
+    """Wrap the loss of `model` so that its backward pass sums the gradients over all ranks.
+
+    `train_step` takes the result as `ddp`. Every rank must call this, with equal trained weights.
+    """
+    module = BatchLoss(model)
+    ignored = [name for name, p in module.named_parameters() if not p.requires_grad]
+    ignored += [name for name, _ in module.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
+    torch._dynamo.config.optimize_ddp = False  # it would cut compiled layers into pieces
+    ddp = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    ddp.register_comm_hook(None, _sum_bucket)
+    return ddp
+
 # %% ../nbs/40_step.ipynb #4efb1a13
 class OutOfMemory(RuntimeError):
     "The device has too little memory for a batch or for the update."
@@ -322,47 +367,69 @@ def to_device(batch: dict, device) -> dict:
         for k, v in batch.items()
     }
 
-def _backward(model, batch, counts, weights, autocast, scaler) -> Loss:
-    """Compute loss and gradients of one batch.
+def _clips(batch: dict | None) -> str:
+    "Name the first clips of a batch for a message."
+    return ", ".join(batch["names"][:8]) if batch else "of another rank"
 
-    Raises `OutOfMemory` or `FloatingPointError`, both with the names of the clips.
+def _backward(forward, batch, counts, weights, autocast, scaler) -> tuple:
+    """Compute loss and gradients of one batch; returns the detached loss, and its tally.
+
+    Dropout is drawn from the batch's `seed` if it has one, so that it does not depend on the rank.
+    Raises `OutOfMemory` with the names of the clips.
     """
-    shape, clips = batch["shape"], ", ".join(batch["names"][:8])
+    if batch and "seed" in batch:
+        torch.manual_seed(batch["seed"])
     try:
         with autocast:
-            loss = audio_loss(model, batch, counts, weights)
-        if not torch.isfinite(loss.total):
-            raise FloatingPointError(
-                f"the loss is {loss.total.item()} on the clips {clips}: it must be finite; lower "
-                "learning_rate, or set precision to bf16 or fp32 if it is fp16 (the weights are as "
-                "before this step)"
-            )
-        scaler.scale(loss.total).backward()
+            total, tally = forward(batch, counts, weights)
+        scaler.scale(total).backward()
     except torch.OutOfMemoryError as e:
+        clips, positions = batch["shape"] if batch else (0, 0)
         raise OutOfMemory(
-            f"out of memory on a batch of {shape[0]} clips x {shape[1]} positions ({clips}): lower "
-            f"token_budget, or set gradient_checkpointing to 1 ({str(e).splitlines()[0]})"
+            f"out of memory on a batch of {clips} clips x {positions} positions ({_clips(batch)}): "
+            f"lower token_budget, or set gradient_checkpointing to 1 ({str(e).splitlines()[0]})"
         ) from e
-    return loss
+    return total.detach(), tally
 
-def _accumulate(model, batches, counts, weights, autocast, scaler) -> torch.Tensor:
-    "Compute loss and gradients of all batches; returns the sum of their tallies."
+def _accumulate(
+    model, batches: list[dict], counts, weights, autocast, scaler, ddp
+) -> tuple[torch.Tensor, list]:
+    """Compute loss and gradients of all batches, summed over the ranks if there is a `ddp`.
+
+    Returns the sum of the batches' tallies, and the loss of each batch on this rank. A rank without
+    a batch goes through one pass as well: the scaler and DDP need it.
+    """
     device = next(p.device for p in model.parameters() if p.requires_grad)
-    tally = torch.zeros(5, len(counts), dtype=torch.double, device=device)
-    for batch in batches:
-        batch = to_device(batch, device)
-        tally += _backward(model, batch, counts, weights, autocast, scaler).tally
-    if not batches:  # the scaler cannot unscale before it has scaled something
-        scaler.scale(torch.zeros((), device=device))
-    return tally
+    forward, tally, losses = ddp or BatchLoss(model), 0, []
+    batches = batches or [None]
+    for i, batch in enumerate(batches):
+        batch = batch and to_device(batch, device)
+        last = i == len(batches) - 1
+        with nullcontext() if last or ddp is None else ddp.no_sync():
+            loss, sums = _backward(forward, batch, counts, weights, autocast, scaler)
+        tally = tally + sums
+        losses.append(loss)
+    return tally, losses
 
-def _reduce_gradients(params: list[torch.Tensor], all_reduce: Callable):
-    "Replace the gradients of `params` by their sums over all processes, in one reduction."
-    flat = all_reduce(
-        torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
+def _check_losses(losses: list[torch.Tensor], batches: list[dict], ddp):
+    """Raise `FloatingPointError`, with the clips, if the loss of a batch is not finite.
+
+    All ranks raise the same message.
+    """
+    bad = (~torch.isfinite(torch.stack(losses))).sum()
+    if ddp: dist.all_reduce(bad)
+    if not bad:
+        return
+    found = [
+        f"the loss is {loss.item()} on the clips {_clips(batch)}"
+        for loss, batch in zip(losses, batches or [None], strict=True)
+        if not torch.isfinite(loss)
+    ]
+    found = [text for texts in (gather(found) if ddp else [found]) for text in texts]
+    raise FloatingPointError(
+        f"{found[0]}: it must be finite; lower learning_rate, or set precision to bf16 or fp32 if "
+        "it is fp16 (the weights are as before this step)"
     )
-    for p, g in zip(params, flat.split([p.numel() for p in params]), strict=True):
-        p.grad = g.view_as(p).clone()
 
 def _clip_gradients(optimizer, params: list[torch.Tensor], max_norm: float, scaler) -> float:
     """Unscale the gradients, clip them to `max_norm`, and return their norm before clipping.
@@ -389,14 +456,14 @@ def train_step(
     counts: torch.Tensor | None = None,
     autocast=None,
     scaler: torch.amp.GradScaler | None = None,
-    all_reduce: Callable | None = None,
+    ddp: DistributedDataParallel | None = None,
 ) -> dict:
     """Take one optimiser step over `batches` (gradient accumulation).
 
     Returns `per_target` of its loss, the gradient norm `grad_norm` before clipping (None if fp16's
     scaler skipped the step), and the number of `targets`. `autocast` is a context for the forward
-    pass. With several processes, `counts` `(K,)` are the targets of all of them, and `all_reduce`
-    sums a tensor over them.
+    pass. With several ranks, `ddp` is the model's `data_parallel`, `batches` are those of this
+    rank (it may have none), and `counts` `(K,)` are the targets of all ranks.
 
     Raises `OutOfMemory` or `FloatingPointError` before any weight has changed; clears gradients.
     """
@@ -404,10 +471,9 @@ def train_step(
     counts = target_counts(batches) if counts is None else counts
     autocast, scaler = autocast or nullcontext(), scaler or torch.amp.GradScaler(enabled=False)
     try:
-        tally = _accumulate(model, batches, counts, weights, autocast, scaler)
-        if all_reduce:
-            _reduce_gradients(params, all_reduce)
-            tally = all_reduce(tally)
+        tally, losses = _accumulate(model, batches, counts, weights, autocast, scaler, ddp)
+        if ddp: dist.all_reduce(tally)
+        _check_losses(losses, batches, ddp)
         norm = _clip_gradients(optimizer, params, max_norm, scaler)
         scaler.step(optimizer)
         scaler.update()
@@ -417,6 +483,6 @@ def train_step(
             f"token_budget, or train fewer target_modules ({str(e).splitlines()[0]})"
         ) from e
     finally:
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=ddp is None)  # with DDP they are views of its buckets
     norm = norm if math.isfinite(norm) else None
     return per_target(tally, weights) | dict(grad_norm=norm, targets=int(counts.sum()))

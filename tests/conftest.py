@@ -14,10 +14,8 @@ from higgs_vi.batch import build_example, collate
 from higgs_vi.codec import encode
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.files import write_text
-from higgs_vi.forecast import apply_preset
-from higgs_vi.model import nano
+from higgs_vi.model import nano, write_nano
 from higgs_vi.prompt import Prompt
-from higgs_vi.recipe import TrainSettings
 from higgs_vi.step import train_step
 
 logging.disable_progress_bar()
@@ -25,12 +23,6 @@ logging.disable_progress_bar()
 # demo clips of four speakers and four lengths
 FOUR = {"minh_000": "Xin chào các bạn.", "ngan_001": "Hôm nay trời đẹp quá!",
         "thu_002": "Bạn ăn cơm chưa?", "son_003": "Tôi tên là Lan."}
-
-
-def short_run(**given) -> TrainSettings:
-    "Return the settings of a short run on the CPU: preset demo, each step logged, no samples."
-    common = dict(preset="demo", logging_steps=1, sample_sentences=0, device="cpu")
-    return apply_preset(TrainSettings.of(common | given))
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +50,16 @@ def four(tmp_path_factory):
         )
     )
     return folder / "four"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, four):
+    "A folder with a nano, the demo clips, and a folder of four of them."
+    folder = tmp_path_factory.mktemp("train")
+    write_nano(folder/"nano")
+    prepare(DataSettings(output_dir=str(folder/"data")))
+    (folder/"four").symlink_to(four)
+    return folder
 
 
 @pytest.fixture(scope="session")

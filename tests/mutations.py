@@ -334,7 +334,7 @@ MUTATIONS = [
     plant(
         "optimiser: gradients pile up",
         "step.py",
-        "finally: optimizer.zero_grad(set_to_none=True)",
+        "finally: optimizer.zero_grad(set_to_none=ddp is None)",
         "finally: pass",
         REACH,
         RESUMED,
@@ -442,18 +442,18 @@ MUTATIONS = [
     plant(
         "resume: random state lost",
         "loop.py",
-        "set_random_state(rng[run.accelerator.process_index], run.accelerator.device)",
+        "set_random_state(rng[rank], run.accelerator.device)",
         "pass",
-        REACH,
-        RESUMED,
+        "test_ranks",
+        "test_a_resumed_rank_has_the_random_state_that_it_was_saved_with",
     ),
     plant(
         "resume: the main process's random state for all",
         "loop.py",
-        "rng[run.accelerator.process_index]",
+        "rng[rank]",
         "rng[0]",
-        TRAINING,
-        "test_two_processes_train_as_one_and_resume_to_the_last_bit",
+        "test_ranks",
+        "test_a_resumed_rank_has_the_random_state_that_it_was_saved_with",
     ),
     plant(
         "resume: optimiser lost",

@@ -29,8 +29,8 @@ from higgs_vi.recipe import TrainSettings
 from higgs_vi.step import audio_loss, target_logits, train_step
 from higgs_vi.train import execute, start
 from higgs_vi.voices import make_prompt
-from tests.conftest import short_run
 from tests.mutations import MUTATIONS
+from tests.runs import short_run
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from higgs_vi.model import (
     load_tokenizer,
     save_checkpoint,
 )
-from tests.conftest import short_run
+from tests.runs import short_run
 
 
 @pytest.fixture(scope="module")
@@ -630,7 +630,7 @@ def test_a_changed_base_and_changed_sound_are_seen_on_resuming(run, saved, tmp_p
     write_wav(
         first, np.random.default_rng(0).normal(0, 0.1, len(read_audio(first))).astype(np.float32)
     )
-    with pytest.raises(ValueError, match="or the clips have changed"):
+    with pytest.raises(ValueError, match="resume it with the same clips"):
         begin(cfg)
 
 

@@ -25,7 +25,7 @@ from higgs_vi.speakers import SpeakersSettings, execute, original_rows
 from higgs_vi.speakers import balance as balance_samples
 from higgs_vi.splits import SPLITS, effective_number, seconds_by, speakers_of, texts_of
 from higgs_vi.train import start
-from tests.conftest import short_run
+from tests.runs import short_run
 
 CV = Path(__file__).parents[1]/"../shared/data/cv_vi/manifest.jsonl"
 
@@ -470,7 +470,7 @@ def test_training_obeys_sides_pairs_dialogues_and_weights_and_resumes(folder):
         for r in read_metrics(train(start(replace(cfg, resume_from_checkpoint=True))).folder)
     ] == [r["loss"] for r in rows]
     execute(small(folder, temperature=5))
-    with pytest.raises(ValueError, match="or the clips have changed"):
+    with pytest.raises(ValueError, match="resume it with the same clips"):
         start(replace(cfg, resume_from_checkpoint=True))
 
 

@@ -1,0 +1,354 @@
+"""Several processes that train together (ranks): the same training as in one, on any number, and
+an end that is told once.
+
+On CPUs, with gloo; `exps/speed.ipynb` measures several GPUs.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from higgs_vi.checkpoint import checkpoints, read_metrics
+from higgs_vi.ranks import free_port
+from higgs_vi.settings import as_options
+from higgs_vi.train import execute
+from tests.runs import back_to, options, settings, steps_of
+
+ROOT = Path(__file__).parents[1]
+ENV = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+EASY = dict(token_budget=512, eval_steps=3, save_steps=2, max_steps=6, lora_dropout=0.3)
+EASY |= dict(save_total_limit=10)
+
+
+def under_torchrun(code, *args, number=2):
+    "Run Python `code` in `number` ranks; return what they printed."
+    file = Path(os.environ.get("TMPDIR", "/tmp")) / f"ranks_{os.getpid()}.py"
+    file.write_text(code)
+    out = subprocess.run(
+        [*TORCHRUN, str(number), file, *args], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    assert out.returncode == 0, out.stdout + out.stderr
+    return out.stdout
+
+
+def start(cfg):
+    "Start the command for `cfg` on two ranks."
+    cfg.given = cfg.given | {"gpus"}
+    cfg.gpus = 2
+    return subprocess.Popen(
+        [sys.executable, "-m", "higgs_vi.train", *as_options(cfg)],
+        cwd=ROOT,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ranks_of(process):
+    "The processes of the two ranks."
+    return sorted(psutil.Process(process.pid).children(), key=lambda p: p.pid)
+
+
+def read_until(process, start):
+    "Read the output of `process` up to a line that begins with `start`."
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(start):
+            return lines
+    raise AssertionError("".join(lines))
+
+
+def near(a, b, loss=1e-4):
+    "Two runs have the same metrics up to rounding."
+    a, b = steps_of(a), steps_of(b)
+    assert [(r["step"], r["kind"], r["rate"]) for r in a] == [
+        (r["step"], r["kind"], r["rate"]) for r in b
+    ]
+    for x, y in zip(a, b, strict=True):
+        assert abs(x["loss"] - y["loss"]) < loss, (x, y)
+        assert abs((x["grad_norm"] or 0) - (y["grad_norm"] or 0)) < 20 * loss
+
+
+def adapter(run):
+    "The weights of a run's adapter."
+    return load_file(Path(run) / "adapter/adapter_model.safetensors")
+
+
+def same_bits(a, b):
+    "Two runs have the same metrics and adapters, to the last bit."
+    assert steps_of(a) == steps_of(b)
+    first, second = adapter(a), adapter(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+TRAIN = """
+import json, random, sys
+import numpy as np
+import torch
+from higgs_vi import step
+from higgs_vi.forecast import apply_preset
+from higgs_vi.ranks import from_main, gather
+from higgs_vi.recipe import TrainSettings
+from higgs_vi.train import execute
+from tests.runs import back_to
+
+seen, real = [], step._sum_bucket
+def counting(state, bucket):
+    seen.append(bucket.buffer().numel())
+    return real(state, bucket)
+step._sum_bucket = counting
+for options in json.loads(sys.argv[1]):
+    if whole := options.pop("copy_of", ""):
+        if gather(0)[1:] and torch.distributed.get_rank() == 0:
+            back_to(whole, 2, options["output_dir"])
+        from_main()
+    run = execute(apply_preset(TrainSettings.of(options)))
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    drawn = gather([random.random(), np.random.rand(), torch.rand(1).item()])
+    if run.metrics: print("summed", sum(seen), "of", trained, "drawn", drawn, flush=True)
+    seen.clear()
+"""
+
+
+@pytest.fixture(scope="module")
+def two(place):
+    """Runs on two ranks: `two` with one batch a step for each rank, `cut` resumed from step 2.
+
+    `single` is the same in one process with two batches a step. Dropout, input noise and prompt
+    dropout are on, which would differ between ranks if they did not depend on the clips alone.
+    """
+    noisy = EASY | dict(input_noise=0.1, prompt_dropout=0.3, gradient_accumulation_steps=1)
+    asked = options(place, place / "two", **noisy)
+    given = {k: getattr(asked, k) for k in asked.given}
+    cut = given | dict(
+        copy_of=given["output_dir"], output_dir=str(place / "cut"), resume_from_checkpoint=True
+    )
+    told = under_torchrun(TRAIN, json.dumps([given, cut]))
+    lines = [line for line in told.splitlines() if line.startswith("summed")]
+    one = settings(place, place / "single", **noisy | dict(gradient_accumulation_steps=2))
+    single = execute(one).folder
+    return SimpleNamespace(
+        two=place / "two", cut=place / "cut", single=single, given=given, lines=lines
+    )
+
+
+def test_two_ranks_train_as_one_process_does(two):
+    """Losses, gradient norms and weights agree up to rounding, whatever is random; the validation
+    is shared out and agrees too.
+    """
+    near(two.single, two.two, 1e-5)
+    a, b = adapter(two.single), adapter(two.two)
+    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-4
+
+
+def test_two_ranks_resume_to_the_last_bit(two):
+    same_bits(two.two, two.cut)
+
+
+def test_only_trained_weights_are_sent(two):
+    "In each step as many numbers are summed over the ranks as are trained."
+    for line, steps in zip(two.lines, (6, 4), strict=True):
+        _, summed, _, trained, *_ = line.split()
+        assert int(summed) == int(trained) * steps
+
+
+def test_a_resumed_rank_has_the_random_state_that_it_was_saved_with(two):
+    "What each rank draws after an unbroken run equals what it draws after the resumed run."
+    unbroken, resumed = (line.split("drawn")[1] for line in two.lines)
+    first, second = json.loads(unbroken)
+    assert unbroken == resumed and all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(two, place, capsys):
+    "From two ranks to one after step 2, and back to two after step 4."
+    one = back_to(two.two, 2, place / "elastic1")
+    execute(settings(place, one, **two.given | dict(output_dir=str(one),
+                                                       resume_from_checkpoint=True)))
+    told = "continues on 1 process(es) and was on 2 before; each step keeps its 2 batches"
+    assert told in capsys.readouterr().out
+    near(two.two, one)
+    again = back_to(one, 4, place / "elastic2")
+    given = two.given | dict(output_dir=str(again), resume_from_checkpoint=True)
+    assert "continues on 2 process(es) and was on 1 before" in under_torchrun(
+        TRAIN, json.dumps([given])
+    )
+    near(two.two, again)
+    with pytest.raises(ValueError, match="started with gradient_accumulation_steps = 1, not 3"):
+        wrong = two.given | dict(output_dir=str(one), resume_from_checkpoint=True)
+        execute(settings(place, one, **wrong | dict(gradient_accumulation_steps=3)))
+
+
+def kill_and_resume(place, whole, times, seed=None):
+    "kill -9 of a random rank after a random step, then resume; each time equal to the last bit."
+    rng = random.Random(seed)
+    for i in range(times):
+        out, at, victim = place / f"killed{i}", rng.randint(3, 5), rng.randrange(2)
+        process = start(options(place, out, **EASY | dict(gradient_accumulation_steps=1)))
+        read_until(process, f"step {at}/")
+        ranks_of(process)[victim].kill()
+        began = time.monotonic()
+        told = process.stdout.read()
+        assert process.wait() == 1 and time.monotonic() - began < 40
+        assert f"rank {victim} was ended by SIGKILL" in told and "Traceback" not in told
+        assert not (out / "adapter").exists() and checkpoints(out)
+        process = start(options(place, out, **EASY | dict(
+            gradient_accumulation_steps=1, resume_from_checkpoint=True)))
+        process.stdout.read()
+        assert process.wait() == 0
+        same_bits(whole, out)
+        shutil.rmtree(out)
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    "An unbroken run on two ranks, started with the command's parameter gpus."
+    process = start(options(place, place / "whole2", **EASY | dict(gradient_accumulation_steps=1)))
+    told = process.stdout.read()
+    assert process.wait() == 0 and told.count("step 6/6  validation loss") == 1, told
+    return place / "whole2"
+
+
+def test_a_rank_killed_at_random_ends_all_and_the_run_resumes_to_the_last_bit(place, whole):
+    kill_and_resume(place, whole, 1)
+
+
+@pytest.mark.slow
+def test_twenty_ranks_killed_at_random(place, whole):
+    kill_and_resume(place, whole, 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_any_rank_saves(place, number):
+    "One rank alone receives the signal; both finish the step, rank 0 saves, and all end."
+    out = place / f"signalled{number}"
+    process = start(options(place, out, **EASY | dict(max_steps=200, eval_steps=200,
+                                                       save_steps=200)))
+    read_until(process, "step 2/")
+    ranks_of(process)[1].send_signal(number)
+    told = process.stdout.read()
+    process.wait()
+    assert "and saved; to continue, add --resume_from_checkpoint true" in told, told
+    assert told.count("stopped by") == 1 and len(checkpoints(out)) == 1
+    assert checkpoints(out)[0].name == f"step-{read_metrics(out)[-1]['step']:06d}"
+
+
+FAIL = """
+import os, sys, time
+from datetime import timedelta
+import torch
+from torch import distributed as dist
+from higgs_vi import loop, step
+from higgs_vi.ranks import all_or_none, from_main, gather, main_first
+
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo", timeout=timedelta(seconds=3))
+with main_first():  # longer than the group's limit
+    if rank == 0: time.sleep(5)
+assert from_main(rank) == 0 and gather(rank) == [0, 1]
+began = time.monotonic()
+try:
+    with all_or_none():
+        if rank: raise ValueError("of rank 1")
+except ValueError as e: print(rank, "raised", e, flush=True)
+except SystemExit: print(rank, "ended quietly", round(time.monotonic() - began), flush=True)
+try:
+    with main_first():
+        if rank == 0: raise OSError("of rank 0")
+        print("never")
+except OSError as e: print(rank, "raised", e, flush=True)
+except SystemExit: print(rank, "ended quietly", flush=True)
+"""
+
+
+def test_an_unexpected_error_of_a_rank_is_shown(place):
+    "4 bits with layer sizes that the CPU does not support; and an error that nothing foresees."
+    process = start(options(place, place / "odd", **EASY | dict(mode="qlora", model="")))
+    told = process.stdout.read()
+    assert process.wait() == 1 and told.count("4 bits on a CPU need layer sizes") == 1, told
+    unforeseen = "import os\nfrom higgs_vi import ranks, train\n"
+    unforeseen += "def main(): raise KeyError('unforeseen')\ntrain.main = main\n"
+    unforeseen += "ranks.start_ranks(2, 'higgs_vi.train')"
+    done = subprocess.run(
+        [sys.executable, "-c", unforeseen], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "KeyError: 'unforeseen'" in done.stderr
+
+
+def test_ranks_wait_without_a_limit_and_one_tells_the_reason():
+    told = under_torchrun(FAIL)
+    assert sorted(told.splitlines()) == [
+        "0 ended quietly 10", "0 raised of rank 0", "1 ended quietly", "1 raised of rank 1"
+    ]
+
+
+BAD_LOSS = """
+import os, sys
+from higgs_vi import step, train
+real = step.audio_loss
+def planted(model, batch, *args):
+    loss = real(model, batch, *args)
+    if os.environ["RANK"] == "1": loss.total = loss.total * float("nan")
+    return loss
+step.audio_loss = planted
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_told_once_with_its_clips(place):
+    cfg = options(place, place / "bad", **EASY)
+    file = place / "bad.py"
+    file.write_text(BAD_LOSS)
+    out = subprocess.run(
+        [*TORCHRUN, "2", file, *as_options(cfg)], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    told = out.stdout + out.stderr
+    assert out.returncode and told.count("higgs-vi-train: the loss is nan on the clips ") == 1, told
+    assert "Traceback" not in out.stderr.split("torch/distributed/elastic")[0]
+
+
+NOTEBOOK = """
+import sys
+from accelerate import notebook_launcher
+
+def work(options):
+    from higgs_vi.train import main
+    main(options)
+
+port = sys.argv.pop(1)
+notebook_launcher(work, (sys.argv[1:],), num_processes=2, use_port=port)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "notebook_launcher"])
+def test_every_launcher_trains_the_same(place, whole, launcher):
+    """Two processes by `torchrun` and by `notebook_launcher` equal those of `--gpus 2` to the last
+    bit. (`accelerate launch` starts processes as torchrun does, but on GPUs only.)
+    """
+    out = place / launcher
+    cfg = options(place, out, **EASY | dict(gradient_accumulation_steps=1))
+    script = place / "launched.py"
+    script.write_text(NOTEBOOK)
+    command = [sys.executable, script, str(free_port())]
+    if launcher == "torchrun":
+        command = [*TORCHRUN, "2", "-m", "higgs_vi.train"]
+    done = subprocess.run(
+        [*command, *as_options(cfg)], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    same_bits(whole, out)
