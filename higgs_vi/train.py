@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from .data import DataSettings, prepare
 from .manifest import Sample, has_manifest, read_samples
-from .ranks import RankLost, run_command, several, start_ranks
+from .ranks import RankLost, leave_ranks, run_command, several, start_ranks
 from .recipe import TrainSettings
 from higgs_vi.settings import (
     as_options,
@@ -160,6 +160,7 @@ def main(argv: list[str] | None = None):
     try: run = execute(apply_preset(from_cli(TrainSettings, argv)))
     except Stopped as error:
         if PartialState().is_main_process: print_now(f"{error}; {resume}")
+        leave_ranks()
         raise SystemExit(128 + error.number) from error
     except KeyboardInterrupt as error:
         raise SystemExit(
@@ -173,7 +174,7 @@ def main(argv: list[str] | None = None):
         if rank != "0" and isinstance(error, FloatingPointError): exit_quietly()  # all raise it
         where = f"rank {rank}: " if rank != "0" else ""
         raise SystemExit(f"higgs-vi-train: {where}{error}") from error
-    if several(): torch.distributed.destroy_process_group()
+    leave_ranks()
     if run.accelerator.is_main_process:
         print_now(summarize_run(run.metrics.rows, run.total))
         print_now(f"written to {run.cfg.output_dir}")

@@ -8,7 +8,7 @@ from higgs_vi.recipe import TrainSettings
 
 
 def short_options(**given) -> TrainSettings:
-    "Settings of a short run on the CPU: preset demo, not applied yet, each step logged, no samples."
+    "Settings of a short run on the CPU, each step logged, no samples; preset demo, not applied."
     common = dict(preset="demo", logging_steps=1, sample_sentences=0, device="cpu")
     return TrainSettings.of(common | given)
 

@@ -103,7 +103,7 @@ import numpy as np
 import torch
 from higgs_vi import step
 from higgs_vi.forecast import apply_preset
-from higgs_vi.ranks import from_main, gather
+from higgs_vi.ranks import from_main, gather, leave_ranks
 from higgs_vi.recipe import TrainSettings
 from higgs_vi.train import execute
 from tests.runs import back_to
@@ -123,6 +123,7 @@ for options in json.loads(sys.argv[1]):
     drawn = gather([random.random(), np.random.rand(), torch.rand(1).item()])
     if run.metrics: print("summed", sum(seen), "of", trained, "drawn", drawn, flush=True)
     seen.clear()
+leave_ranks()
 """
 
 
