@@ -36,6 +36,7 @@ class MemorySettings(Settings):
         about="adamw8bit needs a quarter of AdamW's memory. paged8bit also moves its state to the "
         "host. rounded8bit is for mode full in bf16.")
     # Less often changed
+    gpus: int = option(1, min=1, max=64)  # GPUs that train together
     lora_dropout: float = option(  # LoRA dropout; above 0: stores a mask and its output
         0.1, min=0, below=1)
     audio_embeddings: bool = False  # also train the audio embedding and audio head in full

@@ -282,11 +282,11 @@ def test_an_unexpected_error_of_a_rank_is_shown(place):
     process = start(options(place, place / "odd", **EASY | dict(mode="qlora", model="")))
     told = process.stdout.read()
     assert process.wait() == 1 and told.count("4 bits on a CPU need layer sizes") == 1, told
-    unforeseen = "import os\nfrom higgs_vi import ranks, train\n"
-    unforeseen += "def main(): raise KeyError('unforeseen')\ntrain.main = main\n"
-    unforeseen += "ranks.start_ranks(2, 'higgs_vi.train')"
+    (place / "unforeseen.py").write_text("def main(): raise KeyError('unforeseen')")
+    code = "from higgs_vi.ranks import start_ranks; start_ranks(2, 'unforeseen')"
+    env = ENV | dict(PYTHONPATH=f"{ROOT}{os.pathsep}{place}")
     done = subprocess.run(
-        [sys.executable, "-c", unforeseen], cwd=ROOT, env=ENV, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 1 and "KeyError: 'unforeseen'" in done.stderr
 
