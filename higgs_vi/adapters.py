@@ -64,7 +64,7 @@ def lora_config(
 
 # %% ../nbs/37_adapters.ipynb #281b0226
 def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    "Cast an adapter's input to the adapter's dtype, except under autocast, which casts itself."
+    "Cast an adapter's input `x` to its `dtype`; leave it as it is under autocast, which casts it."
     if x is None or x.dtype == dtype or torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(dtype)
@@ -72,8 +72,8 @@ def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def add_lora(model, config: LoraConfig):
     """Return a PEFT model: `model` frozen, with trainable fp32 adapters.
 
-    Adapters compute in fp32, or under autocast in its dtype. Modules that are trained as a whole
-    compute in fp32 and return the base's dtype.
+    Adapters compute in fp32, or in autocast's dtype under autocast. Modules that are trained as a
+    whole (audio embedding and audio head) compute in fp32 and return the dtype of `model`.
     """
     base_dtype = model.dtype
     with warnings.catch_warnings():  # PEFT asks transformers for an attribute under its old name
@@ -178,7 +178,10 @@ _OPTIONS = dict(  # type, lowest and highest value
 )
 
 def _targets(path: Path, value: object) -> str | list[str]:
-    "Check `target_modules`: one of our patterns, or plain names. Raises `Damaged` for others."
+    """Return `value`, the entry `target_modules` of the adapter configuration `path`.
+
+    Raises `Damaged` unless it is a pattern that `lora_config` writes, or a list of module names.
+    """
     names = list(LORA_TARGETS)
     selections = [[t for i, t in enumerate(names) if n >> i & 1] for n in range(1, 2**len(names))]
     ours = {lora_config(targets=s).target_modules for s in selections}
@@ -196,7 +199,10 @@ def _targets(path: Path, value: object) -> str | list[str]:
     )
 
 def _option(path: Path, name: str, value: object):
-    "Check one of `_OPTIONS`. Raises `Damaged` for a value of a wrong type or range."
+    """Return `value`, the option `name` (see `_OPTIONS`) of the adapter configuration `path`.
+
+    Raises `Damaged` for a value of a wrong type or range.
+    """
     kind, low, high = _OPTIONS[name]
     valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not valid or not low <= value <= high or name == "lora_alpha" and not value:
@@ -204,7 +210,10 @@ def _option(path: Path, name: str, value: object):
     return value
 
 def _saved_whole(path: Path, value: object) -> list[str] | None:
-    "Check `modules_to_save`: nothing, or `SAVED_WHOLE`. Raises `Damaged` for anything else."
+    """Return `value`, the entry `modules_to_save` of the adapter configuration `path`.
+
+    Raises `Damaged` unless it is empty or `SAVED_WHOLE`.
+    """
     if value in (None, []):
         return None
     if not isinstance(value, list) or sorted(map(str, value)) != sorted(SAVED_WHOLE):
@@ -277,7 +286,7 @@ def load_adapter(model, folder: str | Path):
         if not is_same_base(sampled, fingerprint(model)):
             raise ValueError(
                 f"the adapter {folder} was trained on another base, {base or 'the embedded nano'}: "
-                "load it on that one (a merged model already holds its adapter)"
+                "load it on that base (a merged model already contains its adapter)"
             )
     with reading("adapter", folder):
         peft = add_lora(model, read_adapter_config(folder / "adapter_config.json"))

@@ -67,7 +67,7 @@ def build_example(tokenizer, prompt: Prompt, codes: np.ndarray, name: str = "") 
 
 # %% ../nbs/38_batch.ipynb #4a7b5029
 def voice_line(row: dict) -> str:
-    "Return the description of the speaker that a row's tags give, or ''."
+    "Return a description of the speaker, made from the tags of `row`, or '' if it has none."
     tags = ("gender", "emotion", "dialect", "pitch", "rate", "energy")
     return describe_voice(**{k: row[k] for k in tags if isinstance(row.get(k), str)})
 
@@ -82,8 +82,9 @@ def prompt_from_row(
 
     `references` are the codes of the row's `ref_audio_file`s, in order; their transcripts are the
     row's `ref_transcript`s. A row with references is a cloning task, one with [SPEAKERn] tags a
-    dialogue, whatever its `task_type` says. Raises `ValueError` unless there is one transcript for
-    each reference.
+    dialogue, whatever its `task_type` says. With `tags`, the prompt of a single voice without
+    references describes the voice by the row's tags. `place` is that of `Prompt`. Raises
+    `ValueError` unless there is one transcript for each reference.
     """
     transcripts = as_list(row.get("ref_transcript"))
     if len(transcripts) != len(references):
@@ -121,7 +122,7 @@ def epoch_batches(
     if (long := np.flatnonzero(lengths > budget)).size:
         raise ValueError(
             f"{long.size} clip(s) are longer than the budget of {budget} positions (the first is "
-            f"number {long[0]}, with {lengths[long[0]]}): raise token_budget or drop them"
+            f"number {long[0]}, with {lengths[long[0]]}): raise token_budget or drop these clips"
         )
     rng = np.random.default_rng([seed, epoch])
     order, span = rng.permutation(len(lengths)), max(1, int(window * budget / lengths.mean()))
@@ -162,9 +163,10 @@ def sample_by_weight(weights: np.ndarray, seed: int = 0, epoch: int = 0) -> list
 
 # %% ../nbs/38_batch.ipynb #66d6437b
 def audio_positions(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions `(A,)` of an example's frames, and the indices of the supervised frames.
+    """Return where the frames of `e` stand in its sequence, and which frames are supervised.
 
-    Raises `ValueError` if the frames do not fit the placeholders.
+    The first array `(A,)` holds a position for each frame, the second the indices of the supervised
+    frames. Raises `ValueError` if the frames do not fit the placeholders.
     """
     audio, late = token_id(tokenizer, AUDIO_TOKEN), token_id(tokenizer, DELAY_TOKEN)
     positions = np.flatnonzero((e.input_ids == audio) | (e.input_ids == late))
@@ -174,12 +176,15 @@ def audio_positions(e: Example, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     if not fits or (positions[supervised - 1] != positions[supervised] - 1).any():
         raise ValueError(
             f"clip {e.name!r}: its {len(positions)} placeholders do not fit its "
-            f"{len(e.delayed_codes)} frames; build it with build_example"
+            f"{len(e.delayed_codes)} frames; build the example with build_example"
         )
     return positions, supervised
 
 def has_next_text(e: Example, tokenizer) -> np.ndarray:
-    "Return which text positions text follows directly, as indices into the text positions."
+    """Return the text positions that are directly followed by text.
+
+    They are given as indices into the text positions of `e`.
+    """
     audio, _ = audio_positions(e, tokenizer)
     return np.flatnonzero(np.diff(np.delete(np.arange(len(e)), audio)) == 1)
 
@@ -187,7 +192,10 @@ def has_next_text(e: Example, tokenizer) -> np.ndarray:
 def _text_targets(
     examples: list[Example], text: list[np.ndarray], tokenizer
 ) -> dict[str, np.ndarray]:
-    "Return `text_from` and `text_targets` of `collate` for the text ids of each example."
+    """Return `text_from` and `text_targets` of `collate`.
+
+    `text` holds the ids at the text positions of each example.
+    """
     sources, targets, start = [], [], 0
     for e, ids in zip(examples, text, strict=True):
         i = has_next_text(e, tokenizer)
@@ -238,10 +246,11 @@ def collate(examples: list[Example], tokenizer, text_weight: float = 0.0) -> dic
 
 # %% ../nbs/38_batch.ipynb #54b39ea1
 def to_hf_inputs(examples: list[Example], tokenizer) -> dict:
-    """Return the inputs of HF's forward for the same examples, padded on the right.
+    """Return `examples` as inputs of HF's forward pass, padded on the right.
 
     `input_ids`, `attention_mask` `(B, S)`; `audio_input_ids`, `audio_labels` `(B, A, K)`;
-    `audio_input_ids_mask` `(B, A)`, bool. B clips, S positions and A frames of the longest.
+    `audio_input_ids_mask` `(B, A)`, bool. There are B clips; S and A are the positions and frames
+    of the longest.
     """
     B, S, K = len(examples), max(map(len, examples)), examples[0].delayed_codes.shape[1]
     A = max(len(e.delayed_codes) for e in examples)
@@ -282,7 +291,7 @@ def randomize_codes(
 
 # %% ../nbs/38_batch.ipynb #78ea30bc
 def drop_prompt_text(e: Example, tokenizer) -> Example:
-    "Return `e` with an empty last user turn, as `encode_prompt` builds it with `words=False`."
+    "Return `e` without the text of its last user turn, like `encode_prompt` with `words=False`."
     ends = np.flatnonzero(e.input_ids == token_id(tokenizer, "<|eot_id|>"))
     headers = np.flatnonzero(e.input_ids == token_id(tokenizer, "<|end_header_id|>"))
     newlines = len(tokenizer("\n\n", add_special_tokens=False).input_ids)

@@ -63,9 +63,10 @@ def stop_ids(tokenizer) -> dict:
     )
 
 def model_config_from_boson(old: dict, tokenizer) -> HiggsAudioV2Config:
-    """Return HF's configuration of the language model from Boson's `config.json`.
+    """Return HF's configuration of the language model from Boson's `config.json`, given as `old`.
 
-    Raises `ValueError` for variants that HF's class cannot express.
+    `tokenizer` supplies the ids of special tokens. Raises `ValueError` for variants that HF's class
+    cannot express.
     """
     text = old["text_config"]
     dual_ffn = old["audio_adapter_type"] == "dual_ffn_fast_forward"
@@ -113,7 +114,10 @@ _UNIT = ["snake1", "conv1", "snake2", "conv2"]  # the layers of a residual unit,
 _ENDS = {"0": "conv1", "6": "snake1", "7": "conv2"}  # the layers around the blocks
 
 def _block(side: str, m: re.Match, layer: str) -> str:
-    "Return HF's name for `layer` in the block of the match `m`; Boson counts blocks from 1."
+    """Return HF's name of `layer` in a block of the codec's encoder or decoder (`side`).
+
+    Group 1 of the match `m` is the block's number, which Boson counts from 1 and HF from 0.
+    """
     return f"acoustic_{side}.block.{int(m[1]) - 1}.{layer}"
 
 _CODEC_NAMES = [

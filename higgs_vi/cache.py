@@ -34,9 +34,9 @@ def codec_key(codec) -> str:
 
 # %% ../nbs/35_cache.ipynb #2afc5d20
 class CodeCache:
-    """Codes on disk below `folder`, for one `codec`.
+    """Cache of audio codes for one `codec`: files (shards) on disk below `folder`.
 
-    Opening reads only the headers of the shards. Raises `ValueError` for a shard that cannot be
+    Opening it reads only the headers of the shards. Raises `ValueError` for a shard that cannot be
     read.
     """
 
@@ -78,7 +78,10 @@ class CodeCache:
 
 # %% ../nbs/35_cache.ipynb #b13f8133
 def _read(path: str, rate: int) -> tuple[np.ndarray | None, str]:
-    "Return a clip and its key, or None and the reason why it cannot be read."
+    """Return the clip in the file `path` at `rate` Hz and its cache key, or None and a reason.
+
+    The reason says why the file cannot be read.
+    """
     try:
         x = read_audio(path, rate)
     except (ValueError, FileNotFoundError) as e:

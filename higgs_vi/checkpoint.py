@@ -181,7 +181,7 @@ class Average:
 
     @contextmanager
     def applied(self):
-        "Context manager: the model has the averaged weights inside it, its own again afterwards."
+        "Context manager: give the model the averaged weights; at the end, restore its own weights."
         own = [p.detach().clone() for p in self.params]
         self.copy_to_model(self.mean)
         try:

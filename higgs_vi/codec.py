@@ -138,7 +138,10 @@ def batch_by_length(frames: list[int], max_frames: int) -> list[tuple[list[int],
 
 # %% ../nbs/34_codec.ipynb #07de45b7
 def _clear(x: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    "Zero `x` `(B, …, n)` behind the end of each clip in its last dimension, in place; return `x`."
+    """Set the padding in `x` `(B, …, n)` to zero, in place; return `x`.
+
+    Clip b fills the first `ends[b]` places of the last dimension, the rest is padding.
+    """
     tail = x[..., min(ends) :]
     index = torch.arange(min(ends), x.shape[-1], device=x.device)
     behind = index >= torch.tensor(ends, device=x.device)[:, None]
@@ -146,7 +149,10 @@ def _clear(x: torch.Tensor, ends: list[int]) -> torch.Tensor:
     return x
 
 def _norm(m: torch.nn.GroupNorm, x: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    "Normalise each channel of `x` `(B, C, n)` over time as `m` does, with statistics up to `ends`."
+    """Apply the norm layer `m` (one group per channel) to `x` `(B, C, n)`.
+
+    Mean and variance of clip b come from the first `ends[b]` time steps, the rest is padding.
+    """
     n = torch.tensor(ends, device=x.device)[:, None, None]
     inside = _clear(torch.ones_like(x[:, :1]), ends)
     mean = (x * inside).sum(-1, keepdim=True) / n
@@ -165,7 +171,7 @@ def ignore_padding(codec, frames: list[int], size: int):
     hop = cfg.hop_length*cfg.semantic_sample_rate//cfg.sample_rate  # samples a frame for HuBERT
     hop_features = hop//cfg.semantic_model_config.conv_stride[0]
 
-    def _ends(x, step):  # where each clip ends in the last dimension of x, at `step` a frame
+    def _ends(x, step):  # clips' ends in x's last dimension: `step` values a frame
         return [x.shape[-1] - (size - f)*step for f in frames]
 
     def _conv(_, args):
@@ -257,11 +263,11 @@ def decode(codec, codes: np.ndarray) -> np.ndarray:
     codes, size = np.asarray(codes), codec.config.codebook_size
     if codes.ndim != 2 or len(codes) != codec.config.num_quantizers:
         raise ValueError(
-            f"codes have shape {codes.shape}: this codec needs "
+            f"codes have shape {codes.shape}: give this codec an array of shape "
             f"({codec.config.num_quantizers}, frames)"
         )
     if not codes.shape[1]:
-        raise ValueError("there is no frame to decode: the clip is empty")
+        raise ValueError(f"codes have shape {codes.shape}: give at least one frame")
     if codes.min() < 0 or codes.max() >= size:
         raise ValueError(
             f"ids range from {codes.min()} to {codes.max()}, but the codec takes codes from 0 to "

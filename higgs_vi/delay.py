@@ -23,12 +23,12 @@ def delay(codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
 
 # %% ../nbs/30_delay.ipynb #bd78bed4
 def undelay(delayed_codes: np.ndarray, bos: int = 1024, eos: int = 1025) -> np.ndarray:
-    """Return the codes `(K, T)`, int16, of generated or delayed `delayed_codes` `(L, K)`.
+    """Return the codes `(K, T)`, int16, of `delayed_codes` `(L, K)` from `delay` or generation.
 
-    Undoes the shift, and drops the BOS frame and the trailing frames that hold markers (ids of at
-    least `bos`). HF's processor clips the markers of these frames to codes instead. As in HF's
-    processor, everything after the first frame that holds only EOS is dropped. A marker amid speech
-    is clipped to a code, so that one stray marker does not end the sentence.
+    Undoes the shift. Drops everything from the first row that holds only EOS, as HF's processor
+    does. Then drops the BOS frame and the trailing frames that contain a marker (an id of at least
+    `bos`); HF's processor clips these markers to codes instead. A marker between codes is clipped
+    to a code, so that one stray marker does not end the sentence.
     """
     ends = (delayed_codes == eos).all(1).nonzero()[0]
     if len(ends):

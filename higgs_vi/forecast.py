@@ -207,7 +207,10 @@ GIB = 2**30
 SPARE = 1 / 16  # GiB of workspace that libraries take for matrix products
 
 def resident_gib(cfg: MemorySettings) -> dict[str, float]:
-    "Return the GiB of each: weights, adapters, gradients and optimizer state."
+    """Return the GiB that stay in memory from step to step.
+
+    The keys are weights, adapters, gradients and optimiser (its state).
+    """
     groups, trained = parameter_counts(cfg)
     total = sum(groups.values())
     linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
@@ -308,8 +311,8 @@ CARDS = (
 )
 
 # %% ../nbs/43_forecast.ipynb #40ae88e3
-# Fraction of the reachable throughput, with LoRA on attention alone or with trained FFNs. The last
-# two are factors on it: layers not compiled, every layer recomputed.
+# Fraction of the reachable throughput that a step reaches: with LoRA on attention alone, or with
+# trained FFNs. not_compiled and recomputed (every layer) are factors by which it is multiplied.
 EFFICIENCY = dict(attention=0.45, ffn=0.39, not_compiled=0.66, recomputed=0.68)
 # Seconds that the host needs to launch a layer's kernels: activations stored, recomputed, 4 bits.
 LAUNCH = dict(stored=0.01, recomputed=0.021, qlora=0.03)
@@ -347,7 +350,7 @@ def _launch_seconds(cfg: MemorySettings) -> float:
     return recomputed * LAUNCH["recomputed"] + (n - recomputed) * LAUNCH["stored"]
 
 def speed(cfg: MemorySettings, card: Card) -> float:
-    "Return the forecast of positions per second for training with `cfg` on `cfg.gpus` of `card`."
+    "Return the forecast of positions per second, summed over `cfg.gpus` GPUs of type `card`."
     one = cfg.token_budget / hypot(_compute_seconds(cfg, card), _launch_seconds(cfg))
     return one * (cfg.gpus * SCALING if cfg.gpus > 1 else 1)
 
@@ -361,7 +364,7 @@ FULL_LADDER = [
     for every, budget in ((0, 8192), (0, 4096), (1, 8192), (1, 4096), (1, 2048))
 ]
 CONTEXT = 0.6   # GiB that CUDA itself takes
-NCCL = 0.8      # GiB that communication between GPUs takes, measured with two H200s
+NCCL = 0.8      # GiB that NCCL takes on each of several GPUs, measured with two H200s
 USABLE = 0.95   # fraction of a GPU's memory that a plan may fill
 
 def free_memory() -> float | None:
@@ -373,11 +376,18 @@ def memory_to_plan(gpu_memory: str) -> float | None:
     return free_memory() if gpu_memory == "auto" else float(gpu_memory)
 
 def outside_gib(cfg: MemorySettings) -> float:
-    "Return the GiB that a process takes on its GPU beside the peak that `forecast` returns."
+    """Return the GiB that a process takes on its GPU in addition to the peak of `forecast`.
+
+    CUDA itself takes them and, with several GPUs, NCCL.
+    """
     return CONTEXT + NCCL * (cfg.gpus > 1)
 
 def candidate_plans(cfg: MemorySettings, given: frozenset = frozenset()) -> list[MemorySettings]:
-    "Return the plans for `cfg`, fastest first. Parameters named in `given` stay as they are."
+    """Return plans for `cfg`, fastest first: `cfg` with other values of some parameters.
+
+    The plans set mode, gradient_checkpointing, token_budget and optim. Parameters named in `given`
+    keep their values.
+    """
     ladder = FULL_LADDER if cfg.mode == "full" else LADDER
     return [replace(cfg, **{k: v for k, v in rung.items() if k not in given}) for rung in ladder]
 
@@ -421,10 +431,10 @@ def epoch_hours(cfg: MemorySettings, card: Card, hours: float) -> float:
     return hours / SECONDS * LENGTH / speed(cfg, card)
 
 def plans_by_gpus(cfg: MemorySettings, card: Card) -> pd.DataFrame:
-    """Return a table of the memory and speed forecasts of `cfg` for 1, 2, 4 and 8 of `card`.
+    """Return a table of the forecasts of `cfg` on 1, 2, 4 and 8 GPUs of type `card`.
 
-    Each row has the same batches in a step: `gradient_accumulation_steps` on each GPU falls as the
-    number of GPUs grows, down to one batch.
+    All rows have as many batches per step, summed over the GPUs, as `cfg`: the more GPUs, the lower
+    `gradient_accumulation_steps`. It is at least 1, so more GPUs than batches add batches.
     """
     batches, rows = cfg.gradient_accumulation_steps * cfg.gpus, {}
     for gpus in (1, 2, 4, 8):

@@ -29,9 +29,9 @@ class Sampling:
     """How codes are drawn. Raises `ValueError` for a value out of range.
 
     `temperature`, `top_k` and `top_p` are HF's; temperature 0 is greedy. `ras_win_len` is the
-    window of RAS in frames, 0 switches it off. `max_seconds` limits the length of the speech.
-    `guidance_scale` 1 is no guidance, a larger value holds the speech closer to the text (see
-    `Guidance`), and 0 takes the checkpoint's value.
+    window of repetition-aware sampling (RAS) in frames; 0 switches RAS off. `max_seconds` limits
+    the length of the speech. `guidance_scale` 1 is no guidance, a larger value holds the speech
+    closer to the text (see `Guidance`), and 0 takes the checkpoint's value.
     """
 
     temperature: float = 0.5
@@ -65,7 +65,10 @@ class Sampling:
             )
 
     def options(self, frame_rate: float, codebooks: int) -> dict:
-        "Return the keyword arguments of HF's `generate`."
+        """Return the keyword arguments of HF's `generate`.
+
+        The codec has `frame_rate` frames per second and `codebooks` codebooks.
+        """
         draw = dict(do_sample=False)
         if self.temperature:
             draw = dict(
@@ -80,9 +83,9 @@ GREEDY = Sampling(temperature=0, ras_win_len=0)
 class Guidance:
     """Forward hook for classifier-free guidance: logits become `u + scale * (c - u)`.
 
-    `c` are the model's logits, `u` those after the prompt `blind`, which has no words. The speech
-    after both prompts is the same, and `u` has a cache of its own. Use a new object for every
-    `generate`.
+    `c` are the model's logits after the prompt, `u` those after the prompt `blind`, which lacks the
+    text to read. The same speech follows both prompts. A second cache holds keys and values for
+    `u`. Use a new object for every `generate`.
     """
 
     def __init__(self, blind: dict[str, torch.Tensor], scale: float):

@@ -108,13 +108,16 @@ BATCHES, TOTAL = "batches_per_step", "total_steps"  # keys of settings.json that
 _LEFT_BY_FAILED_START = {"left_out.csv", "replay"}
 
 def _way_out(cfg: TrainSettings, run: Path, parameter: str) -> str:
-    "Return what to do if `parameter` differs from that of the run to resume."
+    """Return what to do if `parameter` differs from its value in the run to resume.
+
+    `run` is the folder of that run.
+    """
     if parameter not in ("max_steps", "num_train_epochs"):
         return "resume it with that value, or start another run (parameter output_dir)"
     trained = run / "model" if cfg.mode == "full" else "its merged adapter (05_merge)"
     return (
-        "its learning rate falls to zero at the last step, so it cannot be prolonged; resume it "
-        f"with that value, or train {trained} in another run (parameters model and output_dir)"
+        "the run's learning rate falls to zero at its last step, so it cannot be prolonged; resume "
+        f"it with that value, or train {trained} in another run (parameters model and output_dir)"
     )
 
 def check_folder(cfg: TrainSettings, world: int = 1) -> Path:
@@ -150,10 +153,10 @@ def check_folder(cfg: TrainSettings, world: int = 1) -> Path:
     return run
 
 def batches_per_step(cfg: TrainSettings, folder: Path, world: int) -> int:
-    """Return the number of batches of an optimiser step, on all `world` ranks together.
+    """Return the number of batches of an optimiser step, summed over all `world` ranks.
 
-    A new run takes `gradient_accumulation_steps` on each rank. A resumed run keeps its number, so
-    that it sees the same clips in each step whatever the number of ranks.
+    A new run takes `gradient_accumulation_steps` on each rank. A resumed run keeps the number in
+    the settings.json of its `folder`, so that each step sees the same clips on any number of ranks.
     """
     batches = cfg.gradient_accumulation_steps * world
     return read_json(folder / "settings.json").get(BATCHES, batches) if (
@@ -169,7 +172,9 @@ def check_base(cfg: TrainSettings, folder: Path, now: dict):
     name, before = read_base(folder / "base.json")
 
     def unpacked(seen: dict) -> dict:
-        "Leave out 4-bit weights, which a GPU may pack differently than a CPU."
+        """Return the fingerprint `seen` without 4-bit weights: GPU and CPU may pack them
+        differently.
+        """
         return {k: v for k, v in seen.items() if not k.endswith(":4bit")}
 
     if unpacked(before) != unpacked(now) or not is_same_base(before, now):
@@ -185,7 +190,7 @@ def store_start(cfg: TrainSettings, folder: Path, now: dict, batches: int, total
     settings.json also holds the number of `batches` of an optimiser step on all ranks together, and
     the `total` number of steps.
 
-    Called when the run is complete, so that a start that fails does not leave a run.
+    This is called after everything else has been built, so that a failed start leaves no run.
     """
     if not cfg.resume_from_checkpoint:
         start = cfg.resolved() | {BATCHES: batches, TOTAL: total}
@@ -244,13 +249,16 @@ def build_model(cfg: TrainSettings, parts: Checkpoint):
     return model.train()
 
 def _check_ranks(gpus: int, cpu: bool):
-    "Raise `ValueError` if the processes that were started fit neither `gpus` nor this machine."
+    """Raise `ValueError` unless the number of started processes fits `gpus` and this machine.
+
+    With `gpus` above 1 the numbers must be equal. Unless `cpu`, each process needs a GPU.
+    """
     world, local = (int(os.environ.get(k, 1)) for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if gpus not in (1, world):
         way = (
             "leave gpus at 1 and give the number to the launcher"
             if "RANK" in os.environ
-            else "run 04_train or higgs-vi-train, which start the others"
+            else "run 04_train or higgs-vi-train, which start one for each GPU"
         )
         raise ValueError(f"gpus is {gpus}, but {world} process(es) were started: {way}")
     if not cpu and local > (found := torch.cuda.device_count()):
@@ -263,7 +271,7 @@ def find_device(cfg: TrainSettings) -> Accelerator:
     """Create accelerate's process state on the device of `cfg`.
 
     Raises `ValueError` if a GPU is requested and there is none, if the device does not support
-    `cfg.precision`, or if the number of processes does not fit.
+    `cfg.precision`, or if the number of processes does not fit `cfg.gpus` or the GPUs present.
     """
     has_gpu = torch.cuda.is_available()
     cpu = cfg.device == "cpu" or not has_gpu
@@ -301,7 +309,7 @@ class Run:
     scaler: torch.amp.GradScaler
     total: int  # optimiser steps of the whole run
     batches: int = 1  # batches of a step on all ranks together
-    ddp: torch.nn.Module | None = None  # with several ranks: the model's loss under DDP
+    ddp: torch.nn.Module | None = None  # with several ranks: `data_parallel` of the model
     average: Average | None = None
     step: int = 0  # optimiser steps done
     best: float = math.inf  # lowest validation loss so far
@@ -352,9 +360,9 @@ def open_run(
 ) -> Run:
     """Open a run at its first step or, on resuming, after its last complete checkpoint.
 
-    `load_rows(cfg)` returns the rows of a Higgs folder. `speak(run, "during")` is called every
-    `cfg.sample_steps` steps. A run that a signal stopped in this process is resumed even without
-    `resume_from_checkpoint`.
+    Every rank must call this. `load_rows(cfg)` returns the rows of the Higgs folder `cfg.data`.
+    `speak(run, "during")` is called every `cfg.sample_steps` steps, to speak samples. A run that a
+    signal stopped in this process is resumed even without `resume_from_checkpoint`.
     """
     cfg, lock = resume_if_stopped(cfg), None
     accelerator, folder = find_device(cfg), (project_root()/cfg.output_dir).resolve()
@@ -374,7 +382,11 @@ def resume_if_stopped(cfg: TrainSettings) -> TrainSettings:
     return replace(cfg, resume_from_checkpoint=True) if stopped else cfg
 
 def _load_data(cfg: TrainSettings, parts: Checkpoint, folder: Path, load_rows) -> Dataset:
-    "Build the training, validation and replay examples of a run."
+    """Build the training, validation and replay examples of a run.
+
+    `load_rows` is that of `open_run`. Clips that cannot be used are listed in the run folder
+    `folder`.
+    """
     cache = CodeCache(project_root() / cfg.code_cache, parts.codec)
 
     def built(rows: list[Sample], folder: Path) -> tuple[list, list[Sample]]:
@@ -393,7 +405,7 @@ def _load_data(cfg: TrainSettings, parts: Checkpoint, folder: Path, load_rows) -
 def _build_run(
     cfg: TrainSettings, accelerator: Accelerator, folder: Path, lock, load_rows, speak
 ) -> Run:
-    "Build the run for `open_run`, which has locked `folder`."
+    "Build the run for `open_run`, which has locked `folder`; `lock` is None on ranks other than 0."
     main, world = accelerator.is_main_process, accelerator.num_processes
     with all_or_none():  # every rank loads the model at the same time
         parts = load_parts(cfg, accelerator)
@@ -431,8 +443,10 @@ def _build_run(
 
 # %% ../nbs/46_loop.ipynb #57bd4a64
 def run_fingerprint(run: Run) -> list:
-    """Return what a run depends on besides its settings: number of processes, number of training
-    clips, and a hash of their texts, codes and weights.
+    """Return what a run depends on besides its settings.
+
+    These are the number of batches per step, the number of training clips, and a hash of the clips'
+    texts, codes and weights.
     """
     return [run.batches, len(run.data.train), run.data.digest]
 
@@ -440,7 +454,7 @@ def resume_from(run: Run, checkpoint: Path):
     """Restore a run's state from a checkpoint.
 
     Raises `Damaged` if the checkpoint is not as it was written, `ValueError` if the run was started
-    with other clips or another number of processes.
+    with other clips.
     """
     state = load_state(checkpoint, run.model, run.optimizer)
     with reading("checkpoint", checkpoint):
@@ -453,9 +467,9 @@ def resume_from(run: Run, checkpoint: Path):
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
     if plan != run_fingerprint(run):
         raise ValueError(
-            f"the run in {run.folder} was started with {plan[1]} clips, now there are "
-            f"{len(run.data.train)}, or their texts, codes or weights have changed: resume it with "
-            "the same clips, or start another run (parameter output_dir)"
+            f"the run in {run.folder} was started with other clips ({plan[1]} then, "
+            f"{len(run.data.train)} now), or with other texts, codes or weights of them: resume it "
+            "with the same clips, or start another run (parameter output_dir)"
         )
     if rank < len(rng): set_random_state(rng[rank], run.accelerator.device)
     if world != len(rng) and not rank:
@@ -496,11 +510,11 @@ def resume_from_last(run: Run, found: list[Path]):
         checkpoint.rename(aside)
 
 def _out_of_patience(run: Run) -> bool:
-    "Whether `early_stopping_patience` (0: unlimited) validations in a row did not improve."
+    "Whether the last `early_stopping_patience` validations (0: unlimited) did not improve."
     return 0 < run.cfg.early_stopping_patience <= run.evals_since_best
 
 def open_logs(run: Run):
-    "Open metrics.jsonl and TensorBoard's log, and drop what was logged after the run's step."
+    "Open metrics.jsonl and TensorBoard's log, and drop what was logged after step `run.step`."
     from torch.utils.tensorboard import SummaryWriter
     run.metrics = Metrics(run.folder, run.step or -1)  # at step 0 they start empty
     run.board = SummaryWriter(str(run.folder/"tensorboard"), purge_step=run.step + 1)
@@ -549,7 +563,7 @@ def validate(run: Run) -> dict:
     return per_target(tally, cfg.codebook_weights or None)
 
 def validation_row(run: Run, epoch: int) -> dict:
-    """Run validation and return its row for the metrics.
+    """Run validation and return its row for the metrics; `epoch` counts from 0.
 
     Every rank uses the values of rank 0, so that all stop at the same step.
     """
@@ -557,8 +571,10 @@ def validation_row(run: Run, epoch: int) -> dict:
 
 # %% ../nbs/46_loop.ipynb #5b071cb2
 def _augmented(run: Run, batches: list[list[int]], rng: np.random.Generator) -> list[list]:
-    """Return the examples of `batches`, with `input_noise` on their codes and `prompt_dropout`
-    applied.
+    """Return the examples of `batches`, augmented as `run.cfg` says.
+
+    `input_noise` replaces some of their codes and `prompt_dropout` drops the text of some prompts;
+    `rng` draws both.
     """
     cfg, tokenizer = run.cfg, run.parts.tokenizer
     examples = [
@@ -577,9 +593,9 @@ def load_step(
     """Build the data of one optimiser step from `batches` of indices into the training clips.
 
     Returns this rank's share of the batches, collated (in pinned memory for a GPU); the targets
-    `(K,)` of all ranks; and the step's number of `samples` and of `tokens` (positions). What is
-    random in a batch, its dropout included, depends on the run's seed and its clips alone, and not
-    on the rank that trains on it.
+    `(K,)` of all ranks; and the step's number of `samples` and of `tokens` (positions). All
+    randomness, dropout included, depends on the run's seed, `epoch` and the clips alone, not on the
+    rank that trains on a batch.
     """
     acc, tokenizer = run.accelerator, run.parts.tokenizer
     rng = np.random.default_rng([run.cfg.seed, 3, epoch, batches[0][0]])
@@ -601,7 +617,10 @@ def load_step(
     return mine, counts, dict(samples=sum(map(len, batches)), tokens=sum(sizes))
 
 def one_step(run: Run, mine: list[dict], counts: torch.Tensor, sizes: dict) -> dict:
-    "Take one optimiser step on the result of `load_step`; returns `train_step`'s dict and `sizes`."
+    """Take one optimiser step on `mine`, `counts` and `sizes` from `load_step`.
+
+    Returns the dict of `train_step` with `sizes` added.
+    """
     cfg = run.cfg
     rate = learning_rate_at(run.step + 1, run.total, cfg.learning_rate, cfg.warmup_ratio)
     set_learning_rate(run.optimizer, rate)
@@ -658,7 +677,7 @@ def all_reduce_stop(run: Run):
 def stop_error(run: Run) -> Stopped:
     """Return the error that `train` raises after a signal, when the checkpoint is written.
 
-    Keeps the random state in `run.stopped_state`.
+    Stores the random state in `run.stopped_state`, so that `train` can continue from it.
     """
     run.stopped_state = random_state(run.accelerator.device)
     number = signal.Signals(run.signal_number or signal.SIGTERM)
@@ -735,8 +754,8 @@ def evaluate(run: Run, epoch: int):
     if not math.isfinite(row["loss"]):
         raise FloatingPointError(
             f"the validation loss is {row['loss']} at step {run.step}: start "
-            "another run (parameter output_dir) with a lower learning_rate, or with precision bf16 "
-            "or fp32 if it is fp16"
+            "another run (parameter output_dir) with a lower learning_rate or, if precision is "
+            "fp16, with precision bf16 or fp32"
         )
     if row["loss"] < run.best:
         run.best, run.best_step, run.evals_since_best = row["loss"], run.step, 0
@@ -760,11 +779,14 @@ def evaluate(run: Run, epoch: int):
     )
 
 def save_run(run: Run):
-    "Write a checkpoint of this step, with every process's random state, and delete old ones."
+    """Write a checkpoint of this step, with the random states of all ranks, and delete old ones.
+
+    Every rank must call this; only rank 0 writes.
+    """
     rng = gather(random_state(run.accelerator.device))
     if run.accelerator.is_main_process:
         _write_checkpoint(run, rng)
-    from_main()  # the others wait here until it is written
+    from_main()  # the other ranks wait here until the checkpoint is written
 
 def _write_checkpoint(run: Run, rng: list[dict]):
     "Write a checkpoint with the random states `rng` of all ranks, and delete old checkpoints."
@@ -833,11 +855,10 @@ def train(run: Run) -> Run:
     return run
 
 def load_best(run: Run):
-    """Load the weights of the best checkpoint (or of the last one, without validation) into the
-    model.
+    """Load the weights of the best checkpoint (or, without validation, of the last) into the model.
 
-    If it is damaged, the last one that can be read is taken, with a message. Raises `ValueError` if
-    none can be read.
+    If that checkpoint is damaged, the newest readable one is loaded, with a message. Raises
+    `ValueError` if none can be read.
     """
     best = [run.folder/"checkpoints"/f"step-{run.best_step:06d}"] if run.best_step else []
     for checkpoint in [*best, *reversed(checkpoints(run.folder))]:
@@ -849,7 +870,8 @@ def load_best(run: Run):
         except Damaged as e:
             print_now(f"{e}; the adapter or model is written from another checkpoint")
     raise ValueError(
-        f"no checkpoint in {run.folder} can be read, so nothing is written: restore one"
+        f"no checkpoint in {run.folder} can be read, so no weights are written: restore a "
+        "checkpoint, or train again in another folder (parameter output_dir)"
     )
 
 def save_best(run: Run) -> Path:

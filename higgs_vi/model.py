@@ -63,8 +63,8 @@ def unwrap_peft(model):
 def route_positions(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the flat indices of the text positions and of the audio positions of a batch.
 
-    `audio` `(B, S)` is the mask of the audio positions. The indices are stored on it, so that later
-    layers reuse them.
+    `audio` `(B, S)` is the mask of the audio positions. The indices are stored as an attribute of
+    this tensor, so that later layers reuse them.
     """
     if not hasattr(audio, "routes"):
         order = audio.flatten().to(torch.uint8).argsort(stable=True)
@@ -74,7 +74,10 @@ def route_positions(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 # %% ../nbs/36_model.ipynb #6e5161b8
 class RoutedLayer(HiggsAudioV2DecoderLayer):
-    "HF's decoder layer, with positions sent through the norms and FFNs of their kind by index."
+    """HF's decoder layer, which selects the text and the audio positions by index.
+
+    Each kind of position goes through its own norms and feed-forward network (FFN).
+    """
 
     def forward(
         self,
@@ -110,7 +113,11 @@ class RoutedLayer(HiggsAudioV2DecoderLayer):
         return x.view_as(hidden_states)
 
 def add_routing(model):
-    "Replace the decoder layers of `model` by routed ones, in place; return `model`."
+    """Make each decoder layer of `model` a `RoutedLayer`, in place; return `model`.
+
+    Text and audio positions are then selected by index and go through their own feed-forward
+    weights. The result is that of HF's layers, which select positions with boolean masks.
+    """
     for layer in unwrap_peft(model).model.layers:
         layer.__class__ = RoutedLayer
     return model
@@ -414,8 +421,8 @@ def build_processor(tokenizer, codec) -> HiggsAudioV2Processor:
     """Build HF's processor from its parts.
 
     Its feature extractor knows the codec's hop, so that it pads to whole frames when asked
-    (`padding=True`). When saved, the processor names a codec of the hub by its id, any other by the
-    word `codec`.
+    (`padding=True`). A saved processor names a codec of the hub by its id. It names any other codec
+    `codec`, after the subfolder in which `save_checkpoint` writes it.
     """
     features = DacFeatureExtractor(
         feature_size=1, sampling_rate=codec.config.sample_rate, hop_length=codec.config.hop_length
@@ -534,7 +541,7 @@ def nano_config(
 def random_model(
     tokenizer, codec, hidden: int, layers: int, seed: int = 0, feedforward: int = 0
 ) -> Checkpoint:
-    "Return a checkpoint with a random language model (`nano_config`) and the given parts."
+    "Return a checkpoint of a random language model (`nano_config`), `tokenizer` and `codec`."
     config = nano_config(tokenizer, hidden, layers, feedforward)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -543,7 +550,7 @@ def random_model(
     return Checkpoint(model, tokenizer, codec)
 
 def nano(seed: int = 0, hidden: int = 128, layers: int = 2) -> Checkpoint:
-    "Return an untrained nano, whose tokenizer and codec are fitted to the demo clips."
+    "Return an untrained nano, a tiny model whose tokenizer and codec fit the demo clips."
     import pandas as pd
 
     texts = pd.read_csv(DEMO / "demo.csv")["normalized_text"].dropna().tolist()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def memory_gib(device: "torch.device | None" = None) -> float:
     """Return the peak memory in GiB.
 
-    On a GPU `device`, this is what torch has allocated there; otherwise it is the resident memory
-    of this process.
+    On a GPU `device`, this is the memory that torch has allocated on it. Otherwise it is the
+    resident memory of this process.
     """
     if device is not None and device.type == "cuda":
         import torch
@@ -87,8 +87,14 @@ def summarize_run(rows: list[dict], total: int) -> str:
     if best["step"] < max(r["step"] for r in rows if r["kind"] == "valid"):
         return f"{at}; the steps after it did not help."
     if done < total:
-        return f"{at}, the last one before the run stopped; it was still improving."
-    return f"{at}, the last step; it was still improving, so more steps may help."
+        return (
+            f"{at}, the last validation before the run stopped; the loss was still falling, so "
+            "continue the run (resume_from_checkpoint true)."
+        )
+    return (
+        f"{at}, the last step; the loss was still falling, so another run with more steps "
+        "(num_train_epochs, max_steps) may be better."
+    )
 
 # %% ../nbs/45_monitor.ipynb #c77137fb
 def curves(rows: list[dict]) -> str:

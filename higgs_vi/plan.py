@@ -37,20 +37,27 @@ def _build_one(
     with_tags: bool,
     token_budget: int,
 ) -> tuple[Example, Sample]:
-    "Build the example of one row; raises `ValueError` with the reason if it cannot be used."
+    """Build the example of `row`; return it, and the row with its `prompt`.
+
+    `codes` and `unreadable` are the results of `encode_files`. `with_tags` puts the voice's tags
+    into the prompt. Raises `ValueError` with the reason if the row cannot be used.
+    """
     clip, *others = (str(p) for p in (row.audio_path, *row.ref_paths))
     for path in (clip, *others):
         if path in unreadable:
             raise ValueError(unreadable[path])
     target, references = codes[clip], [codes[path] for path in others]
     if any(np.array_equal(r, target) for r in references):
-        raise ValueError("its reference is the clip itself: the model would be shown the answer")
+        raise ValueError(
+            "its reference is the clip itself: the model would be shown the answer; give another "
+            "clip as reference"
+        )
     prompt = prompt_from_row(row, row.text, references, tags=with_tags)
     example = build_example(parts.tokenizer, prompt, target, row.id)
     if len(example) > token_budget:
         raise ValueError(
-            f"it has {len(example)} positions, and a batch holds at most {token_budget}: shorten "
-            "the clip, or raise the parameter token_budget"
+            f"the clip has {len(example)} positions, and a batch holds at most {token_budget}: "
+            "shorten the clip, or raise the parameter token_budget"
         )
     return example, row | dict(prompt=prompt)
 
@@ -138,7 +145,10 @@ class Dataset:
         return h.hexdigest()[:16]
 
 def add_replay(data: Dataset, old: list[Example]) -> Dataset:
-    "Add the examples `old` to `data`, to be replayed; none of them validates."
+    """Return `data` with the replay examples `old` added to its training examples.
+
+    None of them is used for validation.
+    """
     return replace(data, train=data.train + old, replayed=len(old))
 
 def sampling_weights(rows: list[Sample]) -> tuple[float, ...]:
@@ -224,8 +234,8 @@ def epoch_clips(cfg: Settings, data: Dataset, epoch: int) -> list[int]:
 def plan_epoch(cfg: Settings, data: Dataset, epoch: int, batches: int) -> list[list[list[int]]]:
     """Return the steps of an epoch: each a list of batches, a batch a list of clips.
 
-    Clips are indices into `data.train`. A step has so many `batches`, on all ranks together; the
-    last step of an epoch may have fewer.
+    Clips are indices into `data.train`. `batches` is the number of batches per step, summed over
+    all ranks; the last step of an epoch may have fewer.
     """
     chosen, lengths = epoch_clips(cfg, data, epoch), [len(e) for e in data.train]
     order = epoch_batches([lengths[i] for i in chosen], cfg.token_budget, cfg.seed, epoch)
@@ -235,7 +245,10 @@ def plan_epoch(cfg: Settings, data: Dataset, epoch: int, batches: int) -> list[l
     ]
 
 def total_steps(cfg: Settings, data: Dataset, batches: int) -> int:
-    "Count the optimiser steps of all epochs, at most `cfg.max_steps` (0: no limit)."
+    """Count the optimiser steps of all epochs, at most `cfg.max_steps` (0: no limit).
+
+    `batches` is the number of batches per step, summed over all ranks.
+    """
     n = 0
     for epoch in range(cfg.num_train_epochs):
         n += len(plan_epoch(cfg, data, epoch, batches))
@@ -245,7 +258,10 @@ def total_steps(cfg: Settings, data: Dataset, batches: int) -> int:
 def plan_after(
     cfg: Settings, data: Dataset, done: int, batches: int
 ) -> Iterator[tuple[int, list[list[int]]]]:
-    "Yield `(epoch, batches)` of each step after the first `done`."
+    """Yield `(epoch, list of batches)` for each step after the first `done` steps.
+
+    `batches` is the number of batches per step, summed over all ranks.
+    """
     for epoch in range(cfg.num_train_epochs):
         steps = plan_epoch(cfg, data, epoch, batches)
         yield from ((epoch, s) for s in steps[done:])

@@ -174,7 +174,7 @@ class Prompt:
     - `scene`: the scene sentence, None for no scene
     - `voices`: descriptions of the speakers in order, for example 'feminine'
     - `references`: the voices to clone, in order
-    - `place`: where the references stand, in their own 'turns' or in the 'scene'
+    - `place`: 'turns' gives each reference turns of its own, 'scene' puts all into the scene
 
     Raises `ValueError` if the parts do not fit the task.
     """
@@ -234,8 +234,8 @@ def _check_speakers(task: str, speakers: list[str], voices: int, references: int
     given = references if task.endswith("cloning") else voices or 10**9
     if missing := [s for s in speakers if int(s[7:]) >= given]:
         raise ValueError(
-            f"[{missing[0]}] has no voice: {given} given, numbered from SPEAKER0; give one for "
-            "each speaker, or renumber the tags"
+            f"[{missing[0]}] has no voice: {given} voice(s) are given, numbered from SPEAKER0; "
+            "give one voice for each speaker, or renumber the tags"
         )
     if multi and max(references, voices) > len(speakers):
         raise ValueError(
@@ -251,10 +251,11 @@ def _turn(role: str, content: str) -> str:
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 
 def scene_lines(p: Prompt) -> list[str]:
-    """Return the lines of the scene that list speakers: descriptions, or references placed there.
+    """Return the lines of the scene description of `p` that list the speakers.
 
-    In a dialogue without descriptions the speakers are feminine and masculine in turn, as in
-    Boson's examples.
+    If `p` has references, the lines hold their recordings; there are none unless `p.place` is
+    'scene'. Otherwise the lines hold the descriptions `p.voices`. In a dialogue without
+    descriptions the speakers are feminine and masculine in turn, as in Boson's examples.
     """
     if p.references:
         in_scene = len(p.references) if p.place == "scene" else 0
@@ -264,15 +265,16 @@ def scene_lines(p: Prompt) -> list[str]:
     return [f"{s}: {('feminine', 'masculine')[i % 2]}" for i, s in enumerate(p.speakers)]
 
 def _reference_words(p: Prompt, i: int) -> str:
-    "Return the transcript of reference `i` for its user turn, tagged if there are several."
+    "Return the transcript of reference `i`, with a [SPEAKERi] tag if `p` has several references."
     text = p.references[i].text
     return f"[SPEAKER{i}] {text}" if len(p.references) > 1 else text
 
 # %% ../nbs/31_prompt.ipynb #d7bd1b3e
 def render(p: Prompt, words: bool = True) -> str:
-    """Return the prompt as text, up to and including the token after which the audio starts.
+    """Return the prompt `p` as text, up to and including the token after which the audio starts.
 
-    With `words=False` the last user turn is empty: guidance (part 50) needs a prompt without text.
+    With `words=False` the last user turn is empty: classifier-free guidance (50_generate) needs a
+    prompt without the text to read.
     """
     system = DIALOGUE_INSTRUCTION if p.task == "multi_speaker_smart_voice" else INSTRUCTION
     if scene := "\n\n".join(x for x in [p.scene or "", "\n".join(scene_lines(p))] if x):
@@ -285,7 +287,10 @@ def render(p: Prompt, words: bool = True) -> str:
 
 # %% ../nbs/31_prompt.ipynb #ff14e64f
 def audio_placeholder_ids(tokenizer, length: int, codebooks: int) -> list[int]:
-    "Return `length` placeholder ids, the last `codebooks - 1` of which are delay tokens."
+    """Return the ids of the placeholder tokens of `length` audio frames.
+
+    The last `codebooks - 1` of them are `DELAY_TOKEN`, the others `AUDIO_TOKEN`.
+    """
     audio, late = token_id(tokenizer, AUDIO_TOKEN), token_id(tokenizer, DELAY_TOKEN)
     return [audio] * (length - codebooks + 1) + [late] * (codebooks - 1)
 
@@ -293,10 +298,11 @@ def audio_placeholder_ids(tokenizer, length: int, codebooks: int) -> list[int]:
 def encode_prompt(
     tokenizer, p: Prompt, codebooks: int = 8, words: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Encode a prompt: token ids `(S,)` and the delayed codes `(A, K)` of its references, in order.
+    """Encode the prompt `p`: token ids `(S,)` and delayed codes `(A, K)` of its references.
 
-    A counts the frames of all references. Training appends the target to both (part 38), inference
-    passes both to `generate`. `words=False` leaves the text of the last user turn out.
+    A is the number of frames of all references together, in order. Training appends the target to
+    both arrays (38_batch), inference passes both to `generate`. `words=False` leaves out the text
+    of the last user turn.
     """
     from higgs_vi.delay import delay
 
@@ -354,8 +360,8 @@ def to_messages(p: Prompt) -> list[dict]:
     """
     if not p.scene and (len(scene_lines(p)) > 1 or (p.references and p.place == "scene")):
         raise ValueError(
-            "messages cannot list speakers in a scene that has no sentence: "
-            "give the prompt a scene, or use render"
+            "HF's messages cannot list speakers in a scene without a sentence: give the prompt a "
+            "sentence (argument scene), or use render instead of to_messages"
         )
     def _text(t: str) -> dict:
         return {"type": "text", "text": t}

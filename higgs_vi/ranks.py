@@ -57,16 +57,17 @@ def several() -> bool:
 
 @lru_cache(1)
 def _waiting_group():
-    "The group of all ranks that waits without a time limit. Every rank must call it."
+    "Return the process group in which ranks wait without a time limit. Every rank must call this."
     from torch import distributed as dist
 
     return dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
 @contextmanager
 def lost_ranks() -> Iterator[None]:
-    """Context manager: if the connection to another rank breaks, raise `RankLost`.
+    """Context manager: turn the error of a broken connection to another rank into `RankLost`.
 
-    The backends raise different errors: NCCL a `DistError`, gloo a plain `RuntimeError`.
+    Other errors pass unchanged. A broken connection is a `DistError` of NCCL, or a plain
+    `RuntimeError` of gloo.
     """
     try:
         yield
@@ -77,14 +78,16 @@ def lost_ranks() -> Iterator[None]:
         if not isinstance(error, DistError) and "gloo" not in text and "peer" not in text:
             raise
         raise RankLost(
-            "another process of this run has ended, so this one ends too: the message of that "
-            "process, or of the launcher, gives the reason; the checkpoints written so far stay"
+            "another process of this run has ended, so this one ends too: read the reason in the "
+            "message of that process or of the launcher, then continue the run from its last "
+            "checkpoint (parameter resume_from_checkpoint)"
         ) from error
 
 def from_main(value: object = None) -> object:
-    """Return rank 0's `value` on every rank, once rank 0 has called this too.
+    """Return on every rank the `value` that rank 0 passes.
 
-    Waits without a time limit. Raises `RankLost` if another process ends meanwhile.
+    Every rank must call this; the ranks wait for rank 0 without a time limit. Raises `RankLost` if
+    another process ends meanwhile.
     """
     if not several():
         return value
@@ -96,7 +99,10 @@ def from_main(value: object = None) -> object:
     return box[0]
 
 def gather(value: object) -> list:
-    "Return the `value` of every rank, in their order, on every rank. Waits like `from_main`."
+    """Return on every rank the list of the `value`s of all ranks, in order of rank.
+
+    Every rank must call this; each waits for all others, as in `from_main`.
+    """
     if not several():
         return [value]
     from torch import distributed as dist
@@ -108,9 +114,9 @@ def gather(value: object) -> list:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """Context manager: all ranks run the block, and none goes on if it fails on one.
+    """Context manager: all ranks run the block, and if it fails on any of them, all end.
 
-    The first rank on which it fails raises its error. The others end without a message.
+    The lowest rank on which it fails raises its error. All other ranks exit without a message.
     """
     error = None
     try:
@@ -125,13 +131,13 @@ def all_or_none() -> Iterator[None]:
     raise error
 
 def _rank() -> int:
-    "Return the number of this process among those that train together."
+    "Return the rank of this process, or 0 if it trains alone."
     from torch import distributed as dist
 
     return dist.get_rank() if several() else 0
 
 def leave_ranks():
-    "Take this process out of the group of ranks, at the end of its work."
+    "Leave the process group of the ranks. A process calls this when it has finished its work."
     if several():
         from torch import distributed as dist
 
@@ -139,10 +145,10 @@ def leave_ranks():
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Context manager: rank 0 runs the block first, the others after it.
+    """Context manager: rank 0 runs the block first, then all other ranks run it.
 
-    The others wait without a time limit. If the block fails on rank 0, they end without a message
-    of their own.
+    The other ranks wait for rank 0 without a time limit. If the block fails on rank 0, they exit
+    without a message.
     """
     if _rank():
         if from_main():
@@ -157,7 +163,7 @@ def main_first() -> Iterator[None]:
         from_main(failed)
 
 # %% ../nbs/17_ranks.ipynb #b414780a
-_NOTEBOOK = "HIGGS_VI_NOTEBOOK"  # set in a command that a notebook has started
+_NOTEBOOK = "HIGGS_VI_NOTEBOOK"  # environment variable of a process that a notebook started
 
 def free_port() -> int:
     "Return a TCP port that nothing uses."
@@ -166,7 +172,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 def _end_with(parent: int):
-    "Send SIGTERM to this process when the process `parent`, which started it, is gone."
+    "Wait until the process `parent`, which started this one, is gone; then send this one SIGTERM."
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -174,8 +180,8 @@ def _end_with(parent: int):
 def _run_main(module: str):
     """Import `module` and run its `main`, in a process that the launcher has forked.
 
-    The launcher keeps the traceback of an unexpected error to itself, so it is printed here. The
-    launcher's own signal handlers, which the fork inherited, are replaced by the usual ones.
+    Prints the traceback of an unexpected error, which the launcher would not print. Replaces the
+    launcher's signal handlers, which the fork inherited, by Python's default ones.
     """
     for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -187,10 +193,11 @@ def _run_main(module: str):
         raise SystemExit(1) from None
 
 def start_ranks(number: int, module: str):
-    """Run `main` of `module` in `number` ranks, and end this process with them.
+    """Run the function `main` of `module` in `number` new processes (ranks), then exit.
 
-    Does nothing in a process that is such a rank already. Must be called before this process uses a
-    GPU. Ends with exit status 0, that of the first rank that failed, or 128 + n after signal n.
+    Does nothing if `number` is 1 or if this process is already a rank. Must be called before this
+    process uses a GPU. The exit status is 0, that of the first rank that failed, or 128 + n after
+    signal n.
     """
     if number <= 1 or "RANK" in os.environ:
         return
@@ -203,29 +210,33 @@ def start_ranks(number: int, module: str):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // number)))
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the rank itself told the reason
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the rank has printed the reason
     try:
         notebook_launcher(_run_main, (module,), number, use_port=str(free_port()))
-    except SignalException as error:  # the ranks received it too, saved and ended
+    except SignalException as error:  # the ranks received it too, and have saved
         raise SystemExit(128 + error.sigval) from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            raise SystemExit(f"the process of rank {rank} was ended by {name}") from error
+            raise SystemExit(
+                f"the process of rank {rank} was ended by {name}: continue the run from its last "
+                "checkpoint (parameter resume_from_checkpoint)"
+            ) from error
         raise SystemExit(failure.exitcode) from error
     raise SystemExit(0)
 
 def run_command(module: str, options: list[str], progress: Callable[[], None]) -> int:
     """Run `python -m module` with `options` from a notebook; return its exit status.
 
-    Prints what the command prints, and then calls `progress` each time. A first interrupt (Stop
-    button, Ctrl-C) is passed on, and the command is waited for; a second one kills it.
+    Prints the command's output as it arrives, and calls `progress` after each piece of output. A
+    first interrupt (Stop button, Ctrl-C) is sent on to the command, which may save and end. A
+    second interrupt kills the command and is raised here.
     """
     package = str(Path(higgs_vi.__file__).parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {_NOTEBOOK: "1", "PYTHONPATH": os.pathsep.join(paths)}
-    # in a session of its own, so that only what is passed on here reaches it
+    # in its own process session, so that it receives only the signals that are sent below
     process = subprocess.Popen(
         [sys.executable, "-m", module, *options],
         stdout=subprocess.PIPE,

@@ -84,6 +84,9 @@ def _is_record(record: object) -> bool:
     )
 
 def _clip(folder: Path, record: dict, when: str, lufs: float) -> Clip | str:
-    "Return the clip that was spoken `when`, or the reason why there is none."
+    """Return the sample of `record` for the stage `when`, played at `lufs` LUFS.
+
+    `when` is real, before or after. Without a sample, returns the reason.
+    """
     if not record.get(when): return record.get(f"{when}_reason", "not spoken")
     return Clip(read_audio(path_inside(folder, record[when])), when, lufs)

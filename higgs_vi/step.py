@@ -73,7 +73,8 @@ def _supports_gqa(v: torch.Tensor) -> bool:
 def _attend(attn, x: torch.Tensor, rotary: tuple, batch: dict) -> torch.Tensor:
     """Run causal self-attention within each clip, `x` `(N, H)` to `(N, H)`.
 
-    `rotary` holds cosine and sine of the rotary position embedding, `(N, head_dim)` each.
+    `rotary` holds cosine and sine of the rotary position embedding, `(N, head_dim)` each. `batch`
+    holds `order`, `place` and `shape` of `collate`.
     """
     q, k, v = (
         project(x).unflatten(-1, (-1, attn.head_dim))
@@ -103,7 +104,10 @@ def _attend(attn, x: torch.Tensor, rotary: tuple, batch: dict) -> torch.Tensor:
 def _layer(
     layer, text: torch.Tensor, audio: torch.Tensor, rotary: tuple, batch: dict
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    "Run one decoder layer on the text block `(Nt, H)` and the audio block `(Na, H)`."
+    """Run one decoder layer on the text block `(Nt, H)` and the audio block `(Na, H)`.
+
+    `rotary` and `batch` are those of `_attend`. Returns both blocks.
+    """
     x = _attend(
         layer.self_attn,
         torch.cat([layer.input_layernorm(text), layer.audio_input_layernorm(audio)]),
@@ -313,7 +317,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
 
 # %% ../nbs/40_step.ipynb #8e5782bd
 class BatchLoss(torch.nn.Module):
-    "`audio_loss` of a batch as the forward pass of a module."
+    "Module whose forward pass is the `audio_loss` of a batch, so that DDP can wrap it."
 
     def __init__(self, model):
         super().__init__()
@@ -324,8 +328,9 @@ class BatchLoss(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `total` and `tally` of the loss of `batch` (see `Loss`).
 
-        A rank without a batch passes None. The loss is then zero, with a gradient of zero for
-        every trained parameter, because DDP waits for the gradients of all of them.
+        `counts` and `weights` are those of `audio_loss`. A rank without a batch passes None. The
+        loss is then zero, with a gradient of zero for every trained parameter, because DDP waits
+        for the gradients of all of them.
         """
         if batch is None:
             trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -335,19 +340,19 @@ class BatchLoss(torch.nn.Module):
         return loss.total, loss.tally
 
 def _sum_bucket(_, bucket):
-    "Start summing a bucket of gradients over the ranks (a communication hook of DDP)."
+    "Start summing a bucket of gradients over all ranks: a communication hook of DDP."
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0])
 
 def data_parallel(model) -> DistributedDataParallel:
-    """Wrap the loss of `model` so that its backward pass sums the gradients over all ranks.
+    """Wrap the loss of `model` in DDP, so that its backward pass sums gradients over all ranks.
 
-    `train_step` takes the result as `ddp`. Every rank must call this, with equal trained weights.
+    Pass the result to `train_step` as `ddp`. Every rank must call this, with equal trained weights.
     """
     module = BatchLoss(model)
     ignored = [name for name, p in module.named_parameters() if not p.requires_grad]
     ignored += [name for name, _ in module.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
-    torch._dynamo.config.optimize_ddp = False  # it would cut compiled layers into pieces
+    torch._dynamo.config.optimize_ddp = False  # this option would split compiled layers
     ddp = DistributedDataParallel(module, gradient_as_bucket_view=True)
     ddp.register_comm_hook(None, _sum_bucket)
     return ddp
@@ -368,14 +373,18 @@ def to_device(batch: dict, device) -> dict:
     }
 
 def _clips(batch: dict | None) -> str:
-    "Name the first clips of a batch for a message."
+    """Return the names of the first 8 clips of `batch`, for a message.
+
+    A rank without a batch (None) returns 'of another rank'.
+    """
     return ", ".join(batch["names"][:8]) if batch else "of another rank"
 
 def _backward(forward, batch, counts, weights, autocast, scaler) -> tuple:
-    """Compute loss and gradients of one batch; returns the detached loss, and its tally.
+    """Compute loss and gradients of one batch; return the detached loss and its tally.
 
-    Dropout is drawn from the batch's `seed` if it has one, so that it does not depend on the rank.
-    Raises `OutOfMemory` with the names of the clips.
+    `forward` is a `BatchLoss` or its DDP wrapper. If the batch has a `seed`, dropout is drawn from
+    it, so that the result does not depend on the rank. Raises `OutOfMemory` with the names of the
+    clips.
     """
     if batch and "seed" in batch:
         torch.manual_seed(batch["seed"])
@@ -394,10 +403,10 @@ def _backward(forward, batch, counts, weights, autocast, scaler) -> tuple:
 def _accumulate(
     model, batches: list[dict], counts, weights, autocast, scaler, ddp
 ) -> tuple[torch.Tensor, list]:
-    """Compute loss and gradients of all batches, summed over the ranks if there is a `ddp`.
+    """Compute loss and gradients of `batches`; with `ddp`, sum the gradients over all ranks.
 
-    Returns the sum of the batches' tallies, and the loss of each batch on this rank. A rank without
-    a batch goes through one pass as well: the scaler and DDP need it.
+    Returns, for this rank alone, the sum of the batches' tallies and a list of their losses. A rank
+    without batches runs one pass with batch None, because the scaler and DDP need it.
     """
     device = next(p.device for p in model.parameters() if p.requires_grad)
     forward, tally, losses = ddp or BatchLoss(model), 0, []
@@ -412,9 +421,10 @@ def _accumulate(
     return tally, losses
 
 def _check_losses(losses: list[torch.Tensor], batches: list[dict], ddp):
-    """Raise `FloatingPointError`, with the clips, if the loss of a batch is not finite.
+    """Raise `FloatingPointError`, with the names of the clips, if a loss is not finite.
 
-    All ranks raise the same message.
+    `losses` are those of this rank's `batches`. With `ddp`, the losses of all ranks are checked,
+    and all ranks raise the same message.
     """
     bad = (~torch.isfinite(torch.stack(losses))).sum()
     if ddp: dist.all_reduce(bad)
@@ -427,22 +437,22 @@ def _check_losses(losses: list[torch.Tensor], batches: list[dict], ddp):
     ]
     found = [text for texts in (gather(found) if ddp else [found]) for text in texts]
     raise FloatingPointError(
-        f"{found[0]}: it must be finite; lower learning_rate, or set precision to bf16 or fp32 if "
-        "it is fp16 (the weights are as before this step)"
+        f"{found[0]}: it must be finite; lower learning_rate or, if precision is fp16, set it to "
+        "bf16 or fp32 (the weights are as before this step)"
     )
 
 def _clip_gradients(optimizer, params: list[torch.Tensor], max_norm: float, scaler) -> float:
     """Unscale the gradients, clip them to `max_norm`, and return their norm before clipping.
 
-    Raises `FloatingPointError` if the norm is not finite. In fp16 that is allowed while the scaler
-    can still lower its scale: it then skips the step by itself.
+    Raises `FloatingPointError` if the norm is not finite. In fp16 such a norm is allowed while the
+    scaler can still lower its scale, because the scaler then skips the step.
     """
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(params, max_norm).item()
     if not math.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() < 1):
         raise FloatingPointError(
-            f"the gradient norm is {norm}: it must be finite; lower learning_rate, or set "
-            "precision to bf16 or fp32 if it is fp16 (the weights are as before this step)"
+            f"the gradient norm is {norm}: it must be finite; lower learning_rate or, if precision "
+            "is fp16, set it to bf16 or fp32 (the weights are as before this step)"
         )
     return norm
 
@@ -460,10 +470,11 @@ def train_step(
 ) -> dict:
     """Take one optimiser step over `batches` (gradient accumulation).
 
-    Returns `per_target` of its loss, the gradient norm `grad_norm` before clipping (None if fp16's
-    scaler skipped the step), and the number of `targets`. `autocast` is a context for the forward
-    pass. With several ranks, `ddp` is the model's `data_parallel`, `batches` are those of this
-    rank (it may have none), and `counts` `(K,)` are the targets of all ranks.
+    Returns `per_target` of the step's loss, the gradient norm `grad_norm` before clipping to
+    `max_norm` (None if fp16's scaler skipped the step), and the number of `targets`. `weights` are
+    those of the codebooks, `autocast` is a context for the forward pass. With several ranks, `ddp`
+    is the model's `data_parallel`, `batches` are those of this rank (it may have none), and
+    `counts` `(K,)` are the targets of all ranks.
 
     Raises `OutOfMemory` or `FloatingPointError` before any weight has changed; clears gradients.
     """
@@ -483,6 +494,6 @@ def train_step(
             f"token_budget, or train fewer target_modules ({str(e).splitlines()[0]})"
         ) from e
     finally:
-        optimizer.zero_grad(set_to_none=ddp is None)  # with DDP they are views of its buckets
+        optimizer.zero_grad(set_to_none=ddp is None)  # DDP's gradients are views of its buckets
     norm = norm if math.isfinite(norm) else None
     return per_target(tally, weights) | dict(grad_norm=norm, targets=int(counts.sum()))

@@ -66,9 +66,9 @@ from .step import OutOfMemory
 def speak_row(run: Run, i: int, when: str) -> dict:
     """Speak held-out sentence number `i` and return its record for `save_samples`.
 
-    Writes `real_<i>.wav` (the clip of the data set) and `<when>_<i>.wav` at 24 kHz. An utterance
-    may be three times as long as the clip. If the model does not say the sentence, the record
-    gives the reason.
+    `when` is before, during or after (training). Writes `real_<i>.wav` (the clip of the data set)
+    and `<when>_<i>.wav` at 24 kHz. An utterance may be three times as long as the clip. If the
+    model does not say the sentence, the record gives the reason.
     """
     folder, row, name = run.folder / "samples", run.data.rows[i], f"{when}_{i}.wav"
     record = dict(id=row.id, text=row.text, real=f"real_{i}.wav")
@@ -86,7 +86,8 @@ def speak_row(run: Run, i: int, when: str) -> dict:
 def speak_samples(run: Run, when: str):
     """Speak and save the run's held-out sentences, on the main process only.
 
-    `before` is spoken only once, also when the run is resumed. Raises `Stopped` on Ctrl-C.
+    `when` is before, during or after (training). The samples before training are spoken only once,
+    also when the run is resumed. Raises `Stopped` on Ctrl-C.
     """
     folder = run.folder / "samples"
     done = when == "before" and (folder / "samples.json").is_file()
@@ -105,7 +106,7 @@ def start(cfg: TrainSettings) -> Run:
     return open_run(cfg, load_rows, speak_samples)
 
 def execute(cfg: TrainSettings) -> Run:
-    """Run the whole step: samples before, training, best weights written, samples after.
+    """Train from start to end: samples before, training, best weights written, samples after.
 
     Raises `OutOfMemory` with the forecast, the measured peak and the next smaller plan.
     """
@@ -126,10 +127,11 @@ def execute(cfg: TrainSettings) -> Run:
     return run
 
 def execute_apart(cfg: TrainSettings, progress: Callable[[list[dict]], None]):
-    """Run the step in `cfg.gpus` processes of their own, from a notebook.
+    """Train with `cfg` in `cfg.gpus` new processes, from a notebook.
 
-    What they print appears in the notebook, and `progress` is then given the metrics rows so far.
-    Raises `Stopped` after a signal, and `RuntimeError` if the run failed.
+    Their output appears in the notebook. After each piece of output, `progress` is called with the
+    metrics rows logged so far. Raises `Stopped` after a signal, and `RuntimeError` if the run
+    failed.
     """
     cfg, given = resume_if_stopped(cfg), cfg.given
     cfg.given = given | {"resume_from_checkpoint"}
@@ -146,7 +148,7 @@ def execute_apart(cfg: TrainSettings, progress: Callable[[list[dict]], None]):
     if status:
         raise RuntimeError(
             f"training on {cfg.gpus} GPUs ended with exit status {status}: the lines above give "
-            "the reason; the checkpoints written so far stay"
+            "the reason; to continue from the last checkpoint, set resume_from_checkpoint true"
         )
 
 # %% ../nbs/04_train.ipynb #054c74b8
