@@ -259,7 +259,7 @@ def check_tensors(path: Path, found: dict[str, torch.Tensor], wanted: dict[str, 
         raise Damaged(path, f"{odd[0]} has the shape {shape}, the model has {expected}")
 
 def load_weights(model, folder: str | Path):
-    """Load the adapter weights in `folder` into a PEFT model that has the same adapter (fp32).
+    """Load the adapter weights in `folder` into a PEFT model whose adapter has the same shapes.
 
     Raises `Damaged` if they cannot be read, are incomplete, do not fit or are not finite; the model
     is unchanged then.

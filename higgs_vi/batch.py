@@ -113,8 +113,8 @@ def epoch_batches(
 
     Each index occurs once, and for each batch len(batch) x longest <= `budget`. Clips are shuffled,
     sorted by length within windows of about `window` batches, cut into batches within the budget,
-    and the batches are shuffled. Raises `ValueError` if there is no clip or a clip is longer than
-    the budget.
+    and the batches are shuffled. The order depends on `seed` and `epoch` alone. Raises `ValueError`
+    if there is no clip or a clip is longer than the budget.
     """
     lengths = np.asarray(lengths)
     if not len(lengths):

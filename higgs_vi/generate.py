@@ -196,11 +196,11 @@ def length_problem(text: str, wave: np.ndarray, ended: bool = True) -> tuple[flo
     (least, most), seconds = syllables_to_say(text), loud_seconds(wave)
     low, high = 0.12 * least, 0.6 * most + 0.5
     if ended and seconds < low:
-        why = f"it takes {seconds:.2f} s for at least {least} syllables: words are missing"
+        why = f"the speech takes {seconds:.2f} s for at least {least} syllables: words are missing"
         return low / max(seconds, 0.02), why
     if seconds > high:
-        took = f"it takes {seconds:.2f} s for at most {most} syllables"
-        return seconds / high, f"{took}: it says more than the text, or pauses"
+        took = f"the speech takes {seconds:.2f} s for at most {most} syllables"
+        return seconds / high, f"{took}: it says more than the text, or it pauses"
     return 1.0, ""
 
 # %% ../nbs/50_generate.ipynb #6d3f6105
@@ -237,8 +237,8 @@ def say(
     """Speak `prompt`.
 
     A take whose length does not fit the text (`length_problem`) is drawn again with the next seed,
-    at most `max_retries` times. If none fits, the one whose length is least wrong is returned, and
-    a message is printed. Greedy takes are drawn once. `sampling` None means `Sampling()`.
+    at most `max_retries` times. If none fits, the take whose length is least wrong is returned,
+    and a message is printed. Greedy takes are drawn once. `sampling` None means `Sampling()`.
 
     Raises `ValueError` if the model ends before the first whole frame in every take.
     """

@@ -467,8 +467,8 @@ def resume_from(run: Run, checkpoint: Path):
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
     if plan != run_fingerprint(run):
         raise ValueError(
-            f"the run in {run.folder} was started with other clips ({plan[1]} then, "
-            f"{len(run.data.train)} now), or with other texts, codes or weights of them: resume it "
+            f"the training data of the run in {run.folder} has changed ({plan[1]} clips at its "
+            f"start, {len(run.data.train)} now; texts, codes and weights count too): resume it "
             "with the same clips, or start another run (parameter output_dir)"
         )
     if rank < len(rng): set_random_state(rng[rank], run.accelerator.device)

@@ -435,7 +435,10 @@ def build_processor(tokenizer, codec) -> HiggsAudioV2Processor:
     )
 
 def load_processor(source: str | Path, codec: str | Path | None = None) -> HiggsAudioV2Processor:
-    "Load HF's processor of a hub id or folder, wherever the folder has been moved."
+    """Load HF's processor of a hub id or folder, which may have been moved since it was saved.
+
+    Its codec is that of `find_codec`.
+    """
     return build_processor(load_tokenizer(source), load_codec(find_codec(source, codec)))
 
 # %% ../nbs/36_model.ipynb #856e1111

@@ -47,7 +47,7 @@ def share_out(sizes: list[int], ranks: int) -> list[list[int]]:
 
 # %% ../nbs/17_ranks.ipynb #6d7421f0
 class RankLost(RuntimeError):
-    "Another process of the run ended, so this one cannot go on."
+    "Error: another process of the run has ended, so this process cannot continue."
 
 def several() -> bool:
     "Whether this process is one of several that train together."

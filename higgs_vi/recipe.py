@@ -119,7 +119,7 @@ class TrainSettings(Settings):
         about="adamw8bit needs a quarter of AdamW's memory. paged8bit also moves its state to the "
         "host. rounded8bit is for mode full in bf16.")
     gradient_accumulation_steps: int = option(  # batches per optimizer step on each GPU
-        4, min=1, max=2**16, about="A resumed run keeps its batches per step on all GPUs together.")
+        4, min=1, max=2**16, about="A resumed run keeps the sum of all GPUs.")
     warmup_ratio: float = option(  # fraction of the steps with a rising learning rate
         0.03, min=0, max=1, about="After it the learning rate falls along a cosine.")
     weight_decay: float = option(0.01, min=0, max=10)  # weight decay of AdamW
@@ -139,8 +139,8 @@ class TrainSettings(Settings):
 
     # Memory and speed
     gpus: int = option(  # GPUs to train on
-        1, min=1, max=64, about="Each has its own process. Leave it at 1 with accelerate launch "
-        "and torchrun, which start the processes themselves.")
+        1, min=1, max=64, about="Each GPU has its own process. Leave it at 1 with accelerate "
+        "launch and torchrun, which start the processes themselves.")
     gpu_memory: str = option(  # auto, or GiB: take the fastest plan that fits
         "", about="It chooses mode, gradient_checkpointing, token_budget and optim; see 03_memory.")
     gradient_checkpointing: int = option(  # recompute every layer (1), every n-th (n), none (0)
