@@ -286,7 +286,7 @@ def load_adapter(model, folder: str | Path):
         if not is_same_base(sampled, fingerprint(model)):
             raise ValueError(
                 f"the adapter {folder} was trained on another base, {base or 'the embedded nano'}: "
-                "load it on that base (a merged model already contains its adapter)"
+                "load it on that base (a merged model already holds its adapter)"
             )
     with reading("adapter", folder):
         peft = add_lora(model, read_adapter_config(folder / "adapter_config.json"))
