@@ -268,15 +268,19 @@ def _ends(before: str, choice: str) -> bool:
 
 @lru_cache(512)
 def _ending(choice: str) -> re.Pattern:
-    "Compile the pattern of `_ends`."
+    "Compile a pattern for texts that end with one of the words of the pattern `choice`."
     return re.compile(rf"(?<!\w)(?:{choice})[\s:]*$")
 
 GRAMMAR: list = []     # (kind, pattern, function), in the order they are tried
 
 def _rule(kind: str, pattern: str, flags: int = 0):
-    "Decorator: add a function to the grammar as a rule."
+    """Decorator: add a function to the grammar as the rule for matches of `pattern`.
+
+    The function returns a match in words. `kind` is the kind of its tokens, `flags` are those of
+    `re.compile`.
+    """
     def add(read):
-        "Add `read` to the grammar."
+        "Add the function `read` to the grammar, and return it."
         GRAMMAR.append((kind, re.compile(pattern, flags), read))
         return read
     return add
@@ -334,7 +338,11 @@ def _month(m: int) -> str: return "tư" if m == 4 else count(m)
 def _is_date(d: str, m: str) -> bool: return 1 <= int(d) <= 31 and 1 <= int(m) <= 12
 
 def _date(before: str, d: str, m: str, y: str = "") -> str:
-    "Return a date in words: '5', '3' -> 'ngày năm tháng ba'; a year `y` adds 'năm …'."
+    """Return day `d`, month `m` and perhaps year `y` in words: '5', '3' -> 'ngày năm tháng ba'.
+
+    The word 'ngày' is left out if `before`, the text before the date, ends with a word that
+    replaces it.
+    """
     day = "" if _ends(before, _NO_DAY) else "ngày "
     return f"{day}{count(int(d))} tháng {_month(int(m))}" + (f" năm {count(int(y))}" if y else "")
 
@@ -490,9 +498,11 @@ def _slash(m: re.Match) -> str:
     return fraction or over
 
 def _month_year(a: str, b: str, before: str) -> str:
-    """Return a month in words: '8', '2019' -> 'tháng tám năm hai nghìn không trăm mười chín'.
+    """Return a month and a year in words: '8', '2019' -> 'tháng tám năm hai nghìn không trăm mười
+    chín'.
 
-    After 'quý' the word 'tháng' is left out.
+    If `before`, the text before the month, ends with a word such as 'quý' or 'tháng', the word
+    'tháng' is left out. After a word for a decree, such as 'số', the result is 'x trên y'.
     """
     if _ends(before, "số|nghị định|thông tư|quyết định|chỉ thị|nghị quyết|công văn|luật"):
         return f"{number(a)} trên {count(int(b))}"
@@ -669,7 +679,10 @@ _PER = re.compile(rf"\s?/\s?({_alternatives(_UNITS)}|[^\W\d_]{{1,12}})(?![^\W_])
 _NEEDS_TOUCH = set("A V W N J L d h p s t g l đ Đ min ph ft".split()) - set("g l đ h W V".split())
 
 def _unit_fits(unit: str, gap: str, written: str, before: str, after: str) -> bool:
-    "Return False if what looks like the unit `unit` is more likely a letter or a word."
+    """Return False if `unit`, after the number `written`, is more likely a letter or a word.
+
+    `gap` is the space between number and unit. `before` and `after` are the text around both.
+    """
     if unit == "A": return bool(re.search(r"dòng|điện|ampe|cường độ|cầu chì|aptomat|sạc", before))
     if unit == "t": return bool(re.search(r"xe|tải|hàng|nặng|cont|cá|lúa|gạo|thép|hạm|máy", before))
     if unit == "d": return not gap and (len(written) > 4)
@@ -682,7 +695,10 @@ def _unit_fits(unit: str, gap: str, written: str, before: str, after: str) -> bo
     return True
 
 def _is_hour_g(text: str, at: int, written: str, before: str) -> bool:
-    "Return True if the g at `at`, after the number `written`, means 'giờ' (hour)."
+    """Return True if the g at index `at` of `text` means 'giờ' (hour).
+
+    `written` is the number before the g, and `before` is the text before that number.
+    """
     if text[at:at + 1] != "g" or text[at + 1:at + 2].isalnum(): return False
     if len(written) > 2 or not written.isdecimal() or not 1 <= int(written) <= 24: return False
     after = _STOP.split(text[at + 1:at + _NEAR])[0]
@@ -712,8 +728,9 @@ _WHOLE_THINGS = re.compile(     # things counted in integers: 12,345 người
 def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     """Return the words of the measure at index `at`, the index of its end, and its bare number.
 
-    The bare number is the number as written if it has no sign, scale or unit, otherwise ''. Returns
-    None if there is no measure at `at`.
+    The bare number is the number as written if it has no sign, scale or unit, otherwise ''.
+    `before` is the text before the measure, in lower case. Returns None if there is no measure at
+    `at`.
     """
     if not (m := _HEAD.match(text, at)): return None
     sign, currency, written = m.groups()
@@ -749,7 +766,11 @@ def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     return (f"{_SIGNED[sign.strip()]} " if sign else "") + said, end, written if bare else ""
 
 def _is_letter_k(scale: str, written: str, before: str) -> bool:
-    "Return whether the K is that of a resolution such as 4K or 8K."
+    """Return whether the letter `scale` after the number `written` is the K of a resolution: 4K,
+    8K.
+
+    It is not if `before`, the text before the number, speaks of money or of views.
+    """
     return (
         scale == "K"
         and written in ("2", "4", "8")
@@ -772,7 +793,10 @@ def _per_word(unit: str, physical: bool) -> str:
     return f"một {_SHORT.get(unit, unit)}"
 
 def _point(before: str, written: str, bare: bool) -> str:
-    "Return the word for a decimal full stop: 'chấm' in a version number, else 'phẩy'."
+    """Return the word for the full stop in the number `written`: 'chấm' in a version, else 'phẩy'.
+
+    `before` is the text before the number. `bare` says that the number has no sign, scale or unit.
+    """
     if not bare or "." not in written: return "phẩy"
     if written.endswith(".0") or _ends(before, _VERSION): return "chấm"
     last = re.search(r"[^\W\d_]+(?=\s*$)", before)
@@ -810,7 +834,11 @@ def _value(written: str) -> float:
     return float(plain.replace(",", ".", 1).replace(",", ""))
 
 def _pair(m: re.Match, a: str, sign: str, b: str, end: int) -> str:
-    "Return two bare numbers with a dash in words: a range, a score, a date or a difference."
+    """Return the bare numbers `a` and `b` with the dash `sign` between them in words.
+
+    They are read as a range, a score, a date or a difference, by the text before the match `m` and
+    after the index `end`, where the pair ends.
+    """
     before, after = _before(m), m.string[end:end + _NEAR]
     first, second = _value(a), _value(b)
     if after.lstrip().startswith("=") or " " in sign and _ends(before, _MINUS):
@@ -848,7 +876,10 @@ _DAY_BEFORE_DASH = (r"ngày|mùng|mồng|sáng|trưa|chiều|tối|đêm|hôm|l�
                     r"|sinh nhật|mừng|thứ \w+,|chủ nhật,")
 
 def _between_names(left: str, right: str) -> bool:
-    "Return whether a score stands between two capitalised names: 'Real 4 - 0 Barca'."
+    """Return whether a score stands between two capitalised names: 'Real 4 - 0 Barca'.
+
+    `left` and `right` are the text before and after the score.
+    """
     return bool(
         re.search(r"(?:^|\s)[^\W\d_a-z]\w+\s$", left)
         and re.match(r"\s[^\W\d_a-z]\w", right)
@@ -857,7 +888,7 @@ def _between_names(left: str, right: str) -> bool:
     )
 
 def _last_is_capital(left: str) -> bool:
-    "Return whether the last word of `left` starts with a capital."
+    "Return whether the last word of `left`, the text before a score, starts with a capital."
     last = left.split()[-1:]
     return bool(last) and unicodedata.category(last[0][0]) == "Lu"
 
@@ -963,7 +994,10 @@ def _mixed(a: str, b: str) -> bool:
     return first in _UNITS and second in _UNITS and first[-1] != second[-1]
 
 def _counts(written: str, before: str, after: str) -> str:
-    "Return '01' as 'một' before the noun that it counts; '' elsewhere, as in a code."
+    """Return a number `written` with a leading zero in words if it counts a noun: '01' -> 'một'.
+
+    Returns '' elsewhere, as in a code. `before` and `after` are the text around the number.
+    """
     noun = re.match(r" (?:(?:đến|tới|hoặc|hay) \d{1,2} )?([^\W\d_]{2,})", after)
     if not re.fullmatch("0[1-9]", written) or not noun or not noun[1].islower(): return ""
     if not is_syllable(noun[1]) or noun[1] in _NO_NOUNS: return ""
@@ -975,7 +1009,10 @@ _NO_NOUNS = set("""
     cũng rồi do có ra vào này đó kia""".split())
 
 def _ordinal(written: str, before: str) -> str:
-    "Return an ordinal in words: 'tư' in 'tháng 4' and 'thứ 4', 'nhất' in 'thứ 1'; else ''."
+    """Return the number `written` as an ordinal in words, judged by the text `before` it.
+
+    'tư' in 'tháng 4' and 'thứ 4', 'nhất' in 'thứ 1'. Returns '' if it is no ordinal.
+    """
     if written in ("4", "04") and _ends(before, "tháng|thứ|lần thứ|hạng"): return "tư"
     if written == "1" and _ends(before, "thứ"): return "nhất"
     if (
@@ -1296,7 +1333,11 @@ def _in_headline(m: re.Match) -> bool:
                for n in (left, right))
 
 def _by_figures(text: str, before: str, after: str) -> str:
-    "Return an abbreviation in words by a number beside or in it: 'SN 1985', 'CKII'; else ''."
+    """Return the abbreviation `text` in words by a number beside or in it: 'SN 1985', 'CKII'.
+
+    Returns '' if there is no such number. `before` and `after` are the text around the
+    abbreviation.
+    """
     if text in ("CKI", "CKII", "BSCKI", "BSCKII"): return _TITLES[text]
     if text in ("CK", "BSCK") and re.match(r" ?(?:I{1,2}|[12])(?!\w)", after): return _TITLES[text]
     if text == "PN" and re.search(r"\d $", before): return "phòng ngủ"
@@ -1722,7 +1763,7 @@ def _rules_for(first: str) -> list:
 
 # %% ../nbs/14_aloud.ipynb #d93d964d
 def _begun(before: str, after: str) -> str:
-    "Return `after`, as read, capitalised unless `before`, as written, starts in lower case."
+    "Capitalise the spoken form `after`, unless the written form `before` starts in lower case."
     first = next((c for c in before if c.isalnum()), "")
     return after if first.islower() else re.sub(r"[^\W\d_]", lambda m: m[0].upper(), after, count=1)
 

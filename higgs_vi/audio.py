@@ -58,9 +58,10 @@ def frame_levels(
 
 # %% ../nbs/12_audio.ipynb #fc3f351e
 def moving_levels(x: np.ndarray) -> np.ndarray:
-    """Return the level in dBFS of each whole 20 ms frame of `x` (24 kHz) without its mean.
+    """Return the level in dBFS of each whole 20 ms frame of `x` (24 kHz), `(frames,)`.
 
-    The result is `(frames,)`. A constant signal has -120 dBFS, the lowest value.
+    The mean of each frame is subtracted first, so a constant signal has -120 dBFS, the lowest
+    value.
     """
     frames = x[:len(x)//480*480].reshape(-1, 480).astype(np.float32, copy=False)
     frames = frames - frames.mean(1, keepdims=True)
@@ -171,7 +172,10 @@ def _not_audio(head: bytes) -> str:
     return f"it is {other}, not audio: {way}"
 
 def _check_audio(source: object, name: str, cause: Exception):
-    "Raise `ValueError` from `cause` if the first bytes of a path or open file are not audio."
+    """Raise `ValueError` from `cause` if the first bytes of `source` are not audio.
+
+    `source` is a path or an open binary file, and the message calls it `name`.
+    """
     with open(source, "rb") if not hasattr(source, "read") else nullcontext(source) as f:
         f.seek(0)
         if other := _not_audio(f.read(512)):
@@ -396,8 +400,9 @@ def _mp3_states_frames(f: object) -> bool:
 def _is_length_known(f: object, sound: sf.SoundFile) -> bool:
     """Return whether the number of frames that libsndfile reports is right.
 
-    If an MP3 states no number, libsndfile derives it from the first frame, which is right only for
-    a constant bit rate. Therefore the frames in the first 64 MB of such a file are counted here.
+    If the header of an MP3 states no number of frames, libsndfile derives it from the first frame,
+    which is right only for a constant bit rate. Therefore the frames in the first 64 MB of such a
+    file are counted here.
     """
     if sound.format != "MP3" or _mp3_states_frames(f):
         return True
@@ -463,7 +468,11 @@ _LOWEST_RATE, _HIGHEST_RATE = 4_000, 768_000  # Hz
 _MOST_SAMPLES = 2**27  # of all channels together: 0.5 GiB
 
 def _check_header(name: str, rate: int, channels: int, frames: int, longest: float):
-    "Raise `ValueError` if a header states an unusable sample rate or too many samples."
+    """Check the sample rate (Hz), channels and frames that the header of the file `name` states.
+
+    Raises `ValueError` if the sample rate is unusable, if the sound lasts more than `longest`
+    seconds, or if it has too many samples.
+    """
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         raise ValueError(
             f"the header of {name} states a sample rate of {rate} Hz, outside "
@@ -548,9 +557,10 @@ def pick_channel(x: np.ndarray, rate: int) -> tuple[np.ndarray, str]:
 def _frame_range(
     name: str, rate: int, frames: int, start: float, end: float | None
 ) -> tuple[int, int]:
-    """Return the first frame of the segment from `start` to `end` seconds, and the one after it.
+    """Return the index of the first frame of a segment, and that of the first frame after it.
 
-    Raises `ValueError` if the segment does not lie inside the `frames` of the file.
+    The segment lasts from `start` to `end` seconds (None: to the end of the file). Raises
+    `ValueError` if it does not lie inside the `frames` of the file.
     """
     first, last = round(start*rate), frames if end is None else round(end*rate)
     if (start or end is not None) and not 0 <= first < last <= frames + rate//2:
@@ -564,11 +574,18 @@ def _frame_range(
 def _read_frames(
     source: object, name: str, start: float, end: float | None, check: Callable[[float], None]
 ) -> tuple[np.ndarray, int]:
-    "Read a segment with libsndfile; returns the samples `(samples, channels)` and their rate."
+    """Read the segment from `start` to `end` seconds of a file with libsndfile.
+
+    Returns the samples `(samples, channels)` and their rate in Hz. `check` is called with the
+    duration of the segment in s before it is read. Messages call the file `name`.
+    """
     with sound_file(source, name, whole=not start and end is None) as (f, known):
         rate = f.samplerate
         if f.frames >= 2**62 or not known:
-            raise RuntimeError("its header does not state its length")  # ffmpeg will read it
+            raise RuntimeError(  # ffmpeg will read it
+                f"the header of {name} does not state its length: convert it, as in "
+                "ffmpeg -i IN OUT.wav"
+            )
         first, last = _frame_range(name, rate, f.frames, start, end)
         wanted = last - first
         check(wanted / rate)

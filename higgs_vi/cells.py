@@ -39,7 +39,10 @@ _ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\0": r"\0"}
 
 def printable(text: object, max_length: int = 2000) -> str:
-    "Return `text` on one line, with control characters and lone surrogates escaped."
+    """Return `text` on one line, with control characters and lone surrogates escaped.
+
+    A text of more than `max_length` characters is cut there, and its length is added.
+    """
     text = str(text)
     cut = _ODD.sub(
         lambda m: _ESCAPES.get(m[0]) or m[0].encode("unicode_escape").decode(), text[:max_length]
@@ -259,7 +262,10 @@ def why_no_speaker(cells: list[str]) -> str:
     values = {str(c).strip() for c in cells if not is_missing(c)}
     long = sorted(c for c in values if len(c.split()) > 4)       # names have two to four words
     if len(values) > 2 and len(long)*3 > len(values) and len(values)*2 > len(cells):
-        return f"its cells are sentences, such as {printable(long[0], 40)!r}"
+        return (
+            f"its cells are sentences, such as {printable(long[0], 40)!r}, not names of speakers, "
+            "so another column must be the speaker"
+        )
     return ""
 
 # %% ../nbs/20_cells.ipynb #6f836a77
@@ -355,7 +361,11 @@ def _note_kind(note: str) -> str:
     return "sound" if note[0] == "[" or tag else ""
 
 def without_notes(text: str) -> tuple[str, list[str], list[str]]:
-    "Return `text` without notes, the list of notes on words not understood, and that of sounds."
+    """Remove the notes in brackets from `text`.
+
+    Returns the remaining text, the list of notes on words that were not understood, and the list of
+    notes on sounds.
+    """
     notes = dict(unheard=[], sound=[])
     def _kept(m):
         if not (kind := _note_kind(m[0])): return m[0]

@@ -186,11 +186,11 @@ def _open(
 def _reference_faults(
     sample: Sample, key: str | None, cfg: CheckSettings, known: Fingerprints
 ) -> list[tuple[str, str]]:
-    "Return the faults of a sample's references; `key` is the `clip_key` of its own sound."
+    "Return the faults of a sample's references; `key` is the `clip_key` of the sample's own sound."
     names, n = as_list(sample.ref_audio_file), len(as_list(sample.ref_transcript))
     out = []
     if len(names) != n:
-        out.append(("no text", f"it has {len(names)} references, but transcripts of {n}"))
+        out.append(("no text", f"it has {len(names)} references, but {n} transcripts of them"))
     for name in names:
         m, faults = _open(sample.folder, name, cfg, known)
         if m: faults = faults + sound_faults(m, None, cfg)
@@ -225,7 +225,10 @@ def check_sample(
 def _repeated(
     clips: pd.DataFrame, columns: list[str], fault: str, words: str
 ) -> list[tuple[str, str, str]]:
-    "Return a fault for each clip that has the same `columns` as an earlier one."
+    """Return a fault for each clip whose values in `columns` equal those of an earlier clip.
+
+    `fault` is the name of the fault; its sentence is `words` and the id of the earlier clip.
+    """
     first, out = {}, []
     for clip_id, *values in clips[["id", *columns]].dropna().itertuples(index=False):
         key = tuple(values)

@@ -163,7 +163,8 @@ def _why_nothing(rejected: pd.DataFrame, label: str, out: Path) -> str:
     reasons = count_reasons(rejected).head(5).itertuples()
     why = "; ".join(f"{r.rows} like row {r.first}: {r.example}" for r in reasons)
     return (
-        f"none of the {len(rejected)} rows of {label} is usable ({why}): see {out / 'rejected.csv'}"
+        f"none of the {len(rejected)} rows of {label} is usable ({why}): correct the table; "
+        f"{out / 'rejected.csv'} has the reason for each row"
     )
 
 

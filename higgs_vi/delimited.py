@@ -88,10 +88,10 @@ def _undecoded(text: str, raw: bytes) -> str:
     return where
 
 def read_text(path: Path, encoding: str = "") -> str:
-    """Read a text file as UTF-8, as its BOM says, or in the `encoding` named.
+    """Read a text file in the given `encoding`; by default as UTF-8, or as its BOM says.
 
     A few damaged bytes become lone surrogates. Raises `ValueError` if the encoding is unknown, if
-    the file is binary, or if it is not in this encoding.
+    the file is binary, or if its bytes are not valid in the encoding.
     """
     raw = path.read_bytes()
     try:
@@ -189,7 +189,11 @@ def _steady(lines: list[str], delimiter: str) -> tuple[float, int]:
 
 def _find_header(lines: list[str], known: tuple[set[str], set[str]], wanted: set[str]
                  ) -> tuple[str, int] | None:
-    "Return delimiter and line of a header with `known` or `wanted` names, or None."
+    """Find a header in the first five lines: return its delimiter and the index of its line.
+
+    A header has a name of both sets in `known` (names of file columns and of text columns), or all
+    the names in `wanted`. Returns None if no line does.
+    """
     for i, line in enumerate(lines[:5]):
         for delimiter in "\t,;|":
             names = {plain_name(c) for c in split_cells(line, delimiter)[0]}
@@ -258,7 +262,10 @@ def _closes(line: str, form: Form) -> bool:
                for c in line.split(form.delimiter))
 
 def _misfit(number: int, cells: list[str], is_open: bool, form: Form) -> Record:
-    "Return the record of a line that is not a row."
+    """Return the record of line `number`, whose `cells` are not a row of the table `form`.
+
+    `is_open` says that a quotation mark stays open at the end of the line.
+    """
     if is_open:
         why = "opens one quotation mark that is not closed before another row begins"
     else:
@@ -272,8 +279,8 @@ def _shape(cell: str) -> str: return re.sub(r"\d+", "0", cell.strip().strip('"')
 class _Paths:
     """Recognises cells that hold the path of an audio file.
 
-    It has an audio extension, or a shape (digits replaced by 0) that is common in the column of the
-    paths, whose index is `column`.
+    Such a cell has an audio extension, or a shape (digits replaced by 0) that is common in the
+    column of the paths, whose index is `column`.
     """
     def __init__(self, lines: list[str], form: Form, column: int | None):
         self.form, self.column = form, column
@@ -285,7 +292,7 @@ class _Paths:
                        if k > 1 and "0" in s and re.search("[^\\W\\d_]", s) and " " not in s}
 
     def held_by(self, cell: str) -> bool:
-        "Return True if a quoted cell of several lines holds the path of another row."
+        "Return True if `cell`, a quoted cell of several lines, holds the path of another row."
         items = (item for line in cell.split("\n") for item in line.split(self.form.delimiter))
         return any(is_sound(item) or _shape(item) in self.shapes for item in items)
 

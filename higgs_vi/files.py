@@ -57,7 +57,7 @@ class Damaged(ValueError):
         super().__init__(f"{path} is damaged ({reason}): {way}")
 
 def _no_constant(name: str):
-    "Refuse NaN and infinities, which Python's JSON reader would accept."
+    "Raise `ValueError` for `name`, NaN or an infinity, which Python's JSON reader would accept."
     raise ValueError(f"it holds {name}, which is not valid JSON")
 
 def read_json(path: str | Path, kind: type = dict, way: str = _RESTORE):

@@ -134,7 +134,10 @@ def _check_cells(row: dict):
     except ValueError as e:
         raise ValueError(f"its column valid: {e}") from None
     if not valid:
-        raise ValueError("the table marks it as not valid")
+        raise ValueError(
+            "the table marks it as not valid: to keep the clip, set its cell in the column valid "
+            "to true"
+        )
     split_of(row.get("split"))
 
 
@@ -143,7 +146,8 @@ def _check_speaker(name: str):
     if is_unknown_speaker(name):
         raise ValueError(
             f"its speaker is empty ({printable(name, 80)!r}), and unknown voices must not mix: "
-            "name the speaker, or take folders for speakers (parameter columns, as in speaker=)"
+            "name the speaker, or set the parameter columns to speaker= (nothing after the equals "
+            "sign), which makes each folder of clips one speaker"
         )
     if len(name) > LONGEST_NAME:
         raise ValueError(
@@ -152,7 +156,10 @@ def _check_speaker(name: str):
 
 # %% ../nbs/26_intake.ipynb #68777cde
 def _without_markup(text: str, whose: str) -> str:
-    "Return `text` without HTML; `ValueError` if it holds notes beside the spoken words."
+    """Return `text` without HTML; raise `ValueError` if it holds notes beside the spoken words.
+
+    `whose` names the text in the message, such as 'its text'.
+    """
     text = strip_markup(text)
     if why := why_noted(text): raise ValueError(f"{whose} {why}")
     return text
@@ -163,7 +170,10 @@ def checked_text(row: dict, cfg: Settings) -> str:
     _check_cells(row)
     text, longest = str(row["text"]), max(1000, int(100 * cfg.max_seconds))
     if is_missing(text) or not has_words(text):
-        raise ValueError(f"its text is empty ({printable(text, 80)!r}): there is nothing to say")
+        raise ValueError(
+            f"its text is empty ({printable(text, 80)!r}): write the spoken words, or remove "
+            "the row"
+        )
     if len(text) > longest:
         raise ValueError(
             f"its text has {len(text)} characters, more than the {longest} that fit into "
@@ -239,7 +249,10 @@ def _read_references(row: dict, root: Path, key: str) -> tuple[list[np.ndarray],
     texts = [_without_markup(t, whose) if isinstance(t, str) else t for t in texts]
     texts = [reference_text(t) for t in texts]
     if any(clip_key(sound) == key for sound in sounds):
-        raise ValueError("its reference is the clip itself: the model would be shown the answer")
+        raise ValueError(
+            "its reference is the clip itself: the model would be shown the answer; name another "
+            "clip as the reference"
+        )
     return sounds, texts
 
 # %% ../nbs/26_intake.ipynb #559e2ce5
@@ -280,7 +293,7 @@ def make_sample(
     "Return the sample of a row whose files are called `name`; `refs` holds its reference fields."
 
     def known(column: str) -> str:
-        "Return a cell, or 'unknown' if it is missing."
+        "Return the row's cell in `column`, or 'unknown' if it is missing."
         cell = str(row.get(column) or "").strip()
         return "unknown" if is_missing(cell) else cell
 
@@ -391,11 +404,13 @@ def _why_enough(row: dict, speaker: str, done: Outcome, cfg: Settings) -> str:
 def _check_new(clip: Clip, done: Outcome):
     "Raise `ValueError` if an earlier row has the same sound or recording."
     if clip.key in done.seen:
-        raise ValueError(f"it is the same sound as row {done.seen[clip.key]}")
+        raise ValueError(
+            f"the clip has the same sound as row {done.seen[clip.key]}, so it is left out"
+        )
     if twin := done.recordings.find(clip.mark):
         raise ValueError(
-            f"it is the same recording as row {twin}, in another encoding, at another level "
-            "or cut otherwise"
+            f"the clip is the same recording as row {twin}, in another encoding, at another level "
+            "or cut otherwise, so it is left out"
         )
 
 # %% ../nbs/26_intake.ipynb #c3384ceb
@@ -412,8 +427,10 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS: raise error
     if isinstance(error, (ValueError, FileNotFoundError)): return printable(error, 500)
     if isinstance(error, OSError):
-        return printable(f"its file cannot be read ({error.strerror or error})", 500)
-    return printable(f"it cannot be read ({type(error).__name__}: {error})", 500)
+        why = error.strerror or error
+        return printable(f"its file cannot be read ({why}): mend the file or remove the row", 500)
+    why = f"{type(error).__name__}: {error}"
+    return printable(f"the row cannot be read ({why}): correct or remove it", 500)
 
 # %% ../nbs/26_intake.ipynb #191b0c25
 def _accept(
@@ -441,9 +458,10 @@ def _accept(
 def _decide(
     row: dict, speaker: str, clip: Future | None, done: Outcome, out: Path, cfg: Settings
 ) -> tuple[dict, dict[str, Path]]:
-    """Return the journal entry of a row whose turn it is, and its files (name -> temporary path).
+    """Return the journal entry of a row, kept or rejected, and its files (name -> temporary path).
 
-    An error of reading, checking or writing the row becomes the reason to reject it.
+    `clip` is the result of the thread that read the row (None: not read). An error of reading,
+    checking or writing the row becomes the reason to reject it, and then there are no files.
     """
     if why := _why_enough(row, speaker, done, cfg):
         return dict(reason=printable(why, 500)), {}

@@ -110,7 +110,7 @@ class Sample(Mapping):
 
     @property
     def files(self) -> list[str]:
-        "The relative paths of all its files: sound, transcript, reference clips."
+        "The relative paths of all files of the sample: sound, transcript, reference clips."
         names = (self.audio_file, self.transcript_file, *as_list(self.ref_audio_file))
         return [str(name) for name in names]
 
@@ -134,7 +134,7 @@ def _why_odd_record(record: dict) -> str:
         many = name in _LISTS and isinstance(value, list)
         if not all(isinstance(v, str) for v in (value if many else [value])):
             kind = "a string or a list of strings" if name in _LISTS else "a string"
-            return f"its {name} is {value!r:.60}: it must be {kind}"
+            return f"the field {name} is {value!r:.60}: it must be {kind}"
     return ""
 
 # %% ../nbs/19_manifest.ipynb #15a04a16
@@ -155,7 +155,7 @@ def _why_odd(meta: dict) -> str:
 # %% ../nbs/19_manifest.ipynb #84df71b6
 @dataclass
 class Manifest:
-    "The contents of a metadata.json."
+    "The contents of a metadata.json: its samples, and the whole JSON object as `head`."
 
     samples: list[Sample]
     head: dict  # the whole object of the file; its `samples` are replaced when it is written
@@ -187,7 +187,7 @@ def _parsed(folder: Path, name: str) -> dict:
         ) from e
     except RecursionError as e:
         raise ValueError(
-            f"{path} is nested too deeply for Higgs' format: make the folder again with 00_data"
+            f"the JSON in {path} is nested too deeply: make the folder again with 00_data"
         ) from e
     return meta
 
@@ -230,7 +230,7 @@ def read_text(sample: Sample) -> str:
     except (OSError, RuntimeError, ValueError) as e:
         raise ValueError(
             f"the transcript {sample.transcript_file} of {sample.folder} cannot be read ({e}): "
-            "restore it or make the folder again"
+            "restore the file, or make the folder again with 00_data"
         ) from e
 
 

@@ -260,7 +260,7 @@ def exit_quietly():
     raise SystemExit(1)
 
 def report_once():
-    """Return in the first process of each machine, and end the others quietly.
+    """Return normally in the first process of each machine, and end the other processes quietly.
 
     Call it before you report an error that all processes of a command meet.
     """
@@ -268,7 +268,7 @@ def report_once():
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        "Print usage and message in one process, and end all of them."
+        "Print the usage and `message` in one process of each machine, and end all processes."
         report_once()
         super().error(message)
 
@@ -311,7 +311,9 @@ def _unknown(argument: str, cls: type[Settings]) -> str:
     return f"there is no option --{name}{hint}"
 
 def _underscored(argument: str) -> str:
-    "Return an option with its name in underscores: --learning-rate is --learning_rate."
+    """Return the option `argument` with underscores in its name: --learning-rate becomes
+    --learning_rate.
+    """
     return re.sub(r"^--[a-z][\w-]*", lambda m: "--" + m[0][2:].replace("-", "_"), argument)
 
 def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
@@ -342,7 +344,7 @@ def as_options(settings: Settings) -> list[str]:
     """
 
     def text(value: object) -> str:
-        "The value as the command line takes it."
+        "Return `value` as it is written on a command line."
         if isinstance(value, list | tuple): return ",".join(map(str, value))
         return str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -70,7 +70,8 @@ def power(x: np.ndarray) -> np.ndarray:
     """
     if len(x) < 0.2 * SAMPLE_RATE:
         raise ValueError(
-            f"the clip lasts {len(x) / SAMPLE_RATE:.2f} s: at least 0.2 s are needed to measure it"
+            f"the clip lasts {len(x) / SAMPLE_RATE:.2f} s: at least 0.2 s are needed to measure "
+            "it; use a longer clip"
         )
     window = np.hanning(WINDOW).astype(np.float32)
     frames = sliding_window_view(x.astype(np.float32), WINDOW)[::HOP] * window
@@ -124,8 +125,8 @@ def _period(
     """Find the period of each frame in samples, and the correlation there: `(frames,)` each.
 
     Searches lags from `shortest` to `longest` in `corr` `(frames, at least longest + 2)`, the
-    autocorrelations of windowed frames; `window_corr` is that of the window. Of equal peaks, takes
-    the first.
+    autocorrelations of windowed frames. `window_corr` is the autocorrelation of the window. Of
+    equal peaks, takes the first.
     """
     a, b = shortest, longest
     r = corr[:, a - 1:b + 2]/np.maximum(corr[:, :1], 1e-9)/(window_corr[a - 1:b + 2]/window_corr[0])
@@ -206,7 +207,12 @@ def _count_speech_frames(P: np.ndarray, active: np.ndarray, pitched: np.ndarray)
 
 # %% ../nbs/24_sound.ipynb #794bf066
 def _count_by_seconds(low: np.ndarray, active: np.ndarray) -> tuple[int, int]:
-    "Apply `_count_speech_frames` to a clip `low` at 8 kHz, second by second, until it is decided."
+    """Apply `_count_speech_frames` to the clip `low` (8 kHz), second by second, and add up the
+    counts.
+
+    Stops as soon as enough frames count as speech. Returns the number of voiced frames, and of
+    those that change like speech. Only frames with `active` `(frames,)` count.
+    """
     voiced = speech = 0
     for i in range(0, len(active) - 2, 50):
         part = low[_FRAME_HOP*i : _FRAME_HOP*(i + 51) + _FRAME]
@@ -220,7 +226,11 @@ def _count_by_seconds(low: np.ndarray, active: np.ndarray) -> tuple[int, int]:
     return voiced, speech
 
 def _is_hidden_speech(low: np.ndarray, active: np.ndarray, levels: np.ndarray) -> bool:
-    "Return whether a clip `low` at 8 kHz is speech over a constant sound, or a creaky voice."
+    """Return whether the clip `low` (8 kHz) is speech over a constant sound, or a creaky voice.
+
+    `active` `(frames,)` marks the frames that count, and `levels` are the levels of the clip's
+    frames in dBFS.
+    """
     P = _spectra(low, _FRAME, _FRAME_HOP, _FFT)
     rest = np.maximum(P - 2*np.percentile(P, 20, axis=0), 0)  # without the constant part
     active = active[:len(P)]
@@ -380,7 +390,7 @@ def measure(x: np.ndarray) -> dict:
     total, noise = P.sum(1), noise_spectrum(P)
     quiet, cut = noise[2:].sum(), round(300 * WINDOW / SAMPLE_RATE)
     if total.max() < 1e-12:
-        raise ValueError("the clip is silent: there is nothing to measure")
+        raise ValueError("the clip is silent, so it cannot be measured: use a clip with speech")
     limit = max(np.percentile(total, 95) / 300, min(2 * quiet, np.percentile(total, 90)))
     loud = total > min(limit, 0.999 * total.max())  # so that some frames of an even tone are loud
     active, frames = P[loud].mean(0), np.flatnonzero(loud)

@@ -159,9 +159,10 @@ def given_splits(rows: list[Mapping]) -> list[str]:
 DRAWS = 32
 
 def majority_splits(sides: list[str], groups: list[str]) -> list[str]:
-    """Return for each row the split that owns its text group: the split with most rows of it.
+    """Return for each row the split that owns the row's text group.
 
-    If several splits have equally many, test is preferred, then valid.
+    That is the split with most rows of the group. If several have equally many, test is preferred,
+    then valid. `sides` are the splits of the rows, `groups` their text groups.
     """
     count = Counter(zip(groups, sides, strict=True))
     best = {}
@@ -170,13 +171,20 @@ def majority_splits(sides: list[str], groups: list[str]) -> list[str]:
     return [SPLITS[best[group][1]] for group in groups]
 
 def _loss(found: tuple[list[str], list[str]]) -> tuple[int, int]:
-    "Count the splits that lose more than half of their rows, and all rows lost."
+    """Count the splits that lose more than half of their rows, and the rows that are lost in all.
+
+    `found` holds each row's split and the split that owns its text; a row is lost if they differ.
+    """
     had = Counter(found[0])
     kept = Counter(s for s, o in zip(*found, strict=True) if s == o)
     return sum(kept[s] < had[s]/2 for s in had), sum(had.values()) - sum(kept.values())
 
 def _why_not(rows, sides, owners, groups, disjoint) -> str:
-    "Return the error message for rows that cannot be divided, with counts."
+    """Return the error message, with counts, for `rows` that cannot be divided.
+
+    `sides` are the splits of the rows, `owners` the splits that own their texts, `groups` their
+    text groups. `disjoint` is the parameter of `divide`.
+    """
     speakers = defaultdict(set)
     for r, group in zip(rows, groups, strict=True):
         speakers[group].update(speakers_of(r))
@@ -206,7 +214,10 @@ def _check_units(size: dict, disjoint: str, valid_share: float, test_share: floa
     )
 
 def _draws(rows, groups, disjoint, valid_share, test_share, seed) -> list[list[str]]:
-    "Return the drawn split of each row, for each attempt."
+    """Return, for each attempt, a list with the drawn split of each row.
+
+    The units drawn are `groups`, or speakers if `disjoint` is speaker.
+    """
     units = groups
     if disjoint == "speaker":
         people = [{*speakers_of(r), *as_list(r.get("ref_speakers"))} for r in rows]

@@ -293,7 +293,8 @@ _END = r"[.!?…][\"'”’)\]]*"  # end of a sentence, with closing quotes and 
 def merge_into_sentences(cues: list[Cue], longest: float, pause: float = 1.0) -> list[Cue]:
     """Merge `cues` into sentences of at most `longest` seconds.
 
-    A single cue that is longer, or has a problem, is not changed.
+    Cues are not merged across a change of speaker or a gap of more than `pause` seconds. A single
+    cue that is longer, or has a problem, is not changed.
     """
     out = []
     for c in cues:
@@ -321,7 +322,10 @@ def levels_of(path: str | Path) -> tuple[np.ndarray, float]:
     try:
         with sound_file(path, str(path)) as (f, known):
             if f.frames >= 2**62 or not known:
-                raise RuntimeError("its header does not state its length")
+                raise RuntimeError(
+                    f"the header of the recording {path} does not state its length: convert it, as "
+                    "in ffmpeg -i IN OUT.wav"
+                )
             n = f.samplerate // 100
             parts = [  # a rate of 1 makes the length of a frame n samples
                 frame_levels(pick_channel(x - x.mean(0), f.samplerate)[0], 1, n)
@@ -478,8 +482,8 @@ def _check_durations(cues: list[Cue]):
     if len(odd):
         i = odd[0]
         raise ValueError(
-            f"{cues[i].text!r} would last {seconds[i]:.1f} s; by the pace of the rest it should "
-            f"last {expected[i]:.1f} s"
+            f"the sentence {cues[i].text!r} would last {seconds[i]:.1f} s, but {expected[i]:.1f} s "
+            "at the mean pace of the recording: add subtitles, or cut the recording"
         )
 
 def cut_at_pauses(
@@ -503,8 +507,9 @@ def cut_at_pauses(
     longest_other = max(pauses[order[n:]], default=0.0)
     if pauses[cuts].min() < max(0.3, min_ratio * longest_other):
         raise ValueError(
-            f"the {n} longest pause(s) last {pauses[cuts].min():.2f} s or more; that must be at "
-            f"least 0.3 s and {min_ratio:g} times the longest other pause, {longest_other:.2f} s"
+            f"the shortest of the {n} pause(s) between the sentences lasts "
+            f"{pauses[cuts].min():.2f} s: it must last at least 0.3 s and {min_ratio:g} times the "
+            f"longest other pause ({longest_other:.2f} s); add subtitles, or cut the recording"
         )
     firsts, lasts = [0, *cuts + 1], [*cuts, len(spans) - 1]
     cues = [

@@ -155,12 +155,18 @@ def _unlike(field: str, name: str, cells: list[str]) -> str:
 
 # %% ../nbs/22_tables.ipynb #13058907
 def _choose(table: str, why: str, field: str, options: list[str]) -> ValueError:
-    "Return the error for a doubtful guess, with the choices."
+    """Return the error that asks the user to choose the column of `field` among `options`.
+
+    `why` says what is doubtful about the table.
+    """
     ways = " or ".join(f"{field}={o}" for o in options)
     return ValueError(f"the table {table} {why}; choose with the parameter columns, as in {ways}")
 
 def _check_twins(df: pd.DataFrame, field: str, name: str, table: str):
-    "Raise `ValueError` if a column of the same or an equivalent name has different cells."
+    """Raise `ValueError` if a second column could be `field` as well as the column `name`.
+
+    That is a column of the same or an equivalent name whose cells differ.
+    """
     twins = [c for c in df if re.fullmatch(re.escape(name) + r" \(\d+\)", c)]
     if field == "text" and plain_name(name) in EQUAL:
         twins += [c for c in df if plain_name(c) in EQUAL and c != name]
@@ -352,7 +358,11 @@ def _could_name(cells: pd.Series) -> bool:
     return cells.nunique() < len(cells) and (_share_of_phrases(values) == 0 or short)
 
 def _undecided(cells: pd.DataFrame, table: str, why: str, ways: str) -> ValueError:
-    "Return the error for columns without names that cannot be told apart, with the first row."
+    """Return the error for a table without a header whose columns cannot be told apart.
+
+    `why` says which columns are doubtful, `ways` shows how to set the parameter columns. The
+    message shows the first row.
+    """
     first = "; ".join(f"{c} is {printable(cells[c].iloc[0], 30)!r}" for c in cells)
     return ValueError(
         f"the table {table} has no header and {cells.shape[1]} columns{why}: say which is which "
@@ -613,8 +623,11 @@ def read_jsonl(path: Path, encoding: str = "") -> Raw:
     found = list(_elements(text) if is_list else _objects(lines))
     rows, problem = [r for r, _ in found], [why for _, why in found]
     if rows and all(problem):
-        raise ValueError(f"the table {path} cannot be read as JSONL: none of its {len(rows)} lines "
-                         f"is usable ({problem[0]})")
+        raise ValueError(
+            f"the table {path} cannot be read as JSONL: none of its {len(rows)} lines is usable "
+            f"(the first problem: {problem[0]}); correct the table, or name another (parameter "
+            "table)"
+        )
     return Raw(_frame(rows), "jsonl", problem, [None]*len(rows))
 
 # %% ../nbs/22_tables.ipynb #23838c94
@@ -635,7 +648,10 @@ def _binary(t: pa.DataType) -> bool:
             or pa.types.is_binary_view(t))
 
 def _inner(t: pa.DataType) -> pa.DataType:
-    "Return the type of a cell, or of its elements if it is a list."
+    """Return the element type of `t` if it is a list type, else `t` itself.
+
+    The element type of nested lists is that of the innermost list.
+    """
     while pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t):
         t = t.value_type
     return t
@@ -708,7 +724,11 @@ def _first_path(value: object) -> str:
     return _text(value.get("path")) if isinstance(value, dict) else ""
 
 def _without_sound(file: pq.ParquetFile, leaf: str) -> np.ndarray:
-    "Return, per row, whether its row group has no audio at all, by the file's statistics."
+    """Return, for each row, whether its row group has no audio at all in column `leaf`: bool
+    `(rows,)`.
+
+    The statistics in the footer of the file tell this without reading audio.
+    """
     meta, out = file.metadata, []
     for g in range(meta.num_row_groups):
         group = meta.row_group(g)
@@ -1215,7 +1235,9 @@ class _Tree:
         return self._lists[folder]
 
     def find(self, path: str) -> str | None:
-        "Return the file that `path` (with slashes) names below the root, None if not exactly one."
+        """Return the one file below the root that `path` (with slashes) names; None for none or
+        several.
+        """
         here, parts = "", [p for p in path.split("/") if p not in ("", ".")]
         for part in parts:
             options = self._list(here).get(_key(part), [])
@@ -1241,11 +1263,17 @@ class Finder:
         self.folders = ["", *(f for f in usual if os.path.isdir(os.path.join(root, f)))]
 
     def _anywhere(self, parts: list[str]) -> str | None:
-        "Return the file that a path names below the root or one of the usual folders."
+        """Return the file that the path components `parts` name below the root or one of the usual
+        folders.
+        """
         return next((p for f in self.folders if (p := self.tree.find("/".join([f, *parts])))), None)
 
     def _tail(self, name: str, parts: list[str], cuts: list[int]) -> str | None:
-        "Return the file that the longest existing tail of a path names."
+        """Return the file that the longest existing trailing part of the path `name` leads to.
+
+        `parts` are the components of the path, and `cuts` the indices at which a trailing part may
+        begin. Returns None if no file exists.
+        """
         for cut in sorted(cuts, key=lambda c: (c != self._cut, c)):
             if found := self._anywhere(parts[cut:]):
                 self._cut, self.by_tail[name] = cut, found
@@ -1370,7 +1398,10 @@ def _metadata(folder: Path) -> list[Path]:
     return [p for end in ("csv", "tsv", "jsonl") if (p := folder/f"metadata.{end}").is_file()]
 
 def _is_part(path: Path) -> bool:
-    "Return True if a file belongs to a Kaldi folder."
+    """Return True if `path` is a file of a Kaldi folder: wav.scp, text, utt2spk or segments.
+
+    The folder must also hold a wav.scp.
+    """
     kaldi = ("wav.scp", "text", "utt2spk", "segments")
     return path.name in kaldi and (path.parent/"wav.scp").is_file()
 
@@ -1406,7 +1437,11 @@ def _plain_path(cell: str) -> str:
     return m[1] if cell[:1] == "{" and (m := _DICT.fullmatch(cell)) else cell
 
 def _why_cell(row: dict, found: dict[str, str], where: str, is_file: Callable[[str], bool]) -> str:
-    "Return the reason why a row cannot be used: the type of a cell or an empty path; or ''."
+    """Return the reason why `row` cannot be used (a cell of a wrong type, an empty path), or ''.
+
+    `found` maps fields to column names, `where` names the row in the message, and `is_file` tells
+    whether a path exists.
+    """
     shown = {field: f"column {printable(column, 60)!r}" for field, column in found.items()}
     for field in found:
         if why := why_type(field, row[field]):
@@ -1434,8 +1469,10 @@ def _as_fields(raw: Raw, chosen: dict[str, str], path: Path,
     usable = raw.cells[[not why for why in raw.problem]]    # only these rows decide the guesses
     if raw.kind == "ljspeech":
         if not len(usable):
-            raise ValueError(f"none of the {len(raw.cells)} rows of the table {path} is usable "
-                             f"({raw.problem[0]})")
+            raise ValueError(
+                f"none of the {len(raw.cells)} rows of the table {path} is usable (the first "
+                f"problem: {raw.problem[0]}); correct the table, or name another (parameter table)"
+            )
         chosen = guess_numbered_columns(usable, chosen, str(path), names_file)
     found = match_columns(usable, chosen, str(path), names_file, is_file)
     columns = {field: raw.cells[column] for field, column in found.items()}

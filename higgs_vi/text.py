@@ -45,7 +45,10 @@ _ONSETS_OF = {      # onsets that these rhymes can have: "loé" is Vietnamese, "
 }
 
 def _tone_seat(nucleus: str, final: str | None) -> int:
-    "Return the index of the vowel in `nucleus` that bears the tone mark."
+    """Return the index of the vowel in `nucleus`, a syllable's vowels, that bears the tone mark.
+
+    `final` holds the consonants after the vowels, if there are any.
+    """
     marked = [i for i, v in enumerate(nucleus) if v in "ăâêôơư"]
     if marked: return marked[-1]
     if len(nucleus) == 3: return 1
@@ -102,16 +105,17 @@ def _is_latin(c: str) -> bool:
     return c.isascii() or "\u00c0" <= c <= "\u024f" or "\u1e00" <= c <= "\u1eff"
 
 def _latin(text: str) -> str:
-    """Replace Cyrillic and Greek letters that look Latin by the Latin ones.
+    """Replace Cyrillic and Greek letters that look like Latin letters by these Latin letters.
 
-    They are replaced in each word that also has a Latin letter. They are replaced in all words if
-    the text has an ASCII letter and no other letter of a foreign script.
+    Normally, only words that also have a Latin letter are changed. Every word is changed if such
+    look-alikes are the only letters of a foreign script in the text, and the text has an ASCII
+    letter.
     """
     foreign = [c for c in text if _SCRIPT.match(c) or "\u0370" <= c <= "\u03ff"]
     ascii_letter = any(c.isascii() and c.isalpha() for c in text)
     everywhere = ascii_letter and all(c in _ALIKE for c in foreign)
     def replace(m):
-        "Replace the letters of one word."
+        "Return one word of the text with its look-alikes replaced, if it is a word to change."
         mixed = everywhere or any(map(_is_latin, m[0]))
         return "".join(_ALIKE.get(c, c) for c in m[0]) if mixed else m[0]
     return re.sub(rf"[^\W\d_][^\W\d_{_MARKS}]*", replace, text)

@@ -77,14 +77,17 @@ def test_a_transcript_and_a_field_named_text_are_two_things(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(id=7), "sample 1: its id is 7: it must be a string"),
-        (dict(speaker_id=None), "sample 1: its speaker_id is None: it must be a string"),
-        (dict(audio_file=["a.wav"]), "sample 1: its audio_file is .*: it must be a string"),
+        (dict(id=7), "sample 1: the field id is 7: it must be a string"),
+        (dict(speaker_id=None), "sample 1: the field speaker_id is None: it must be a string"),
+        (dict(audio_file=["a.wav"]), "sample 1: the field audio_file is .*: it must be a string"),
         (
             dict(ref_speakers=["b", 3]),
-            "sample 1: its ref_speakers is .* a string or a list of strings",
+            "sample 1: the field ref_speakers is .* a string or a list of strings",
         ),
-        (dict(tagged={"scene": 1}), "sample 1: its tagged is .* a string or a list of strings"),
+        (
+            dict(tagged={"scene": 1}),
+            "sample 1: the field tagged is .* a string or a list of strings",
+        ),
     ],
 )
 def test_a_wrong_type_is_named_with_file_sample_rule_and_way_out(tmp_path, change, words):
