@@ -498,8 +498,7 @@ def _slash(m: re.Match) -> str:
     return fraction or over
 
 def _month_year(a: str, b: str, before: str) -> str:
-    """Return a month and a year in words: '8', '2019' -> 'tháng tám năm hai nghìn không trăm mười
-    chín'.
+    """Return a month in words: '8', '2019' -> 'tháng tám năm hai nghìn không trăm mười chín'.
 
     If `before`, the text before the month, ends with a word such as 'quý' or 'tháng', the word
     'tháng' is left out. After a word for a decree, such as 'số', the result is 'x trên y'.
@@ -766,8 +765,7 @@ def _measure(text: str, at: int, before: str) -> tuple[str, int, str] | None:
     return (f"{_SIGNED[sign.strip()]} " if sign else "") + said, end, written if bare else ""
 
 def _is_letter_k(scale: str, written: str, before: str) -> bool:
-    """Return whether the letter `scale` after the number `written` is the K of a resolution: 4K,
-    8K.
+    """Return whether `scale`, after the number `written`, is the K of a resolution: 4K, 8K.
 
     It is not if `before`, the text before the number, speaks of money or of views.
     """

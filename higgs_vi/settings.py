@@ -311,9 +311,7 @@ def _unknown(argument: str, cls: type[Settings]) -> str:
     return f"there is no option --{name}{hint}"
 
 def _underscored(argument: str) -> str:
-    """Return the option `argument` with underscores in its name: --learning-rate becomes
-    --learning_rate.
-    """
+    "Return the option `argument` with underscores: --learning-rate -> --learning_rate."
     return re.sub(r"^--[a-z][\w-]*", lambda m: "--" + m[0][2:].replace("-", "_"), argument)
 
 def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:

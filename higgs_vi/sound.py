@@ -207,8 +207,7 @@ def _count_speech_frames(P: np.ndarray, active: np.ndarray, pitched: np.ndarray)
 
 # %% ../nbs/24_sound.ipynb #794bf066
 def _count_by_seconds(low: np.ndarray, active: np.ndarray) -> tuple[int, int]:
-    """Apply `_count_speech_frames` to the clip `low` (8 kHz), second by second, and add up the
-    counts.
+    """Apply `_count_speech_frames` to each second of the clip `low` (8 kHz), and add up the counts.
 
     Stops as soon as enough frames count as speech. Returns the number of voiced frames, and of
     those that change like speech. Only frames with `active` `(frames,)` count.

@@ -724,8 +724,7 @@ def _first_path(value: object) -> str:
     return _text(value.get("path")) if isinstance(value, dict) else ""
 
 def _without_sound(file: pq.ParquetFile, leaf: str) -> np.ndarray:
-    """Return, for each row, whether its row group has no audio at all in column `leaf`: bool
-    `(rows,)`.
+    """Return a bool per row: whether its row group has no audio at all in column `leaf`.
 
     The statistics in the footer of the file tell this without reading audio.
     """
@@ -1235,8 +1234,9 @@ class _Tree:
         return self._lists[folder]
 
     def find(self, path: str) -> str | None:
-        """Return the one file below the root that `path` (with slashes) names; None for none or
-        several.
+        """Return the one file that `path` (with slashes) names below the root; else None.
+
+        None also stands for several such files.
         """
         here, parts = "", [p for p in path.split("/") if p not in ("", ".")]
         for part in parts:
@@ -1263,8 +1263,8 @@ class Finder:
         self.folders = ["", *(f for f in usual if os.path.isdir(os.path.join(root, f)))]
 
     def _anywhere(self, parts: list[str]) -> str | None:
-        """Return the file that the path components `parts` name below the root or one of the usual
-        folders.
+        """Return the file that `parts`, the components of a path, name below the root or a usual
+        folder.
         """
         return next((p for f in self.folders if (p := self.tree.find("/".join([f, *parts])))), None)
 
