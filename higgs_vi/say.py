@@ -42,7 +42,11 @@ class SaySettings(Settings):
         about="Above 1 the speech follows the text more closely. 0 takes what the checkpoint asks "
         "for.")
     seed: int = option(0, min=0, max=2**32 - 1)  # the same seed gives the same speech
-    max_seconds: float = option(30.0, above=0, max=3600)  # s; longest utterance
+    max_seconds: float = option(30.0, above=0, max=3600)  # s; longest piece of speech
+    piece_words: int = option(  # words spoken at once; 0: what the model bears
+        0, min=0, max=1000,
+        about="A longer text is divided at sentences and clauses, and the pieces are joined. 0 "
+        "means 10 for the nano and 40 for other models.")
     aloud: bool = option(  # write numbers, dates and abbreviations as words first
         False, about="As 00_data does; needs higgs-vi[text].")
     scene: str = option(  # scene tag or sentence; none leaves the scene out
@@ -79,7 +83,8 @@ import torch
 from .adapters import load_adapter
 from .aloud import spoken
 from .audio import write_wav
-from .generate import Sampling, Speech, say
+from .generate import Sampling, Speech
+from .longtext import say_long
 from .merge import base_name, find_adapter
 from .model import NANO, Checkpoint, load_checkpoint
 from .prompt import scene_sentence
@@ -133,7 +138,7 @@ def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
         max_seconds=cfg.max_seconds,
         guidance_scale=cfg.guidance_scale,
     )
-    speech = say(parts, prompt, how)
+    speech = say_long(parts, prompt, how, cfg.piece_words)
     write_wav(project_root() / cfg.output_file, speech.wave)
     return speech
 

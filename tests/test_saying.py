@@ -1,4 +1,4 @@
-"""The length guard: which takes `say` draws again, what it returns and what it reports."""
+"""The length guard (which takes `say` draws again, and what it reports), and long texts."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,9 +6,19 @@ import pytest
 
 import higgs_vi.generate as generate
 from higgs_vi.delay import delay
-from higgs_vi.generate import GREEDY, Sampling, length_problem, loud_seconds, say, syllables_to_say
+from higgs_vi.generate import (
+    GREEDY,
+    Sampling,
+    Speech,
+    length_problem,
+    loud_seconds,
+    say,
+    syllables_to_say,
+)
+from higgs_vi.longtext import divide, say_long
 from higgs_vi.prompt import Prompt
 from higgs_vi.say import SaySettings, prepare_text, speak
+from higgs_vi.voices import make_prompt
 
 
 @pytest.mark.parametrize(
@@ -101,3 +111,52 @@ def test_a_file_of_another_kind_is_refused_and_digits_are_pointed_out(
     assert "aloud true" in capsys.readouterr().out
     prepare_text("[SPEAKER0] Chào.", aloud=False)
     assert "aloud true" not in capsys.readouterr().out
+
+
+LONG = (
+    "Sáng sớm bà Lan đi chợ mua trứng, rau muống và hai con cá. Trời mưa, bà đứng đợi dưới mái "
+    "hiên vì quên mang ô, rồi gặp ông Ba. Hai người nói chuyện về quê hương."
+)
+
+
+@pytest.fixture
+def pieces_said(monkeypatch):
+    "Replace `say` by a tone for each piece; returns the prompts and samplings that it is given."
+    said = []
+
+    def tone(parts, prompt, sampling):
+        said.append((prompt, sampling))
+        n, late = len(said), "takes" if len(said) == 2 else ""
+        wave = np.sin(np.arange(12_000) * 0.1).astype(np.float32) * 0.1 * n
+        wave = np.concatenate([np.zeros(12_000, np.float32), wave, np.zeros(9_600, np.float32)])
+        return Speech(wave, np.full((8, 10), n), n != 3, late, tries=2)
+
+    monkeypatch.setattr("higgs_vi.longtext.say", tone)
+    return said
+
+
+def test_a_long_text_is_spoken_whole_in_pieces_of_one_voice(parts, pieces_said, capsys):
+    prompt, how = make_prompt(LONG, profiles=["feminine"]), Sampling(seed=5, max_seconds=9)
+    speech = say_long(parts, prompt, how)
+    texts = [p.text for p, _ in pieces_said]
+    assert " ".join(texts).split() == LONG.split() and len(texts) > 3
+    assert all(len(t.split()) <= 10 for t in texts)
+    assert all((p.voices, p.scene, s) == (prompt.voices, prompt.scene, how) for p, s in pieces_said)
+    pauses = sum(p.pause for p in divide(LONG, 10)[:-1])
+    assert abs(len(speech.wave) / 24_000 - 0.5 * len(texts) - pauses) < 0.1 * len(texts)
+    assert speech.codes.shape == (8, 10 * len(texts)) and speech.tries == 2 * len(texts)
+    assert not speech.ended and speech.length_problem == f"{texts[1][:40]!r}: takes"
+    assert f"piece {len(texts)} of {len(texts)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["Xin chào các bạn.", "[SPEAKER0] " + LONG])
+def test_a_short_text_and_a_dialogue_are_spoken_at_once(parts, pieces_said, text):
+    assert len(say_long(parts, make_prompt(text)).wave) == 33_600  # not trimmed
+    assert [p.text for p, _ in pieces_said] == [text]
+
+
+def test_the_number_of_words_reaches_the_pieces(parts, pieces_said, tmp_path):
+    speak(SaySettings(text=LONG, piece_words=5, output_file=str(tmp_path / "a.wav")), parts)
+    assert max(len(p.text.split()) for p, _ in pieces_said) == 5
+    with pytest.raises(ValueError, match="parameter piece_words"):
+        speak(SaySettings(text=LONG, piece_words=2, output_file=str(tmp_path / "a.wav")), parts)
