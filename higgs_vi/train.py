@@ -8,6 +8,7 @@ __all__ = ['load_rows', 'speak_row', 'speak_samples', 'start', 'execute', 'execu
 # %% ../nbs/04_train.ipynb #a3ff2dbb
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 from .data import DataSettings, prepare
@@ -169,7 +170,10 @@ def main(argv: list[str] | None = None):
             "higgs-vi-train: interrupted; the checkpoints written so far are complete: run the "
             "command again, with --resume_from_checkpoint true if the run folder has settings.json"
         ) from error
-    except RankLost: exit_quietly()
+    except RankLost as error:
+        cause = str(error.__cause__).splitlines()[0]
+        print(f"higgs-vi-train: {error} ({cause})", file=sys.stderr, flush=True)
+        exit_quietly()
     except (ValueError, OSError, OutOfMemory, FloatingPointError, torch.OutOfMemoryError) as error:
         if not several(): report_once()
         rank = os.environ.get("RANK", "0")
