@@ -100,7 +100,7 @@ def speak_samples(run: Run, when: str):
         log_samples(run.board, folder, records, run.step)
     except KeyboardInterrupt:
         why = f"stopped while speaking the samples {when!r}"
-        raise Stopped(run, signal.SIGINT, why) from None
+        raise Stopped(run.folder, signal.SIGINT, why) from None
 
 def start(cfg: TrainSettings) -> Run:
     "Open the run of `cfg`: new at its first step, or resumed after its last complete checkpoint."

@@ -431,6 +431,21 @@ def test_a_notebook_shows_one_line_of_a_stop(place, capsys):
     )
 
 
+def test_ctrl_c_while_samples_are_spoken_stops_the_run_in_one_line(place, tmp_path, monkeypatch):
+    """`Stopped` names the samples; started again in this process, the run is resumed."""
+    import higgs_vi.train as module
+
+    def interrupted(*_): raise KeyboardInterrupt
+
+    cfg = settings(place, tmp_path / "spoken", max_steps=2, sample_sentences=1)
+    with monkeypatch.context() as m:
+        m.setattr(module, "say", interrupted)
+        with pytest.raises(Stopped, match="stopped while speaking the samples 'before'"):
+            execute(cfg)
+    monkeypatch.setattr(module, "say", lambda *_: Speech(np.zeros(2400, np.float32), None, True))
+    assert execute(cfg).step == 2
+
+
 def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_path, monkeypatch):
     """Real, before and after are logged and validation begins at step 0; a failed run keeps its
     curves.
