@@ -1481,7 +1481,7 @@ _IN_CHAT = re.compile(r"(?<!\w)(?:k|ko|hok|dc|đc|đk|bn|ntn|mk|bt|bik|vs|trc|mn
                       r"(?!\w)", re.IGNORECASE)
 
 def _chats(m: re.Match) -> bool:
-    "Return whether another chat spelling is near `m`."
+    "Return whether a second chat abbreviation (such as `ko` for không) is near the match `m`."
     end = m.string.find(" ", m.end() + 60)
     return bool(_IN_CHAT.search(m.string, max(0, m.start() - 60), m.start())
                 or _IN_CHAT.search(m.string, m.end(), end if end >= 0 else len(m.string)))

@@ -468,8 +468,9 @@ def resume_from(run: Run, checkpoint: Path):
     if plan != run_fingerprint(run):
         raise ValueError(
             f"the training data of the run in {run.folder} has changed ({plan[1]} clips at its "
-            f"start, {len(run.data.train)} now; texts, codes and weights count too): resume it "
-            "with the same clips, or start another run (parameter output_dir)"
+            f"start, {len(run.data.train)} now; a clip's text, codes or sampling weight may have "
+            "changed instead): resume it with the same clips, or start another run (parameter "
+            "output_dir)"
         )
     if rank < len(rng): set_random_state(rng[rank], run.accelerator.device)
     if world != len(rng) and not rank:

@@ -240,7 +240,7 @@ def _read_model(source, dtype, device, text_head: bool, quantised: bool):
     with reading("model", source):
         config = PreTrainedConfig.get_config_dict(source, trust_remote_code=False)[0]
         if not isinstance(config, dict):
-            raise TypeError(f"config.json holds {type(config).__name__}, not an object")
+            raise TypeError(f"config.json holds {type(config).__name__}, not a JSON object")
     kind = config.get("model_type")
     if kind == "higgs_audio" and quantised:
         raise ValueError(

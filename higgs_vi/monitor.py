@@ -83,7 +83,7 @@ def summarize_run(rows: list[dict], total: int) -> str:
     compared = "" if before is None else f", {before:.3f} before training"
     at = f"Validation loss: best at step {best['step']} of {total} ({best['loss']:.3f}{compared})"
     if before is not None and before <= best["loss"]:
-        return f"{at}; training did not help: no step was better than the model before training."
+        return f"{at}; training did not help: no step had a lower loss than the untrained model."
     if best["step"] < max(r["step"] for r in rows if r["kind"] == "valid"):
         return f"{at}; the steps after it did not help."
     if done < total:

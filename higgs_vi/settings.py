@@ -318,8 +318,9 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     """Read settings from command-line options `--name value` (`sys.argv` by default).
 
     The help text comes from the docstring of `cls` and from the comments, defaults and limits of
-    its fields. Paths are returned absolute. From then on, relative paths start at the current
-    directory. Ends the process with a usage message for a wrong option.
+    its fields. Paths are returned absolute. They start at the current directory, and so do all
+    relative paths that the library resolves after this call. Ends the process with a usage
+    message for a wrong option.
     """
     _START["folder"] = Path.cwd()
     parser = _parser(cls)

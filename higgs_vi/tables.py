@@ -1464,7 +1464,7 @@ def _as_fields(raw: Raw, chosen: dict[str, str], path: Path,
                is_file: Callable[[str], bool]) -> tuple[pd.DataFrame, list[str]]:
     "Return the rows of a raw table under our field names, and its notes."
     def names_file(cell):
-        "Return True if a cell names an audio file or an existing file."
+        "Return True if a cell has an audio extension or is the path of an existing file."
         return is_sound(cell) or is_file(cell)
     usable = raw.cells[[not why for why in raw.problem]]    # only these rows decide the guesses
     if raw.kind == "ljspeech":

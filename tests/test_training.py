@@ -232,7 +232,7 @@ def test_early_stopping_stops_and_keeps_the_best(place, capsys):
     )
     assert adapter == best != last
     assert summarize_run(run.metrics.rows, 40).endswith(
-        "training did not help: no step was better than the model before training."
+        "training did not help: no step had a lower loss than the untrained model."
     )
 
 
