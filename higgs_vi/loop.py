@@ -378,7 +378,8 @@ def open_run(
 
 def resume_if_stopped(cfg: TrainSettings) -> TrainSettings:
     "Return `cfg`, set to resume its run if a signal stopped that run in this process."
-    stopped = (project_root() / cfg.output_dir).resolve() in _STOPPED
+    folder = (project_root() / cfg.output_dir).resolve()
+    stopped = folder in _STOPPED and (folder / "settings.json").is_file()
     return replace(cfg, resume_from_checkpoint=True) if stopped else cfg
 
 def _load_data(cfg: TrainSettings, parts: Checkpoint, folder: Path, load_rows) -> Dataset:
@@ -843,11 +844,11 @@ def train(run: Run) -> Run:
                 seen = Counter()
             if run.data.valid and (run.step % cfg.eval_steps == 0 or last):
                 evaluate(run, epoch)
+            if run.step % cfg.save_steps == 0 or run.step == run.best_step or last or run.stop:
+                save_run(run)
             if run.speak and cfg.sample_steps and run.step % cfg.sample_steps == 0:
                 run.speak(run, "during")
                 from_main()
-            if run.step % cfg.save_steps == 0 or run.step == run.best_step or last or run.stop:
-                save_run(run)
             t0 = time.perf_counter()
         all_reduce_stop(run)  # a signal during the last save
     if run.stop == "signal":

@@ -8,6 +8,7 @@ __all__ = ['share_out', 'RankLost', 'several', 'lost_ranks', 'from_main', 'gathe
 
 # %% ../nbs/17_ranks.ipynb #2e6496c3
 import codecs
+import io
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from functools import lru_cache
 from importlib import import_module
@@ -186,8 +187,13 @@ def _run_main(module: str):
     for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.disable(logging.NOTSET)
+    sys.stdout = sys.__stdout__
+    sys.modules.pop(module, None)  # a console script forks in the middle of importing it
     try:
         import_module(module).main()
+    except KeyboardInterrupt:  # while libraries are loaded
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -209,10 +215,11 @@ def start_ranks(number: int, module: str):
         threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // number)))
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the rank has printed the reason
+    # the launcher's own lines (how many "CUDAs" it starts, its tracebacks) would hide the ranks'
+    logging.disable(logging.CRITICAL)
     try:
-        notebook_launcher(_run_main, (module,), number, use_port=str(free_port()))
+        with redirect_stdout(io.StringIO()):
+            notebook_launcher(_run_main, (module,), number, use_port=str(free_port()))
     except SignalException as error:  # the ranks received it too, and have saved
         raise SystemExit(128 + error.sigval) from error
     except ChildFailedError as error:

@@ -337,7 +337,7 @@ def from_cli(cls: type[Settings], argv: list[str] | None = None) -> Settings:
     return settings
 
 def as_options(settings: Settings) -> list[str]:
-    """Return the settings that the user gave as options of the step's command.
+    """Return the settings that the user gave or changed as options of the step's command.
 
     `from_cli` reads them back. Paths are absolute.
     """
@@ -348,7 +348,9 @@ def as_options(settings: Settings) -> list[str]:
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     values = settings.resolved()
-    return [f"--{name}={text(values[name])}" for name in sorted(settings.given)]
+    default, names = type(settings)(), [f.name for f in fields(settings)]
+    changed = {name for name in names if getattr(settings, name) != getattr(default, name)}
+    return [f"--{name}={text(values[name])}" for name in sorted(changed | settings.given)]
 
 def read_options_first(cls: type[Settings], module: str) -> Settings | None:
     """Read the options of the command in `module` before its slow imports.

@@ -169,6 +169,8 @@ def main(argv: list[str] | None = None):
         raise SystemExit(
             "higgs-vi-train: interrupted; the checkpoints written so far are complete: run the "
             "command again, with --resume_from_checkpoint true if the run folder has settings.json"
+            if os.environ.get("RANK", "0") == "0"
+            else 128 + signal.SIGINT  # rank 0 tells it
         ) from error
     except RankLost as error:
         cause = str(error.__cause__).splitlines()[0]

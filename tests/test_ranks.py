@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,9 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_vi.checkpoint import checkpoints, read_metrics
+from higgs_vi.loop import Stopped, resume_if_stopped
 from higgs_vi.ranks import free_port
+from higgs_vi.recipe import TrainSettings
 from higgs_vi.settings import as_options
 from higgs_vi.train import execute
 from tests.runs import back_to, options, settings, steps_of
@@ -353,3 +356,28 @@ def test_every_launcher_trains_the_same(place, whole, launcher):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     same_bits(whole, out)
+
+
+def test_the_console_script_starts_ranks_too_and_says_nothing_of_its_own(place):
+    script = Path(sys.executable).with_name("higgs-vi-train")
+    asked = options(place, place / "script", **EASY | dict(gpus=2, max_steps=1))
+    done = subprocess.run(
+        [script, *as_options(asked)], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "step 1/1" in done.stdout, done.stdout + done.stderr
+    assert "CUDAs" not in done.stdout
+
+
+def test_a_run_stopped_before_it_has_settings_starts_anew(place):
+    "Stopped while clips were encoded: the folder holds no run, so there is nothing to resume."
+    cfg = settings(place, place / "early", **EASY)
+    Stopped(Path(cfg.output_dir), signal.SIGINT, "stopped by SIGINT")
+    assert not resume_if_stopped(cfg).resume_from_checkpoint
+    execute(replace(cfg, max_steps=1))
+    assert resume_if_stopped(cfg).resume_from_checkpoint is False  # it ended by itself
+    Stopped(Path(cfg.output_dir), signal.SIGINT, "stopped by SIGINT")
+    assert resume_if_stopped(cfg).resume_from_checkpoint
+
+
+def test_changed_settings_reach_the_command_without_being_given():
+    assert as_options(TrainSettings(gpus=2, target_modules=["attention"])) == ["--gpus=2"]
