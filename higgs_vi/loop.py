@@ -159,9 +159,8 @@ def batches_per_step(cfg: TrainSettings, folder: Path, world: int) -> int:
     the settings.json of its `folder`, so that each step sees the same clips on any number of ranks.
     """
     batches = cfg.gradient_accumulation_steps * world
-    return read_json(folder / "settings.json").get(BATCHES, batches) if (
-        cfg.resume_from_checkpoint
-    ) else batches
+    if not cfg.resume_from_checkpoint: return batches
+    return read_json(folder / "settings.json").get(BATCHES, batches)
 
 def check_base(cfg: TrainSettings, folder: Path, now: dict):
     """Check the base model of a resumed run, whose weights have the fingerprint `now`.
