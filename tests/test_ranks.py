@@ -258,7 +258,7 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 from higgs_vi import loop, step
-from higgs_vi.ranks import all_or_none, from_main, gather, main_first
+from higgs_vi.ranks import all_or_none, from_main, gather, leave_ranks, main_first
 
 rank = int(os.environ["RANK"])
 dist.init_process_group("gloo", timeout=timedelta(seconds=3))
@@ -277,6 +277,7 @@ try:
         print("never")
 except OSError as e: print(rank, "raised", e, flush=True)
 except SystemExit: print(rank, "ended quietly", flush=True)
+leave_ranks()
 """
 
 
