@@ -134,8 +134,8 @@ def execute_apart(cfg: TrainSettings, progress: Callable[[list[dict]], None]):
     metrics rows logged so far. Raises `Stopped` after a signal, and `RuntimeError` if the run
     failed.
     """
-    cfg, given = resume_if_stopped(cfg), cfg.given
-    cfg.given = given | {"resume_from_checkpoint"}
+    given, cfg = cfg.given, resume_if_stopped(cfg)
+    cfg.given = given  # `replace` does not copy it
     folder = (project_root() / cfg.output_dir).resolve()
     metrics = folder / "metrics.jsonl"
     status = run_command(
