@@ -6,7 +6,7 @@
 __all__ = ['EQUAL', 'COLUMNS', 'KNOWN', 'TURNS', 'DAMAGED', 'TEXTS', 'PAPERS', 'parse_columns', 'unique_names', 'match_columns',
            'Raw', 'Table', 'read_delimited', 'guess_numbered_columns', 'read_jsonl', 'read_shard', 'read_parquet',
            'Blobs', 'read_kaldi', 'read_list', 'read_pairs', 'speakers_by_folder', 'separate_speakers', 'Finder',
-           'layout', 'mark_illegible', 'read_table', 'read_sound']
+           'layout', 'mark_illegible', 'read_table', 'read_named', 'read_sound']
 
 # %% ../nbs/22_tables.ipynb #36c3b1bc
 import io
@@ -1625,6 +1625,32 @@ def read_table(path: str | Path, audio: str | Path = "", columns: str = "",
     rows, note = separate_speakers(rows)
     notes += [*named, *filter(None, [note])]
     return Table(rows.assign(row=range(1, len(rows) + 1)), root, kind, notes)
+
+# %% ../nbs/22_tables.ipynb #d079b518
+def read_named(path: str | Path, needed: list[str], parameter: str) -> list[dict]:
+    """Read a CSV, TSV or JSONL file whose columns have fixed names: a dictionary for each row.
+
+    The keys are the names of the columns as `plain_name` writes them, `row` (from 1) and `problem`
+    (why the row cannot be used, or ''). Raises `ValueError`, which names the `parameter`, if the
+    file does not exist, is a folder or lacks one of the `needed` columns.
+    """
+    path, wanted = Path(path), dict(zip(needed, needed, strict=True))
+    if not path.is_file():
+        raise ValueError(
+            f"there is no file {path} (parameter {parameter}): name a CSV, TSV or JSONL file with "
+            f"the columns {', '.join(needed)}"
+        )
+    is_json = path.suffix.lower() in (".jsonl", ".json", ".ndjson")
+    raw = read_jsonl(path) if is_json else read_delimited(path, chosen=wanted)
+    rows = mark_illegible(raw.cells.assign(problem=raw.problem), list(raw.cells))
+    rows = rows.rename(columns={name: plain_name(name) for name in raw.cells})
+    if missing := [name for name in needed if name not in rows]:
+        names = "no header line" if raw.kind == "ljspeech" else _listing(raw.cells.columns)
+        raise ValueError(
+            f"the table {path} has no column {missing[0]} (parameter {parameter}): it has {names}; "
+            f"write a header line with {', '.join(needed)}"
+        )
+    return rows.assign(row=range(1, len(rows) + 1)).to_dict("records")
 
 # %% ../nbs/22_tables.ipynb #f36f4a2d
 def _seconds(row: dict, key: str) -> float | None:
