@@ -9,7 +9,7 @@ __all__ = ['SENTENCE', 'CLAUSE', 'CONJUNCTION', 'WORD', 'NUMBER', 'PAUSES', 'ran
 # %% ../nbs/52_longtext.ipynb #75ff239a
 import re
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -77,16 +77,17 @@ def _words(tokens: list[str]) -> int:
 
 def _divide(tokens: list[str], inner: list[int], most: int) -> list[list[str]]:
     "Divide `tokens`, whose spaces have the ranks `inner`, into parts of at most `most` words."
-    if _words(tokens) <= most or len(tokens) < 2:
+    before = list(accumulate(_words([token]) for token in tokens))  # words up to each token
+    total = before[-1]
+    if total <= most or len(tokens) < 2:
         return [tokens]
-    at = max(
-        range(1, len(tokens)),
-        key=lambda i: (
-            min(_words(tokens[:i]), _words(tokens[i:])) > 1,
-            inner[i - 1],
-            -abs(_words(tokens[:i]) - _words(tokens[i:])),
-        ),
-    )
+
+    def fitness(i: int) -> tuple[bool, int, int]:
+        "Return how well the tokens may be divided before the token `i`; the best is the largest."
+        left, right = before[i - 1], total - before[i - 1]
+        return min(left, right) > 1, inner[i - 1], -abs(left - right)
+
+    at = max(range(1, len(tokens)), key=fitness)
     return _divide(tokens[:at], inner[: at - 1], most) + _divide(tokens[at:], inner[at:], most)
 
 def _sentences(text: str) -> list[list[str]]:
