@@ -36,16 +36,21 @@ def codec_key(codec) -> str:
 class CodeCache:
     """Cache of audio codes for one `codec`: files (shards) on disk below `folder`.
 
-    Opening it reads only the headers of the shards. Raises `ValueError` for a shard that cannot be
-    read.
+    Opening it reads only the headers of the shards. A shard that cannot be read raises
+    `ValueError`; with `replace_damaged` it is deleted, and a printed line says so.
     """
 
-    def __init__(self, folder: str | Path, codec):
+    def __init__(self, folder: str | Path, codec, replace_damaged: bool = False):
         self.codec, self.folder = codec, Path(folder) / codec_key(codec)
         self.shard_of = {}  # clip key -> shard
         for shard in sorted(self.folder.glob("*.safetensors")):
-            with self._open(shard) as f:
-                self.shard_of |= dict.fromkeys(f.keys(), shard)
+            try:
+                with self._open(shard) as f:
+                    self.shard_of |= dict.fromkeys(f.keys(), shard)
+            except ValueError as e:
+                if not replace_damaged or not isinstance(e.__cause__, SafetensorError): raise
+                print(f"the code cache's {shard.name} was damaged: its clips are encoded again")
+                shard.unlink()
 
     def _open(self, shard):
         try:

@@ -146,7 +146,7 @@ def _is_kept(line: dict, stamp: str, sound: Path) -> bool:
 class Plan:
     """How a row will be spoken.
 
-    - `shown`: its values in the columns voice, profile, seed and model of the results
+    - `shown`: its values in the columns voice, profile (each joined by "; "), seed and model
     - `stamp`: a hash of all that decides how the row sounds
     - `notes`: warnings about its text
     """
@@ -240,6 +240,11 @@ class Worklist:
     def table(self) -> pd.DataFrame:
         "Return what became of the rows, in the order of the table."
         return pd.DataFrame(self.lines.values(), columns=COLUMNS)
+
+    def voices(self) -> list[str]:
+        "Return the names of the voices that the pending rows clone."
+        cells = (self.lines[item.row]["voice"].split("; ") for item in self.pending)
+        return sorted({name for names in cells for name in names if name})
 
     def check_any(self):
         "Raise `ValueError`, with the first reason, if every row is set aside."

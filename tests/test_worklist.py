@@ -38,12 +38,13 @@ def spoken(monkeypatch, tmp_path):
         asked.append("load")
         return SimpleNamespace(codec="codec")
 
-    def load_voice(codec, folder, name):
+    def load_voice(codec, folder, name, cache):
         return Reference(say.read_transcript(folder, name), np.zeros((8, 5), int))
 
     monkeypatch.setattr(worklist, "say_all", fake)
     monkeypatch.setattr(say, "load_speaker", load_speaker)
     monkeypatch.setattr(say, "load_voice", load_voice)
+    monkeypatch.setattr(say, "CodeCache", lambda folder, codec, **_: SimpleNamespace(codec=codec))
     monkeypatch.chdir(tmp_path)
     Path("data/voices").mkdir(parents=True)
     write_wav("data/voices/lan.wav", np.zeros(24_000, np.float32))
