@@ -64,13 +64,14 @@ def read_transcript(folder: str | Path, name: str) -> str:
     has speaker tags.
     """
     sound, transcript = voice_files(folder, name)
+    shown = f"{transcript.name} of the voice {name!r}"
     try: text = transcript.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{transcript} is not UTF-8 text ({e.reason}): save it as UTF-8") from e
+        raise ValueError(f"{shown} is not UTF-8 text ({e.reason}): save it as UTF-8") from e
     if not any(c.isalnum() for c in text):
-        raise ValueError(f"{transcript} holds no words: write what is said in {sound.name}")
+        raise ValueError(f"{shown} holds no words: write what is said in {sound.name}")
     try: return reference_text(text)
-    except ValueError as e: raise ValueError(f"{transcript}: {e}") from e
+    except ValueError as e: raise ValueError(f"{shown}: {e}") from e
 
 def load_voice(
     codec, folder: str | Path, name: str, cache: CodeCache | None = None
