@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['tiny_codec_config', 'without_tf32', 'pad_to_frames', 'fill_codebooks', 'tiny_codec', 'padded_size', 'batch_by_length',
-           'ignore_padding', 'encode', 'first_differences', 'decode', 'load_codec']
+           'ignore_padding', 'encode', 'first_differences', 'decode_all', 'decode', 'load_codec']
 
 # %% ../nbs/34_codec.ipynb #695f2512
 import os
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +142,8 @@ def _clear(x: torch.Tensor, ends: list[int]) -> torch.Tensor:
 
     Clip b fills the first `ends[b]` places of the last dimension, the rest is padding.
     """
-    tail = x[..., min(ends) :]
-    index = torch.arange(min(ends), x.shape[-1], device=x.device)
-    behind = index >= torch.tensor(ends, device=x.device)[:, None]
-    tail.masked_fill_(behind.view(len(x), *[1] * (x.dim() - 2), -1), 0)
+    for clip, end in zip(x, ends, strict=True):
+        clip[..., end:].zero_()  # copying a mask to a GPU would wait for its queued work
     return x
 
 def _norm(m: torch.nn.GroupNorm, x: torch.Tensor, ends: list[int]) -> torch.Tensor:
@@ -161,6 +159,23 @@ def _norm(m: torch.nn.GroupNorm, x: torch.Tensor, ends: list[int]) -> torch.Tens
 
 # %% ../nbs/34_codec.ipynb #ee638c73
 @contextmanager
+def _clear_before_convolutions(layers: list[torch.nn.Module], frames: list[int], size: int):
+    """Context manager: let each convolution in `layers` read zeros behind every clip's end.
+
+    `size` is the number of frames that all clips are padded to, `frames` holds the number of frames
+    of each. Changes activations in place, so it is for inference only.
+    """
+    def _conv(_, args):
+        n = args[0].shape[-1]
+        _clear(args[0], [n - (size - f)*(n//size) for f in frames])
+
+    with ExitStack() as hooks:
+        for m in (m for layer in layers for m in layer.modules()):
+            if isinstance(m, torch.nn.Conv1d | torch.nn.ConvTranspose1d) and m.kernel_size[0] > 1:
+                hooks.enter_context(m.register_forward_pre_hook(_conv))
+        yield
+
+@contextmanager
 def ignore_padding(codec, frames: list[int], size: int):
     """Context manager: let `codec` encode a padded batch as if each clip was alone.
 
@@ -174,9 +189,6 @@ def ignore_padding(codec, frames: list[int], size: int):
     def _ends(x, step):  # clips' ends in x's last dimension: `step` values a frame
         return [x.shape[-1] - (size - f)*step for f in frames]
 
-    def _conv(_, args):
-        _clear(args[0], _ends(args[0], args[0].shape[-1]//size))
-
     def _channels(m, args, _):
         return _norm(m, args[0], _ends(args[0], hop_features))
 
@@ -186,18 +198,15 @@ def ignore_padding(codec, frames: list[int], size: int):
         mask = _clear(torch.ones_like(args[0], dtype=torch.long), ends)
         return args, kwargs | dict(attention_mask=mask)
 
-    hooks = [codec.semantic_model.register_forward_pre_hook(_hubert, with_kwargs=True)]
-    for m in codec.semantic_model.feature_extractor.modules():
-        if isinstance(m, torch.nn.GroupNorm):
-            hooks.append(m.register_forward_hook(_channels))
-    for m in [*codec.acoustic_encoder.modules(), *codec.encoder_semantic.modules()]:
-        if isinstance(m, torch.nn.Conv1d) and m.kernel_size[0] > 1:
-            hooks.append(m.register_forward_pre_hook(_conv))
-    try:
+    branches = [codec.acoustic_encoder, codec.encoder_semantic]
+    with _clear_before_convolutions(branches, frames, size), ExitStack() as hooks:
+        hooks.enter_context(
+            codec.semantic_model.register_forward_pre_hook(_hubert, with_kwargs=True)
+        )
+        for m in codec.semantic_model.feature_extractor.modules():
+            if isinstance(m, torch.nn.GroupNorm):
+                hooks.enter_context(m.register_forward_hook(_channels))
         yield
-    finally:
-        for h in hooks:
-            h.remove()
 
 # %% ../nbs/34_codec.ipynb #da0a3a48
 @torch.inference_mode()
@@ -252,29 +261,63 @@ def first_differences(
         residual = residual - q.project_out(q.codebook.decode(chosen))
     return found
 
-# %% ../nbs/34_codec.ipynb #a88e1530
-@torch.inference_mode()
-def decode(codec, codes: np.ndarray) -> np.ndarray:
-    """Decode `codes` `(K, T)` to audio: float32 `(T*960,)`.
-
-    Raises `ValueError` for a wrong shape, an empty clip, or an id that is no code (`undelay`
-    removes the markers).
-    """
-    codes, size = np.asarray(codes), codec.config.codebook_size
-    if codes.ndim != 2 or len(codes) != codec.config.num_quantizers:
+# %% ../nbs/34_codec.ipynb #71504490
+def _check_codes(codec, codes: np.ndarray, i: int):
+    "Raise `ValueError` unless `codes`, those of clip `i`, are codes `(K, T)` of `codec`."
+    levels, size = codec.config.num_quantizers, codec.config.codebook_size
+    if codes.ndim != 2 or len(codes) != levels:
         raise ValueError(
-            f"codes have shape {codes.shape}: give this codec an array of shape "
-            f"({codec.config.num_quantizers}, frames)"
+            f"the codes of clip {i} have shape {codes.shape}: give this codec an array of shape "
+            f"({levels}, frames)"
         )
     if not codes.shape[1]:
-        raise ValueError(f"codes have shape {codes.shape}: give at least one frame")
+        raise ValueError(
+            f"the codes of clip {i} have shape {codes.shape}: give at least one frame"
+        )
     if codes.min() < 0 or codes.max() >= size:
         raise ValueError(
-            f"ids range from {codes.min()} to {codes.max()}, but the codec takes codes from 0 to "
-            f"{size - 1}: remove the BOS and EOS ids with undelay() before decoding"
+            f"the ids of clip {i} range from {codes.min()} to {codes.max()}, but the codec takes "
+            f"codes from 0 to {size - 1}: remove the BOS and EOS ids with undelay() before decoding"
         )
-    x = codec.decode(torch.from_numpy(codes.astype(np.int64))[None].to(codec.device)).audio_values
-    return x[0, 0].float().cpu().numpy()
+
+@torch.inference_mode()
+def decode_all(codec, clips: list[np.ndarray], seconds: float | None = None) -> list[np.ndarray]:
+    """Decode `clips`, codes `(K, T)` of any lengths, to audio: float32 `(T*960,)` for each.
+
+    Up to `seconds` of audio are decoded at once, by default 30 on a GPU (the released codec's
+    activations then take 0.4 GiB). A CPU decodes each clip alone by default: on one core batches are
+    not faster. Either way a clip's wave equals, up to rounding, that of the clip alone.
+
+    All codes are copied to the GPU before the first batch and all waves back after the last one, so
+    the host does not wait between batches. Two threads must not decode with one codec at a time.
+
+    Raises `ValueError`, with the clip's index, for a wrong shape, an empty clip, or an id that is
+    no code (`undelay` removes the markers).
+    """
+    clips, hop = [np.asarray(codes) for codes in clips], codec.config.hop_length
+    for i, codes in enumerate(clips):
+        _check_codes(codec, codes, i)
+    frames = [codes.shape[1] for codes in clips]
+    if seconds is None and codec.device.type == "cpu":
+        batches = [([i], n) for i, n in enumerate(frames)]
+    else:
+        batches = batch_by_length(frames, int((seconds or 30) * codec.config.sample_rate / hop))
+    inputs, outputs, out = [], [], [None] * len(clips)
+    for part, size in batches:
+        x = np.stack([np.pad(clips[i], ((0, 0), (0, size - frames[i]))) for i in part])
+        inputs.append(torch.from_numpy(x.astype(np.int64)).to(codec.device))  # (B, K, size)
+    for x, (part, size) in zip(inputs, batches, strict=True):
+        lengths = [frames[i] for i in part]
+        with _clear_before_convolutions([codec.acoustic_decoder], lengths, size):
+            outputs.append(codec.decode(x).audio_values[:, 0].float())  # (B, size*hop)
+    for waves, (part, _) in zip(outputs, batches, strict=True):
+        for i, wave in zip(part, waves.cpu().numpy(), strict=True):
+            out[i] = wave[: frames[i] * hop]
+    return out
+
+def decode(codec, codes: np.ndarray) -> np.ndarray:
+    "Decode the codes `(K, T)` of one clip to audio, float32 `(T*960,)`, as `decode_all` does."
+    return decode_all(codec, [codes])[0]
 
 # %% ../nbs/34_codec.ipynb #362327ea
 def _codec_config(source: str | Path) -> HiggsAudioV2TokenizerConfig:

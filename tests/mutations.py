@@ -592,6 +592,15 @@ MUTATIONS = [
         OBJECTIVE,
         FORCED,
     ),
+    # codec
+    plant(
+        "codec: padding decoded into the clip",
+        "codec.py",
+        "isinstance(m, torch.nn.Conv1d | torch.nn.ConvTranspose1d)",
+        "isinstance(m, torch.nn.Conv1d)",
+        "test_codec",
+        "test_padding_keeps_the_waves",
+    ),
 ]
 
 
