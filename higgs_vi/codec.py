@@ -285,8 +285,8 @@ def decode_all(codec, clips: list[np.ndarray], seconds: float | None = None) -> 
     """Decode `clips`, codes `(K, T)` of any lengths, to audio: float32 `(T*960,)` for each.
 
     Up to `seconds` of audio are decoded at once, by default 30 on a GPU (the released codec's
-    activations then take 0.4 GiB). A CPU decodes each clip alone by default: on one core batches are
-    not faster. Either way a clip's wave equals, up to rounding, that of the clip alone.
+    activations then take 0.4 GiB). A CPU decodes each clip alone by default: on one core, batches
+    are not faster. Either way a clip's wave equals, up to rounding, that of the clip alone.
 
     All codes are copied to the GPU before the first batch and all waves back after the last one, so
     the host does not wait between batches. Two threads must not decode with one codec at a time.
@@ -299,7 +299,8 @@ def decode_all(codec, clips: list[np.ndarray], seconds: float | None = None) -> 
         _check_codes(codec, codes, i)
     frames = [codes.shape[1] for codes in clips]
     if seconds is None and codec.device.type == "cpu":
-        batches = [([i], n) for i, n in enumerate(frames)]
+        order = sorted(range(len(frames)), key=frames.__getitem__)  # oneDNN plans each length once
+        batches = [([i], frames[i]) for i in order]
     else:
         batches = batch_by_length(frames, int((seconds or 30) * codec.config.sample_rate / hop))
     inputs, outputs, out = [], [], [None] * len(clips)
