@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SENTENCE', 'CLAUSE', 'CONJUNCTION', 'WORD', 'NUMBER', 'PAUSES', 'ranks', 'Piece', 'divide', 'trim', 'join',
-           'words_at_once', 'say_long']
+           'words_at_once', 'divide_prompt', 'piece_prompt', 'say_long']
 
 # %% ../nbs/52_longtext.ipynb #75ff239a
 import re
@@ -16,8 +16,8 @@ import numpy as np
 from .audio import SAMPLE_RATE, frame_levels
 from .generate import Sampling, Speech, say
 from .model import Checkpoint, unwrap_peft
-from .prompt import Prompt
-from .turns import without_tags
+from .prompt import Prompt, scene_lines
+from .turns import speaker_turns, task_of, without_tags
 
 # %% ../nbs/52_longtext.ipynb #4b08e4ef
 SENTENCE, CLAUSE, CONJUNCTION, WORD, NUMBER = 4, 3, 2, 1, 0  # ranks of a space
@@ -66,10 +66,14 @@ def ranks(tokens: list[str]) -> list[int]:
 # %% ../nbs/52_longtext.ipynb #5adbd84a
 @dataclass(frozen=True)
 class Piece:
-    "A part of a text that is spoken at once, and the seconds of silence after it."
+    """A part of a text that is spoken at once, and the seconds of silence after it.
+
+    `speaker` is the number of who speaks it in a dialogue, else None.
+    """
 
     text: str
     pause: float
+    speaker: int | None = None
 
 def _words(tokens: list[str]) -> int:
     "Count the tokens that are spoken."
@@ -168,27 +172,56 @@ def words_at_once(parts: Checkpoint) -> int:
     "Return how many words the model of `parts` is given at once: 10 for the nano, else 40."
     return 10 if unwrap_peft(parts.model).config.hidden_size <= 512 else 40
 
+def divide_prompt(prompt: Prompt, most_words: int) -> list[Piece]:
+    """Divide the text of `prompt` into pieces of at most `most_words` words.
+
+    A dialogue of more words is divided at its turns, and a long turn like any text. A shorter one
+    is one piece, with its tags.
+    """
+    if not prompt.speakers: return divide(prompt.text, most_words)
+    if _words(without_tags(prompt.text).split()) <= most_words:
+        return [Piece(prompt.text, PAUSES[SENTENCE])]
+    return [
+        replace(piece, speaker=speaker)
+        for speaker, words in speaker_turns(prompt.text)
+        for piece in divide(words, most_words)
+    ]
+
+
+def piece_prompt(prompt: Prompt, piece: Piece) -> Prompt:
+    """Return the prompt for a piece of the text of `prompt`.
+
+    In a dialogue it has the voice of the piece's speaker alone: the reference or the description.
+    """
+    if piece.speaker is None: return replace(prompt, text=piece.text)
+    references = prompt.references[piece.speaker : piece.speaker + 1]
+    described = dict(line.split(": ", 1) for line in scene_lines(prompt)) if not references else {}
+    voices = (described[f"SPEAKER{piece.speaker}"],) if described else ()
+    task = task_of(piece.text, bool(references))
+    return replace(prompt, text=piece.text, task=task, voices=voices, references=references)
+
+
 def say_long(
     parts: Checkpoint, prompt: Prompt, sampling: Sampling | None = None, most_words: int = 0
 ) -> Speech:
     """Speak `prompt`, whose text may be long, in pieces of at most `most_words` words.
 
-    0 means `words_at_once`. A text of one piece, and a dialogue, are spoken as `say` does. Each
-    piece has the prompt's voice and scene, is drawn again if its length does not fit, and is
+    0 means `words_at_once`. A text of one piece is spoken as `say` does. Each piece has the
+    prompt's scene and its speaker's voice, is drawn again if its length does not fit, and is
     reported in a printed line. Of the result, `ended` is true if every piece ended by itself,
     `length_problem` is that of the first piece that has one, `tries` counts all takes, and `codes`
     are those of the pieces in order, without the pauses.
 
     Raises `ValueError`, with the piece's text, if the model says nothing for a piece.
     """
-    pieces = divide(prompt.text, most_words or words_at_once(parts))
-    if len(pieces) == 1 or without_tags(prompt.text) != prompt.text:
-        return say(parts, prompt, sampling)
+    pieces = divide_prompt(prompt, most_words or words_at_once(parts))
+    if len(pieces) == 1 and pieces[0].speaker is None: return say(parts, prompt, sampling)
     spoken = []
     for i, piece in enumerate(pieces, 1):
-        spoken.append(say(parts, replace(prompt, text=piece.text), sampling))
+        spoken.append(say(parts, piece_prompt(prompt, piece), sampling))
         seconds = len(spoken[-1].wave) / SAMPLE_RATE
-        print(f"piece {i} of {len(pieces)}, {seconds:.1f} s: {piece.text}", flush=True)
+        who = "" if piece.speaker is None else f"[SPEAKER{piece.speaker}] "
+        print(f"piece {i} of {len(pieces)}, {seconds:.1f} s: {who}{piece.text}", flush=True)
     problems = [
         f"{piece.text[:40]!r}: {s.length_problem}"
         for piece, s in zip(pieces, spoken, strict=True)

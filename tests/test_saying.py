@@ -16,7 +16,7 @@ from higgs_vi.generate import (
     syllables_to_say,
 )
 from higgs_vi.longtext import divide, say_long
-from higgs_vi.prompt import Prompt
+from higgs_vi.prompt import Prompt, Reference, scene_lines
 from higgs_vi.say import SaySettings, prepare_text, speak
 from higgs_vi.voices import make_prompt
 
@@ -146,10 +146,41 @@ def test_a_long_text_is_spoken_whole_in_pieces_of_one_voice(parts, pieces_said, 
     assert f"piece {len(texts)} of {len(texts)}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["Xin chào các bạn.", "[SPEAKER0] " + LONG])
-def test_a_short_text_and_a_dialogue_are_spoken_at_once(parts, pieces_said, text):
-    assert len(say_long(parts, make_prompt(text)).wave) == 33_600  # not trimmed
-    assert [p.text for p, _ in pieces_said] == [text]
+@pytest.mark.parametrize("text", ["Xin chào các bạn.", "[SPEAKER0] Chào bạn.\n[SPEAKER1] Vâng ạ."])
+def test_a_short_text_and_a_short_dialogue_are_spoken_at_once(parts, pieces_said, text):
+    prompt = make_prompt(text)
+    assert len(say_long(parts, prompt).wave) == 33_600  # not trimmed
+    assert [p for p, _ in pieces_said] == [prompt]
+
+
+TURNS = [(1, "Chào ông."), (0, LONG), (1, "Vâng ạ."), (0, "Tôi đợi xe.")]
+
+
+@pytest.mark.parametrize("cloned", [True, False])
+def test_a_long_dialogue_is_spoken_turn_by_turn_in_the_voice_of_each(parts, pieces_said, cloned):
+    "The pieces of a speaker have the speaker's voice, and nobody else's words or voice."
+    references = [Reference(f"Giọng {i}.", np.full((8, 5), i)) for i in range(2 * cloned)]
+    profiles = [] if cloned else ["feminine", "masculine, calm tone"]
+    text = " ".join(f"[SPEAKER{n}] {words}" for n, words in TURNS)
+    prompt = make_prompt(text, references, profiles, "Audio is recorded from a studio.")
+    speech, said = say_long(parts, prompt), [p for p, _ in pieces_said]
+    assert " ".join(p.text for p in said).split() == " ".join(w for _, w in TURNS).split()
+    assert max(len(p.text.split()) for p in said) <= 10
+    assert {p.scene for p in said} == {prompt.scene}
+    who = [n for n, words in TURNS for _ in divide(words, 10)]
+    if cloned: assert [p.references[0].codes[0, 0] for p in said] == who
+    else: assert [p.voices for p in said] == [(profiles[n],) for n in who]
+    assert {len(p.references) + len(p.voices) for p in said} == {1}
+    assert speech.codes.shape == (8, 10 * len(who)) and len(who) > len(TURNS)
+
+
+def test_speakers_without_profiles_keep_their_voices(parts, pieces_said, capsys):
+    prompt = make_prompt(f"[SPEAKER7] {LONG} [SPEAKER2] {LONG}")
+    assert scene_lines(prompt) == ["SPEAKER2: feminine", "SPEAKER7: masculine"]
+    say_long(parts, prompt)
+    n = len(divide(LONG, 10))
+    assert [p.voices for p, _ in pieces_said] == [("masculine",)] * n + [("feminine",)] * n
+    assert f"piece {2 * n} of {2 * n}, 1.4 s: [SPEAKER2] " in capsys.readouterr().out
 
 
 def test_the_number_of_words_reaches_the_pieces(parts, pieces_said, tmp_path):

@@ -71,7 +71,7 @@ def test_files_without_partners_and_files_that_cannot_be_read(tmp_path, clip):
         ("torn", "no text"), ("torn", "undecodable"), ("text", "no sound"),
     }
     assert faults(tmp_path, "good") == [] and faults(tmp_path, "text") == ["no sound"]
-    with pytest.raises(ValueError, match="torn.txt of the voice .torn. is not UTF-8 text .*save it as UTF-8"):
+    with pytest.raises(ValueError, match="torn.txt of the voice .torn. is not UTF-8 .*save it"):
         read_transcript(tmp_path, "torn")
 
 
