@@ -168,18 +168,22 @@ def join(waves: list[np.ndarray], pauses: list[float]) -> np.ndarray:
     return np.clip(np.concatenate(out[:-1]), -1, 1)
 
 # %% ../nbs/52_longtext.ipynb #b9741141
-def words_at_once(parts: Checkpoint) -> int:
-    "Return how many words the model of `parts` is given at once: 10 for the nano, else 40."
-    return 10 if unwrap_peft(parts.model).config.hidden_size <= 512 else 40
+def words_at_once(parts: Checkpoint, dialogue: bool = False) -> int:
+    """Return how many words the model of `parts` is given at once: 10 for the nano, else 40.
 
-def divide_prompt(prompt: Prompt, most_words: int) -> list[Piece]:
+    A `dialogue` of several turns is never given to the nano at once.
+    """
+    is_nano = unwrap_peft(parts.model).config.hidden_size <= 512
+    return 40 if not is_nano else 0 if dialogue else 10
+
+def divide_prompt(prompt: Prompt, most_words: int, dialogue_words: int) -> list[Piece]:
     """Divide the text of `prompt` into pieces of at most `most_words` words.
 
-    A dialogue of more words is divided at its turns, and a long turn like any text. A shorter one
-    is one piece, with its tags.
+    A dialogue is divided at its turns, and a long turn like any text. A dialogue of at most
+    `dialogue_words` words is one piece, with its tags.
     """
     if not prompt.speakers: return divide(prompt.text, most_words)
-    if _words(without_tags(prompt.text).split()) <= most_words:
+    if _words(without_tags(prompt.text).split()) <= dialogue_words:
         return [Piece(prompt.text, PAUSES[SENTENCE])]
     return [
         replace(piece, speaker=speaker)
@@ -206,15 +210,16 @@ def say_long(
 ) -> Speech:
     """Speak `prompt`, whose text may be long, in pieces of at most `most_words` words.
 
-    0 means `words_at_once`. A text of one piece is spoken as `say` does. Each piece has the
-    prompt's scene and its speaker's voice, is drawn again if its length does not fit, and is
-    reported in a printed line. Of the result, `ended` is true if every piece ended by itself,
+    0 means `words_at_once`, also for whole dialogues. A text of one piece is spoken as `say` does.
+    Each piece has the prompt's scene and its speaker's voice, is drawn again if its length does not
+    fit, and is reported in a printed line. Of the result, `ended` is true if every piece ended,
     `length_problem` is that of the first piece that has one, `tries` counts all takes, and `codes`
     are those of the pieces in order, without the pauses.
 
     Raises `ValueError`, with the piece's text, if the model says nothing for a piece.
     """
-    pieces = divide_prompt(prompt, most_words or words_at_once(parts))
+    most, whole = (most_words or words_at_once(parts, dialogue) for dialogue in (False, True))
+    pieces = divide_prompt(prompt, most, whole)
     if len(pieces) == 1 and pieces[0].speaker is None: return say(parts, prompt, sampling)
     spoken = []
     for i, piece in enumerate(pieces, 1):

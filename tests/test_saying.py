@@ -149,8 +149,14 @@ def test_a_long_text_is_spoken_whole_in_pieces_of_one_voice(parts, pieces_said, 
 @pytest.mark.parametrize("text", ["Xin chào các bạn.", "[SPEAKER0] Chào bạn.\n[SPEAKER1] Vâng ạ."])
 def test_a_short_text_and_a_short_dialogue_are_spoken_at_once(parts, pieces_said, text):
     prompt = make_prompt(text)
-    assert len(say_long(parts, prompt).wave) == 33_600  # not trimmed
+    assert len(say_long(parts, prompt, most_words=10).wave) == 33_600  # not trimmed
     assert [p for p, _ in pieces_said] == [prompt]
+    if not prompt.speakers: return
+    say_long(parts, prompt)  # the nano gets no dialogue at once, a large model does
+    assert [p.text for p, _ in pieces_said[1:]] == ["Chào bạn.", "Vâng ạ."]
+    config = SimpleNamespace(hidden_size=3072)
+    say_long(SimpleNamespace(model=SimpleNamespace(config=config)), prompt)
+    assert pieces_said[3][0] == prompt and len(pieces_said) == 4
 
 
 TURNS = [(1, "Chào ông."), (0, LONG), (1, "Vâng ạ."), (0, "Tôi đợi xe.")]
