@@ -7,7 +7,7 @@ __all__ = ['MAX_CHARACTERS', 'SaySettings', 'load_speaker', 'pronunciations', 'p
            'sampling_of', 'voice_faults', 'speak', 'describe_speech', 'open_worklist', 'speak_texts', 'main']
 
 # %% ../nbs/07_say.ipynb #71559224
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -238,7 +238,7 @@ def _plan(cfg: SaySettings, marks: list, item: Item) -> Plan:
     own = _row_settings(cfg, item)
     prompt, (_, notes) = build_prompt(own), prepare_text(own.text, own.aloud, pronunciations(cfg))
     files = [f for name in own.voice for f in voice_files(project_root() / cfg.voices_dir, name)]
-    decisive = {k: v for k, v in own.resolved().items() if k not in _NO_SOUND}
+    decisive = {k: v for k, v in asdict(own).items() if k not in _NO_SOUND}
     voice, profile = "; ".join(own.voice), "; ".join(own.profile)
     model = own.adapter or own.model or "nano"
     return Plan(
@@ -252,9 +252,10 @@ def open_worklist(cfg: SaySettings) -> Worklist:
 
     Loads no model. Raises `ValueError` if the table cannot be read or no row can be spoken.
     """
-    table, marks = project_root() / cfg.texts, _model_marks(cfg)
+    cfg = replace(cfg, **cfg.resolved())  # absolute paths: resolved once, not for each row
+    table, marks = Path(cfg.texts), _model_marks(cfg)
     pronunciations(cfg)  # a wrong list ends the run, not each row
-    folder = (project_root() / cfg.output_file).parent / table.stem
+    folder = Path(cfg.output_file).parent / table.stem
     work = Worklist(table, folder, lambda item: _plan(cfg, marks, item))
     work.check_any()
     return work
@@ -265,6 +266,7 @@ def speak_texts(cfg: SaySettings, parts: Checkpoint, work: Worklist):
     Raises `ValueError` if not a single row of the table could be spoken.
     """
 
+    cfg = replace(cfg, **cfg.resolved())
     cache = open_cache(replace(cfg, voice=work.voices()), parts)
 
     def request(item: Item) -> tuple[Prompt, Sampling]:

@@ -19,7 +19,7 @@ import soundfile as sf
 from tqdm import tqdm
 
 from .audio import SAMPLE_RATE, write_wav
-from .cells import why_type
+from .cells import printable, why_type
 from .files import atomic, check_file, make_folder, path_inside
 from .generate import Sampling, Speech
 from .longtext import say_long
@@ -170,7 +170,7 @@ class Worklist:
         earlier = _read_results(self.path)
         for item in read_items(table, self.folder):
             self.lines[item.row] = dict.fromkeys(COLUMNS, "") | dict(
-                row=item.row, text=" ".join(item.text.split()), out=item.out
+                row=item.row, text=printable(" ".join(item.text.split()), 500), out=item.out
             )
             try:
                 if item.problem: raise ValueError(item.problem)
@@ -216,7 +216,7 @@ class Worklist:
         request: Callable[[Item], tuple[Prompt, Sampling]],
         piece_words: int = 0,
     ):
-        """Speak the pending items.
+        """Speak the pending items; called again after an interruption, it goes on.
 
         `request` returns what to speak for an item, and raises `ValueError` if it cannot be spoken.
         """
@@ -234,8 +234,9 @@ class Worklist:
                     out.writerow(self.lines[asked[i][0].row])
                     file.flush()
                     bar.update()
-        finally: self._write()
-        self.pending = [i for i in self.pending if self.lines[i.row]["status"] == "pending"]
+        finally:
+            self._write()
+            self.pending = [i for i in self.pending if self.lines[i.row]["status"] == "pending"]
 
     def table(self) -> pd.DataFrame:
         "Return what became of the rows, in the order of the table."

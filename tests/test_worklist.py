@@ -161,6 +161,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(spoken, capsys):
     assert spoken == ["load", ("Một.", 0, [])]
 
 
+def test_a_cell_that_was_interrupted_goes_on_when_it_is_run_again(spoken, tmp_path):
+    Path("a.csv").write_text("text\nMột.\nHai ngắt.\nBa.\n", encoding="utf-8")
+    cfg = SaySettings(texts=str(tmp_path / "a.csv"), output_file=str(tmp_path / "data/b.wav"))
+    work, parts = open_worklist(cfg), SimpleNamespace(codec="codec")
+    with pytest.raises(KeyboardInterrupt): say.speak_texts(cfg, parts, work)
+    del spoken[:]
+    say.speak_texts(cfg, parts, work)
+    assert spoken == [("Một.", 0, [])] and work.pending == []
+
+
 def test_a_killed_run_keeps_the_lines_it_wrote(spoken):
     "The lines are appended as they come; the last one may be cut off."
     run(TABLE)
