@@ -66,11 +66,12 @@ def _without_tags(text: str, removed: list[str]) -> str:
 _START = re.compile(  # heading; quote; list, with or without a box to tick
     r"\s{0,3}(#{1,6})\s+|\s*(>)\s+(?=[^\s\d=])|\s*([*•]|[-+](?=\s+[^\s\d]))\s+(?:\[[ xX]\]\s+)?"
 )
+_FENCE = re.compile(r"(?:`{3,}|~{3,})\s*[a-z+#-]{0,20}", re.IGNORECASE | re.ASCII)  # of code
 _AROUND = [  # marks around words, which are kept
     re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^\n]{0,500}?[^\s*])\1(?![\w*])"),
     re.compile(r"(?<!\w)(_{1,3})(?=[^\s_])([^\n]{0,500}?[^\s_])\1(?!\w)"),
     re.compile(r"(~~)(?=\S)([^\n]{0,500}?\S)~~"),
-    re.compile(r"(?<!`)(`{1,2})(?=[^\s`])([^\n`]{1,500})\1(?!`)"),
+    re.compile(r"(?<!`)(`{1,3})(?=[^\s`])([^\n`]{1,500})\1(?!`)"),
 ]
 _LINK = re.compile(
     r"!?\[(?!speaker)([^\[\]\n]*)\]\((?:https?:|mailto:|[./#]|[\w-]+\.)[^()\s]*"
@@ -86,7 +87,7 @@ def _line(line: str, is_table: bool, removed: list[str]) -> str:
     "Remove the marks that make `line` a heading, a quote, a list, a rule or a row of a table."
     bare = line.strip()
     is_rule = set(bare) <= set("-*_=|:+ \t") and sum(c in "-*_=" for c in bare) > 2
-    if is_rule or bare.startswith(("```", "~~~")):
+    if is_rule or _FENCE.fullmatch(bare):
         removed.append(bare)
         return ""
     text = line

@@ -1,4 +1,5 @@
 """What becomes of a typed text before it is spoken: markup, pronunciations, limits."""
+import random
 import time
 
 import pytest
@@ -28,6 +29,7 @@ from higgs_vi.say import MAX_CHARACTERS, SaySettings, build_prompt, main, prepar
         ("***Rất đậm*** ở **đây và *kia* nữa**", "Rất đậm ở đây và kia nữa", "***"),
         ("Xem [trang](https://a.vn/b_c) và ![ảnh](a.png)", "Xem trang và ảnh", "https://a.vn/b_c"),
         ("```python\nchào\n```\n---\nXong", "chào Xong", "```python"),
+        ("~~~~Chào bạn\n```xin chào```", "~~~~Chào bạn xin chào", "```"),
         ("| a | b |\n|---|:-:|\n| một | hai |", "a, b. một, hai.", "|---|:-:|"),
         ("Vui quá 😀👍🏽 ❤️!", "Vui quá !", "😀"),
         ("[SPEAKER0] **Chào**\n[SPEAKER1] <i>Vâng</i>", "[SPEAKER0] Chào [SPEAKER1] Vâng", "**"),
@@ -56,6 +58,18 @@ def test_markup_is_removed_and_reported(text, spoken, removed):
 )
 def test_what_is_no_markup_stays(text):
     assert plain_text(text) == (text, "")
+
+
+def test_no_word_is_lost_between_any_marks():
+    marks = ["<b>", "</b>", "<p>", " < ", " > ", "*", "**", "_", "`", "\n", "# ", "- ", "> ", "|"]
+    marks += ["[SPEAKER0] ", "&amp;", "😀", "\n---\n", " ", "5", "2*3", "[", "](", "(", ")", "~~"]
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choice(marks + ["chào ", "bạn", "đi"] * 6) for _ in range(20))
+        plain, _ = plain_text(text)
+        assert [plain.count(w) for w in ("chào", "bạn", "đi")] == [
+            text.count(w) for w in ("chào", "bạn", "đi")
+        ], text
 
 
 def test_removing_markup_cannot_build_a_control_token():
