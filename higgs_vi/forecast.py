@@ -22,7 +22,7 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 
 from . import step
 from .adapters import add_lora, lora_config, prepare_full_training
-from .model import NANO
+from .model import NANO, add_routing
 from .recipe import PRESETS, MemorySettings, TrainSettings
 from .settings import local_or_id
 
@@ -56,7 +56,9 @@ def meta_model(
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("meta"):
-            return HiggsAudioV2ForConditionalGeneration(config, use_text_head=text_head)
+            return add_routing(
+                HiggsAudioV2ForConditionalGeneration(config, use_text_head=text_head)
+            )
     finally:
         torch.set_default_dtype(before)
 

@@ -82,6 +82,8 @@ class RoutedLayer(HiggsAudioV2DecoderLayer):
     def forward(
         self,
         hidden_states,
+        *blocks,
+        packed=None,
         position_embeddings=None,
         attention_mask=None,
         audio_token_mask=None,
@@ -90,7 +92,11 @@ class RoutedLayer(HiggsAudioV2DecoderLayer):
         """Compute what HF's layer computes: `(B, S, H)` to `(B, S, H)`.
 
         `audio_token_mask` `(B, S)` marks the audio positions; without it all positions are audio.
+        In training, `packed` computes the layer on a packed batch instead: the result is
+        `packed(layer, hidden_states, *blocks)` (40_step).
         """
+        if packed:
+            return packed(self, hidden_states, *blocks)
         if audio_token_mask is None:
             return super().forward(
                 hidden_states, position_embeddings, attention_mask, None, **kwargs

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -137,7 +137,8 @@ def hidden_states(model, batch: dict) -> torch.Tensor:
     """
     core = unwrap_peft(model).model
     every = int(core.gradient_checkpointing) if core.training else 0
-    layer_forward = _compiled() if getattr(core, "compiled", False) else _layer
+    once = _compiled() if getattr(core, "compiled", False) else _layer
+    again = partial(checkpoint, once, use_reentrant=False)
     audio, embed_text = core.embed_audio_tokens(batch["delayed_codes"]), core.embed_tokens
     text = embed_text(batch["text_ids"].to(embed_text.weight.device, non_blocking=True)).to(
         audio.device, non_blocking=True
@@ -149,11 +150,8 @@ def hidden_states(model, batch: dict) -> torch.Tensor:
     mixed = audio.dtype != torch.float32
     with torch.autocast(audio.device.type, audio.dtype) if mixed else nullcontext():
         for i, layer in enumerate(core.layers):
-            args = layer, text, audio, rotary, layout
-            if every and i % every == 0:
-                text, audio = checkpoint(layer_forward, *args, use_reentrant=False)
-            else:
-                text, audio = layer_forward(*args)
+            packed = again if every and i % every == 0 else once
+            text, audio = layer(text, audio, rotary, layout, packed=packed)
     rows = batch["order"][batch["predict_at"]]
     if "text_from" in batch:
         rows = torch.cat([rows, batch["text_from"]])

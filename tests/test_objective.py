@@ -21,7 +21,14 @@ from higgs_vi.batch import Example, build_example, collate, to_hf_inputs
 from higgs_vi.delay import IGNORE, delay, undelay
 from higgs_vi.generate import GREEDY, Guidance, generate_delayed_codes, with_guidance
 from higgs_vi.loop import build_model
-from higgs_vi.model import Checkpoint, RoutedLayer, nano_config, route_positions, unwrap_peft
+from higgs_vi.model import (
+    Checkpoint,
+    RoutedLayer,
+    add_routing,
+    nano_config,
+    route_positions,
+    unwrap_peft,
+)
 from higgs_vi.prompt import (
     TASKS,
     Prompt,
@@ -104,9 +111,8 @@ def train_on_noise(spoil):
         np.random.default_rng(0),
     )
     torch.manual_seed(0)
-    model = HiggsAudioV2ForConditionalGeneration(
-        nano_config(tokenizer, hidden=256, layers=1)
-    ).train()
+    config = nano_config(tokenizer, hidden=256, layers=1)
+    model = add_routing(HiggsAudioV2ForConditionalGeneration(config)).train()
     with torch.no_grad():
         model.audio_lm_head.weight.copy_(
             model.model.embed_audio_tokens.embed_audio_tokens.weight.normal_(0, 1 / 16)
@@ -312,7 +318,7 @@ def test_two_blocks_are_hf_s_forward(parts):
     for way in ("stock", "blocks", "recomputed"):
         torch.manual_seed(0)
         model = add_lora(
-            stock(parts.model),
+            stock(parts.model) if way == "stock" else copy.deepcopy(parts.model),
             lora_config(
                 targets=["attention", "text_ffn", "audio_ffn"], audio_embeddings=True, dropout=0.0
             ),
