@@ -21,9 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from torch.distributed.tensor import DTensor
 
 from .adapters import check_tensors, load_weights, save_adapter
 from .files import Damaged, atomic_folder, read_json, remove_stale_files, write_text
+from .ranks import from_main, gather
+from .shard import cut, is_sharded, own_part, shard_place, whole_model
 from .weights import no_progress_bars, not_finite, read_tensors, reading
 
 # %% ../nbs/44_checkpoint.ipynb #cb61d862
@@ -34,27 +37,51 @@ def _size_and_crc(path: Path) -> list[int]:
         while block := f.read(2**24): crc = zlib.crc32(block, crc)
     return [path.stat().st_size, crc]
 
+_DIVIDED = ("optimizer", "average")  # entries of which each rank of a sharded model has a part
+
+def _check_finite(model, step: int):
+    """Raise `FloatingPointError` if a trained weight is not finite.
+
+    Every rank of a sharded model raises it, even if only another rank's part is not finite.
+    """
+    trained = ((n, own_part(p)) for n, p in model.named_parameters() if p.requires_grad)
+    bad = not_finite(trained)
+    if is_sharded(model): bad = next(filter(None, gather(bad)), "")
+    if bad:
+        raise FloatingPointError(
+            f"{bad} holds values that are not finite after step {step}, so this step is not saved: "
+            "start another run (parameter output_dir) with a lower learning_rate"
+        )
+
 @no_progress_bars()
 def save_state(run: Path, step: int, model, optimizer, base: str, **state):
     """Write the checkpoint `checkpoints/step-<step>` of the run folder `run`.
 
     It holds the adapter (or all weights of a model without one), the optimiser, and `state`: plain
     values, lists, dicts and tensors. `base` is the name of the base model, stored with the adapter.
-    Raises `FloatingPointError`, and writes nothing, if a trained weight is not finite.
+    If the model is sharded, every rank must call this, and each writes its part of the optimiser
+    and of `average`. Raises `FloatingPointError`, and writes nothing, if a trained weight is not
+    finite.
     """
     folder = run / "checkpoints" / f"step-{step:06d}"
-    if bad := not_finite((n, p) for n, p in model.named_parameters() if p.requires_grad):
-        raise FloatingPointError(
-            f"{bad} holds values that are not finite after step {step}, so this step is not saved: "
-            "start another run (parameter output_dir) with a lower learning_rate"
-        )
+    _check_finite(model, step)
+    rank, ranks = shard_place(model)
+    state |= dict(optimizer=optimizer.state_dict(), step=step, shards=ranks)
+    whole = whole_model(model) if ranks > 1 else model
+    if rank:
+        own = {k: state[k] for k in _DIVIDED if k in state}
+        torch.save(own, Path(from_main()) / f"trainer-{rank}.pt")
+        gather(None)
+        return
     shutil.rmtree(folder, ignore_errors=True)  # a damaged checkpoint of the same step
     with atomic_folder(folder) as tmp:
-        if hasattr(model, "peft_config"):
-            save_adapter(model, tmp, base)
+        if ranks > 1: from_main(str(tmp))
+        if hasattr(whole, "peft_config"):
+            save_adapter(whole, tmp, base)
         else:
-            model.save_pretrained(tmp)
-        torch.save(dict(optimizer=optimizer.state_dict(), step=step, **state), tmp / "trainer.pt")
+            whole.save_pretrained(tmp)
+        torch.save(state, tmp / "trainer.pt")
+        if ranks > 1: gather(None)  # until all parts are written
         sums = {p.name: _size_and_crc(p) for p in sorted(tmp.iterdir())}
         write_text(tmp / "complete", json.dumps(sums))
 
@@ -89,18 +116,57 @@ def _tensors(state: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]
     for key, value in items:
         yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
-def read_trainer(folder: Path) -> dict:
-    """Read the trainer's state of a checkpoint (`trainer.pt`) to the CPU.
+def _read_part(path: Path, needed: set[str]) -> dict:
+    """Read a file of the trainer's state to the CPU.
 
-    Raises `Damaged` if it cannot be read or holds values that are not finite.
+    Raises `Damaged` if it cannot be read, lacks one of the keys `needed`, or holds values that are
+    not finite.
     """
-    with reading("trainer's state", path := folder / "trainer.pt"):
+    with reading("trainer's state", path):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := {"optimizer", "step"} - state.keys():
+        if missing := needed - state.keys():
             raise KeyError(*missing)
     if bad := not_finite(_tensors(state)):
         raise Damaged(path, f"{bad} holds values that are not finite")
     return state
+
+def _divided_anew(parts: list, rank: int, ranks: int):
+    """Return the part of rank number `rank` of `ranks` in a state that was divided into `parts`.
+
+    `parts` are nested dicts and lists of the same form. Tensors are joined by rows, and cut again.
+    """
+    first = parts[0]
+    if isinstance(first, dict):
+        return {k: _divided_anew([p[k] for p in parts], rank, ranks) for k in first}
+    if isinstance(first, list | tuple):
+        same = zip(*parts, strict=True)
+        return type(first)(_divided_anew(list(values), rank, ranks) for values in same)
+    if isinstance(first, torch.Tensor) and first.ndim:
+        return cut(torch.cat(parts), rank, ranks).clone()
+    return first
+
+def read_trainer(folder: Path, rank: int = 0, ranks: int = 1) -> dict:
+    """Read the trainer's state of a checkpoint (`trainer.pt`) to the CPU.
+
+    Of the optimiser and the averaged weights, this returns the part of rank number `rank` of
+    `ranks`, among which the weights are divided now. Raises `Damaged` if a file cannot be read or
+    holds values that are not finite, `ValueError` if the state cannot be divided among `ranks`.
+    """
+    state = _read_part(folder / "trainer.pt", {"optimizer", "step"})
+    shards = state.pop("shards", 1)
+    divided = {k for k in _DIVIDED if k in state}
+    if shards == ranks:
+        return state | (_read_part(folder / f"trainer-{rank}.pt", divided) if rank else {})
+    if any(t.dtype == torch.uint8 for _, t in _tensors(state["optimizer"])):
+        raise ValueError(
+            f"the optimizer state in {folder} is in 8 bits and belongs to {shards} GPU(s), so it "
+            f"cannot be divided among {ranks}: resume the run with gpus {shards}, or start another "
+            "one with optim adamw (parameter output_dir)"
+        )
+    others = [_read_part(folder / f"trainer-{i}.pt", divided) for i in range(1, shards)]
+    return state | {
+        k: _divided_anew([part[k] for part in (state, *others)], rank, ranks) for k in divided
+    }
 
 def load_trained_weights(model, folder: Path):
     "Load the trained weights (the adapter, or all) of a checkpoint into `model`, in place."
@@ -109,8 +175,11 @@ def load_trained_weights(model, folder: Path):
     found = {
         k: v for p in sorted(folder.glob("model*.safetensors")) for k, v in read_tensors(p).items()
     }
-    check_tensors(folder, found, model.state_dict())
-    model.load_state_dict(found)
+    weights, place = model.state_dict(), shard_place(model)
+    check_tensors(folder, found, weights)
+    for name, weight in weights.items():
+        whole = found[name]
+        own_part(weight).copy_(cut(whole, *place) if isinstance(weight, DTensor) else whole)
 
 def load_state(folder: Path, model, optimizer) -> dict:
     """Load the checkpoint in `folder` into `model` and `optimizer`, in place.
@@ -120,7 +189,7 @@ def load_state(folder: Path, model, optimizer) -> dict:
     weights may have been replaced by then.
     """
     verify(folder)
-    state = read_trainer(folder)
+    state = read_trainer(folder, *shard_place(model))
     load_trained_weights(model, folder)
     with reading("checkpoint", folder): optimizer.load_state_dict(state.pop("optimizer"))
     return state
@@ -155,14 +224,14 @@ def set_random_state(state: dict, device: torch.device):
 
 # %% ../nbs/44_checkpoint.ipynb #d7ed5e33
 class Average:
-    """Exponential moving average (EMA) of the trained weights of `model`, in fp32.
+    """Exponential moving average (EMA) of the trained weights `params`, in fp32.
 
     It covers about 1/(1 - `decay`) steps, and fewer at first: the decay of step n is at most
     n/(n + 9). `mean` holds the averaged weights, in the order of the trained parameters.
     """
 
-    def __init__(self, model, decay: float):
-        self.decay, self.params = decay, [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, params: list[torch.nn.Parameter], decay: float):
+        self.decay, self.params = decay, params
         self.mean = [p.detach().float().clone() for p in self.params]
 
     @torch.no_grad()
@@ -175,7 +244,7 @@ class Average:
 
     @torch.no_grad()
     def copy_to_model(self, values: list[torch.Tensor]):
-        "Copy `values`, one tensor for each trained parameter, into the model."
+        "Copy `values`, one tensor for each trained weight, into the model."
         for p, v in zip(self.params, values, strict=True):
             p.copy_(v)
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GROUPS', 'SHARE', 'LENGTH', 'SECONDS', 'GIB', 'SPARE', 'CARDS', 'EFFICIENCY', 'LAUNCH', 'SCALING', 'LADDER',
            'FULL_LADDER', 'CONTEXT', 'NCCL', 'USABLE', 'model_config', 'meta_model', 'parameter_groups',
-           'parameter_counts', 'saved_bytes', 'saved_bytes_compiled', 'resident_gib', 'is_compiled', 'forecast', 'Card',
-           'flops_per_position', 'speed', 'free_memory', 'memory_to_plan', 'outside_gib', 'candidate_plans',
-           'fastest_plan', 'describe_plan', 'next_smaller_plan', 'epoch_hours', 'plans_by_gpus', 'plans_by_card',
-           'apply_preset', 'memory_settings', 'fit_to_gpu']
+           'parameter_counts', 'saved_bytes', 'saved_bytes_compiled', 'weight_ranks', 'resident_gib', 'gathered_gib',
+           'is_compiled', 'forecast', 'Card', 'flops_per_position', 'speed', 'free_memory', 'memory_to_plan',
+           'outside_gib', 'candidate_plans', 'fastest_plan', 'describe_plan', 'next_smaller_plan', 'epoch_hours',
+           'plans_by_gpus', 'plans_by_card', 'apply_preset', 'memory_settings', 'fit_to_gpu']
 
 # %% ../nbs/43_forecast.ipynb #d5fa8599
 from contextlib import contextmanager
@@ -208,29 +208,55 @@ def saved_bytes_compiled(cfg: MemorySettings) -> int:
 GIB = 2**30
 SPARE = 1 / 16  # GiB of workspace that libraries take for matrix products
 
+def weight_ranks(cfg: MemorySettings) -> int:
+    "Return among how many GPUs the weights are divided: all in full training, else 1."
+    return cfg.gpus if cfg.mode == "full" else 1
+
+def _trained_bytes(cfg: MemorySettings) -> int:
+    "Return the bytes of a trained weight, and of its gradient."
+    return 2 if cfg.mode == "full" and cfg.optim == "rounded8bit" else 4
+
+def _linear(groups: dict) -> int:
+    "Return the number of parameters in the layers' matrices."
+    return groups["attention"] + groups["text FFN"] + groups["audio FFN"]
+
 def resident_gib(cfg: MemorySettings) -> dict[str, float]:
     """Return the GiB that stay in memory from step to step.
 
     The keys are weights, adapters, gradients and optimiser (its state).
     """
     groups, trained = parameter_counts(cfg)
-    total = sum(groups.values())
-    linear = groups["attention"] + groups["text FFN"] + groups["audio FFN"]
-    in_fp32 = cfg.mode == "full" and cfg.optim != "rounded8bit"
+    total, linear = sum(groups.values()), _linear(groups)
+    size, ranks = _trained_bytes(cfg), weight_ranks(cfg)
+    copies = 2 * linear * (size == 4 and ranks == 1)  # in 16 bits, for products
     nf4 = linear * (0.5 + (1 + 4 / 256) / 64)
     weights = dict(
         lora=2 * total,
         qlora=nf4 + 2 * (total - linear - groups["text embedding"]),
-        full=4 * total + 2 * linear if in_fp32 else 2 * total,  # plus 16-bit copies for products
+        full=size * total / ranks + copies,
     )[cfg.mode]
-    size = 2 if cfg.mode == "full" and not in_fp32 else 4  # bytes of a trained weight or gradient
     moments = (8 if cfg.optim == "adamw" else 2 * (1 + 4 / 256)) + 4 * (cfg.ema_decay > 0)
     return dict(
         weights=weights / GIB,
         adapters=(0 if cfg.mode == "full" else (size + 2) * trained) / GIB,
-        gradients=size * trained / GIB,
-        optimiser=moments * trained / GIB,
+        gradients=size * trained / ranks / GIB,
+        optimiser=moments * trained / ranks / GIB,
     )
+
+def gathered_gib(cfg: MemorySettings) -> tuple[float, float]:
+    """Return the GiB that each GPU gathers of divided weights; (0, 0) if they are not divided.
+
+    The first number is what it needs during the backward pass: everything outside the layers, and
+    for two layers 16-bit weights, gradients and the buffers of communication. The second is what it
+    needs besides at the end: the gradients outside the layers, and their buffer.
+    """
+    if weight_ranks(cfg) == 1: return 0.0, 0.0
+    groups, size = parameter_counts(cfg)[0], _trained_bytes(cfg)
+    linear = _linear(groups)
+    outside, layer = sum(groups.values()) - linear, linear / model_config(cfg).num_hidden_layers
+    # a layer: two of weights and one on its way, a gradient, two buffers of gradients in fp32
+    each = 2 * 3 + 2 + 4 * 2
+    return (size * outside + each * layer) / GIB, (size + 4) * outside / GIB
 
 # %% ../nbs/43_forecast.ipynb #061e52eb
 def is_compiled(cfg: MemorySettings) -> bool:
@@ -268,11 +294,12 @@ def forecast(cfg: MemorySettings) -> dict[str, float]:
     The keys are weights, adapters, gradients, optimiser, activations, logits, workspace and
     `total`, their sum.
 
-    The peak is reached in the backward pass or in the optimizer's update, whichever is larger.
+    The peak is reached in the backward pass or after it, whichever is larger: when the last
+    gradients of divided weights are summed, or in the optimizer's update.
     """
     config = model_config(cfg)
-    resident = resident_gib(cfg)
-    backward = resident | _activation_gib(cfg) | dict(workspace=SPARE)
+    resident, (gathered, last) = resident_gib(cfg), gathered_gib(cfg)
+    backward = resident | _activation_gib(cfg) | dict(workspace=SPARE + gathered)
     if cfg.gradient_accumulation_steps == cfg.gpus == 1:
         gradients = 4 * cfg.token_budget * config.intermediate_size / GIB
         if backward["gradients"] > backward["activations"] + backward["logits"]:
@@ -281,8 +308,10 @@ def forecast(cfg: MemorySettings) -> dict[str, float]:
             backward |= dict(gradients=0.0)
     ffn = config.hidden_size * config.intermediate_size
     largest = max(parameter_counts(cfg)[0]["text embedding"], ffn)
-    moments = 8 * largest * (cfg.optim == "rounded8bit") / GIB  # of the largest weight, in fp32
-    update = resident | dict(activations=0.0, logits=0.0, workspace=SPARE + moments)
+    # of the largest weight, in fp32
+    moments = 8 * largest * (cfg.optim == "rounded8bit") / weight_ranks(cfg) / GIB
+    after = SPARE + max(moments, gathered + last)
+    update = resident | dict(activations=0.0, logits=0.0, workspace=after)
     peak = max(backward, update, key=lambda stage: sum(stage.values()))
     return peak | dict(total=sum(peak.values()))
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'BATCHES', 'TOTAL', 'DTYPES', 'check_folder', 'batches_per_step', 'check_base', 'store_start',
-           'trains_in_fp32', 'load_parts', 'build_model', 'find_device', 'Run', 'Stopped', 'print_now', 'open_run',
-           'resume_if_stopped', 'run_fingerprint', 'resume_from', 'resume_from_last', 'open_logs', 'close_logs',
-           'autocast', 'validate', 'validation_row', 'load_step', 'one_step', 'catch_signals', 'all_reduce_stop',
-           'stop_error', 'log_metrics', 'log_step', 'evaluate_before', 'evaluate', 'save_run', 'train', 'load_best',
-           'save_best']
+           'trains_in_fp32', 'product_dtype', 'divides_weights', 'load_parts', 'build_model', 'find_device', 'Run',
+           'Stopped', 'print_now', 'open_run', 'resume_if_stopped', 'run_fingerprint', 'resume_from',
+           'resume_from_last', 'open_logs', 'close_logs', 'autocast', 'validate', 'validation_row', 'load_step',
+           'one_step', 'catch_signals', 'all_reduce_stop', 'stop_error', 'log_metrics', 'log_step', 'evaluate_before',
+           'evaluate', 'save_run', 'train', 'load_best', 'whole_parts', 'save_best']
 
 # %% ../nbs/46_loop.ipynb #84f9561b
 import io
@@ -75,20 +75,22 @@ from higgs_vi.plan import (
 )
 from higgs_vi.ranks import (
     all_or_none,
+    equal_share,
     from_main,
     gather,
     lost_ranks,
     main_first,
     several,
-    share_out,
 )
 from .recipe import TrainSettings
 from .settings import local_or_id, project_root
+from .shard import is_sharded, shard_place, trained_parts, whole_model
 from higgs_vi.step import (
-    audio_loss,
+    BatchLoss,
     build_optimizer,
     codebook_weights,
     data_parallel,
+    fully_sharded,
     per_target,
     set_learning_rate,
     to_device,
@@ -204,25 +206,40 @@ def trains_in_fp32(cfg: TrainSettings) -> bool:
     "Whether all weights are trained, with fp32 master weights."
     return cfg.mode == "full" and cfg.optim != "rounded8bit"
 
+def product_dtype(cfg: TrainSettings) -> torch.dtype | None:
+    """Return the 16-bit type to which full training converts its fp32 weights for products.
+
+    None if nothing is converted: under LoRA the base itself is in 16 bits.
+    """
+    return DTYPES[cfg.precision] if trains_in_fp32(cfg) and cfg.precision != "fp32" else None
+
+def divides_weights(cfg: TrainSettings) -> bool:
+    "Whether the run divides its weights among the ranks: in full training on several (39_shard)."
+    return cfg.mode == "full" and several()
+
 def load_parts(cfg: TrainSettings, accelerator: Accelerator) -> Checkpoint:
     """Load model, tokenizer and codec to the accelerator's device.
 
-    The model is in fp32 if `trains_in_fp32`, else in `cfg.precision`.
+    The model is in fp32 if `trains_in_fp32`, else in `cfg.precision`. A model whose weights will be
+    divided among the ranks is loaded to the CPU: it may be too large for one GPU.
     """
-    return load_checkpoint(
+    parts = load_checkpoint(
         local_or_id(cfg.model) or NANO,
         cfg.codec or None,
         torch.float32 if trains_in_fp32(cfg) else DTYPES[cfg.precision],
-        accelerator.device,
+        "cpu" if divides_weights(cfg) else accelerator.device,
         quantised=cfg.mode == "qlora",
         text_head=cfg.text_loss_weight > 0,
     )
+    parts.codec.to(accelerator.device)
+    return parts
 
-def build_model(cfg: TrainSettings, parts: Checkpoint):
+def build_model(cfg: TrainSettings, parts: Checkpoint, device: torch.device | None = None):
     """Return the model in training mode, with LoRA adapters or with all its weights trainable.
 
     Sets the decoder's `gradient_checkpointing` and `compiled`, which 40_step reads. Layers are
-    compiled only on a GPU, not in 4 bits, and for models above 10⁹ parameters.
+    compiled only on a GPU, not in 4 bits, and for models above 10⁹ parameters. `device` is where it
+    will be trained; None is where it is.
     """
     if cfg.mode == "full":
         dtype = torch.float32 if trains_in_fp32(cfg) else torch.bfloat16
@@ -242,7 +259,7 @@ def build_model(cfg: TrainSettings, parts: Checkpoint):
     core.compiled = (
         cfg.torch_compile
         and cfg.mode != "qlora"
-        and core.device.type == "cuda"
+        and (device or core.device).type == "cuda"
         and parts.model.num_parameters() > 1e9
     )
     return model.train()
@@ -308,7 +325,7 @@ class Run:
     scaler: torch.amp.GradScaler
     total: int  # optimiser steps of the whole run
     batches: int = 1  # batches of a step on all ranks together
-    ddp: torch.nn.Module | None = None  # with several ranks: `data_parallel` of the model
+    parallel: torch.nn.Module | None = None  # several ranks: `data_parallel` or `fully_sharded`
     average: Average | None = None
     step: int = 0  # optimiser steps done
     best: float = math.inf  # lowest validation loss so far
@@ -418,15 +435,16 @@ def _build_run(
         with nullcontext() if main else redirect_stdout(io.StringIO()):
             data = _load_data(cfg, parts, folder, load_rows)
     torch.manual_seed(cfg.seed)
-    model = build_model(cfg, parts)
-    params = [p for p in model.parameters() if p.requires_grad]
+    model, device = build_model(cfg, parts, accelerator.device), accelerator.device
+    parallel = fully_sharded(model, device, product_dtype(cfg)) if divides_weights(cfg) else None
+    params = trained_parts(model)
     optimizer = build_optimizer(params, cfg.optim, cfg.learning_rate, cfg.weight_decay)
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=cfg.precision == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     batches = batches_per_step(cfg, folder, world)
     total = total_steps(cfg, data, batches)
     run = Run(cfg, folder, parts, data, model, optimizer, accelerator, scaler, total, batches)
     run.lock, run.speak = lock, speak
-    if cfg.ema_decay: run.average = Average(model, cfg.ema_decay)
+    if cfg.ema_decay: run.average = Average(params, cfg.ema_decay)
     with main_first():  # rank 0 sets damaged checkpoints aside
         if cfg.resume_from_checkpoint and (found := checkpoints(folder)):
             resume_from_last(run, found)
@@ -435,7 +453,7 @@ def _build_run(
                 f"resume_from_checkpoint is true, but {folder} holds no checkpoint yet: the run "
                 "starts at its first step"
             )
-    if several(): run.ddp = data_parallel(model)
+    if several(): run.parallel = parallel or data_parallel(model)
     if main:
         store_start(cfg, folder, base, batches, total)
         open_logs(run)
@@ -536,10 +554,8 @@ def autocast(run: Run):
     autocast (`hidden_states` in 40_step). Around the whole model, autocast would make the sum of
     the codebooks' embeddings fp32, which cannot be joined with the 16-bit embeddings of the prompt.
     """
-    device, cfg = run.accelerator.device.type, run.cfg
-    return torch.autocast(
-        device, DTYPES[cfg.precision], enabled=trains_in_fp32(cfg) and cfg.precision != "fp32"
-    )
+    dtype = product_dtype(run.cfg)
+    return torch.autocast(run.accelerator.device.type, dtype, enabled=dtype is not None)
 
 def validate(run: Run) -> dict:
     """Return the validation losses (`per_target`), of the averaged weights if there are any.
@@ -549,15 +565,15 @@ def validate(run: Run) -> dict:
     cfg, acc, valid = run.cfg, run.accelerator, run.data.valid
     codebooks = run.parts.model.config.num_codebooks
     tally = torch.zeros(5, codebooks, dtype=torch.double, device=acc.device)
+    forward = run.parallel or BatchLoss(run.model)
     run.model.eval()
     with torch.no_grad(), run.average.applied() if run.average else nullcontext():
         batches = epoch_batches([len(e) for e in valid], cfg.token_budget, cfg.seed)
         sizes = [sum(len(valid[i]) for i in b) for b in batches]
-        for mine in share_out(sizes, acc.num_processes)[acc.process_index]:
-            examples = [valid[i] for i in batches[mine]]
-            batch = to_device(collate(examples, run.parts.tokenizer), acc.device)
-            with autocast(run):
-                tally += audio_loss(run.model, batch).tally
+        for i, idle in equal_share(sizes, acc.num_processes, acc.process_index):
+            batch = collate([valid[j] for j in batches[i]], run.parts.tokenizer) | dict(idle=idle)
+            with autocast(run), lost_ranks():
+                tally += forward(to_device(batch, acc.device))[1]
     run.model.train()
     if several():
         with lost_ranks(): dist.all_reduce(tally)
@@ -606,9 +622,10 @@ def load_step(
     )
     sizes = [sum(map(len, b)) for b in examples]
     mine = []
-    for i in share_out(sizes, acc.num_processes)[acc.process_index]:
+    for i, idle in equal_share(sizes, acc.num_processes, acc.process_index):
         seed = np.random.default_rng([run.cfg.seed, 5, epoch, *batches[i]]).integers(2**62)
-        mine.append(collate(examples[i], tokenizer, text) | dict(seed=int(seed)))
+        other = dict(idle=True) if idle else dict(seed=int(seed))
+        mine.append(collate(examples[i], tokenizer, text) | other)
     if acc.device.type == "cuda":
         mine = [
             {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in b.items()}
@@ -635,7 +652,7 @@ def one_step(run: Run, mine: list[dict], counts: torch.Tensor, sizes: dict) -> d
             counts,
             autocast(run),
             run.scaler,
-            run.ddp,
+            run.parallel,
         )
     return report | sizes
 
@@ -782,15 +799,17 @@ def evaluate(run: Run, epoch: int):
 def save_run(run: Run):
     """Write a checkpoint of this step, with the random states of all ranks, and delete old ones.
 
-    Every rank must call this; only rank 0 writes.
+    Every rank must call this. Rank 0 writes; of a sharded model, the others write their parts.
     """
     rng = gather(random_state(run.accelerator.device))
-    if run.accelerator.is_main_process:
+    if run.accelerator.is_main_process or is_sharded(run.model):
         _write_checkpoint(run, rng)
+    if run.accelerator.is_main_process:
+        delete_old_checkpoints(run.folder, run.cfg.save_total_limit, run.best_step)
     from_main()  # the other ranks wait here until the checkpoint is written
 
 def _write_checkpoint(run: Run, rng: list[dict]):
-    "Write a checkpoint with the random states `rng` of all ranks, and delete old checkpoints."
+    "Write a checkpoint with the random states `rng` of all ranks."
     state = dict(
         best=run.best,
         best_step=run.best_step,
@@ -802,7 +821,6 @@ def _write_checkpoint(run: Run, rng: list[dict]):
     if run.average:
         state["average"] = run.average.mean
     save_state(run.folder, run.step, run.model, run.optimizer, run.cfg.model, **state)
-    delete_old_checkpoints(run.folder, run.cfg.save_total_limit, run.best_step)
 
 # %% ../nbs/46_loop.ipynb #bb7cdb54
 def train(run: Run) -> Run:
@@ -865,7 +883,9 @@ def load_best(run: Run):
     for checkpoint in [*best, *reversed(checkpoints(run.folder))]:
         try:
             verify(checkpoint)
-            if run.average: run.average.copy_to_model(read_trainer(checkpoint)["average"])
+            if run.average:
+                state = read_trainer(checkpoint, *shard_place(run.model))
+                run.average.copy_to_model(state["average"])
             else: load_trained_weights(run.model, checkpoint)
             return
         except Damaged as e:
@@ -875,15 +895,24 @@ def load_best(run: Run):
         "checkpoint, or train again in another folder (parameter output_dir)"
     )
 
+def whole_parts(run: Run) -> Checkpoint:
+    """Return the run's model with all its weights, its tokenizer and its codec.
+
+    Of a sharded model this is a copy on the CPU, on rank 0 alone. Every rank must call this.
+    """
+    if not is_sharded(run.model): return run.parts
+    with lost_ranks(): return replace(run.parts, model=whole_model(run.model))
+
 def save_best(run: Run) -> Path:
     """Load the best checkpoint (see `load_best`) and write `adapter/`, or `model/` after full
-    training; returns that folder.
+    training; returns that folder. Every rank must call this.
     """
     load_best(run)
+    parts = whole_parts(run)
     out = run.folder/("model" if run.cfg.mode == "full" else "adapter")
     if run.accelerator.is_main_process:
         shutil.rmtree(out, ignore_errors=True)
-        if run.cfg.mode == "full": save_checkpoint(out, run.parts)
+        if run.cfg.mode == "full": save_checkpoint(out, parts)
         else:
             with atomic_folder(out) as tmp: save_adapter(run.model, tmp, run.cfg.model)
     return out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT_ROWS', 'OPTIMIZERS', 'hidden_states', 'target_logits', 'Loss', 'per_target', 'codebook_weights', 'target_counts',
            'text_loss', 'audio_loss', 'build_optimizer', 'set_learning_rate', 'BatchLoss', 'data_parallel',
-           'OutOfMemory', 'to_device', 'train_step']
+           'fully_sharded', 'OutOfMemory', 'to_device', 'train_step']
 
 # %% ../nbs/40_step.ipynb #9c51e239
 import math
@@ -26,6 +26,7 @@ from transformers.models.higgs_audio_v2.modeling_higgs_audio_v2 import apply_rot
 from .delay import IGNORE
 from .model import need_bitsandbytes, unwrap_peft
 from .ranks import gather
+from .shard import is_sharded, shard_weights, take_gradients
 
 # %% ../nbs/40_step.ipynb #af059b68
 class _Pad(torch.autograd.Function):
@@ -315,26 +316,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
 
 # %% ../nbs/40_step.ipynb #8e5782bd
 class BatchLoss(torch.nn.Module):
-    "Module whose forward pass is the `audio_loss` of a batch, so that DDP can wrap it."
+    "Module whose forward pass is the `audio_loss` of a batch, so that DDP and FSDP2 can wrap it."
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(
-        self, batch: dict | None, counts: torch.Tensor, weights: list[float] | None
+        self,
+        batch: dict,
+        counts: torch.Tensor | None = None,
+        weights: list[float] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `total` and `tally` of the loss of `batch` (see `Loss`).
 
-        `counts` and `weights` are those of `audio_loss`. A rank without a batch passes None. The
-        loss is then zero, with a gradient of zero for every trained parameter, because DDP waits
-        for the gradients of all of them.
+        `counts` and `weights` are those of `audio_loss`. If the batch is `idle`, both are zero, and
+        so are the gradients: the rank runs it only to take part in the communication.
         """
-        if batch is None:
-            trained = [p for p in self.model.parameters() if p.requires_grad]
-            tally = torch.zeros(5, len(counts), dtype=torch.double, device=trained[0].device)
-            return 0.0 * sum(p.sum() for p in trained), tally
         loss = audio_loss(self.model, batch, counts, weights)
+        if batch.get("idle"):
+            return loss.total * 0.0, loss.tally * 0.0
         return loss.total, loss.tally
 
 def _sum_bucket(_, bucket):
@@ -344,7 +345,8 @@ def _sum_bucket(_, bucket):
 def data_parallel(model) -> DistributedDataParallel:
     """Wrap the loss of `model` in DDP, so that its backward pass sums gradients over all ranks.
 
-    Pass the result to `train_step` as `ddp`. Every rank must call this, with equal trained weights.
+    Pass the result to `train_step` as `parallel`. Every rank must call this, with equal trained
+    weights.
     """
     module = BatchLoss(model)
     ignored = [name for name, p in module.named_parameters() if not p.requires_grad]
@@ -354,6 +356,16 @@ def data_parallel(model) -> DistributedDataParallel:
     ddp = DistributedDataParallel(module, gradient_as_bucket_view=True)
     ddp.register_comm_hook(None, _sum_bucket)
     return ddp
+
+def fully_sharded(model, device: torch.device, dtype: torch.dtype | None = None) -> BatchLoss:
+    """Divide the weights of `model` among all ranks (`shard_weights`); return its loss as a module.
+
+    Pass the result to `train_step` as `parallel`, and build the optimizer of the model's
+    `trained_parts`. Every rank must call this, with equal weights.
+    """
+    loss = BatchLoss(model)
+    shard_weights(loss, model, device, dtype)
+    return loss
 
 # %% ../nbs/40_step.ipynb #4efb1a13
 class OutOfMemory(RuntimeError):
@@ -370,12 +382,9 @@ def to_device(batch: dict, device) -> dict:
         for k, v in batch.items()
     }
 
-def _clips(batch: dict | None) -> str:
-    """Return the names of the first 8 clips of `batch`, for a message.
-
-    A rank without a batch (None) returns 'of another rank'.
-    """
-    return ", ".join(batch["names"][:8]) if batch else "of another rank"
+def _clips(batch: dict) -> str:
+    "Return the names of the first 8 clips of `batch`, for a message."
+    return ", ".join(batch["names"][:8])
 
 def _backward(forward, batch, counts, weights, autocast, scaler) -> tuple:
     """Compute loss and gradients of one batch; return the detached loss and its tally.
@@ -384,14 +393,14 @@ def _backward(forward, batch, counts, weights, autocast, scaler) -> tuple:
     it, so that the result does not depend on the rank. Raises `OutOfMemory` with the names of the
     clips.
     """
-    if batch and "seed" in batch:
+    if "seed" in batch:
         torch.manual_seed(batch["seed"])
     try:
         with autocast:
             total, tally = forward(batch, counts, weights)
         scaler.scale(total).backward()
     except torch.OutOfMemoryError as e:
-        clips, positions = batch["shape"] if batch else (0, 0)
+        clips, positions = batch["shape"]
         raise OutOfMemory(
             f"out of memory on a batch of {clips} clips x {positions} positions ({_clips(batch)}): "
             f"lower token_budget, or set gradient_checkpointing to 1 ({str(e).splitlines()[0]})"
@@ -399,54 +408,82 @@ def _backward(forward, batch, counts, weights, autocast, scaler) -> tuple:
     return total.detach(), tally
 
 def _accumulate(
-    model, batches: list[dict], counts, weights, autocast, scaler, ddp
+    model, batches: list[dict], counts, weights, autocast, scaler, parallel
 ) -> tuple[torch.Tensor, list]:
-    """Compute loss and gradients of `batches`; with `ddp`, sum the gradients over all ranks.
+    """Compute loss and gradients of `batches`; with `parallel`, sum the gradients over all ranks.
 
-    Returns, for this rank alone, the sum of the batches' tallies and a list of their losses. A rank
-    without batches runs one pass with batch None, because the scaler and DDP need it.
+    Returns, for this rank alone, the sum of the batches' tallies and a list of their losses. DDP
+    sums after the last batch; sharded gradients are summed after each.
     """
     device = next(p.device for p in model.parameters() if p.requires_grad)
-    forward, tally, losses = ddp or BatchLoss(model), 0, []
-    batches = batches or [None]
+    forward, tally, losses = parallel or BatchLoss(model), 0, []
+    ddp = isinstance(parallel, DistributedDataParallel)
     for i, batch in enumerate(batches):
-        batch = batch and to_device(batch, device)
+        batch = to_device(batch, device)
         last = i == len(batches) - 1
-        with nullcontext() if last or ddp is None else ddp.no_sync():
+        with parallel.no_sync() if ddp and not last else nullcontext():
             loss, sums = _backward(forward, batch, counts, weights, autocast, scaler)
         tally = tally + sums
         losses.append(loss)
     return tally, losses
 
-def _check_losses(losses: list[torch.Tensor], batches: list[dict], ddp):
+def _check_losses(losses: list[torch.Tensor], batches: list[dict], parallel):
     """Raise `FloatingPointError`, with the names of the clips, if a loss is not finite.
 
-    `losses` are those of this rank's `batches`. With `ddp`, the losses of all ranks are checked,
-    and all ranks raise the same message.
+    `losses` are those of this rank's `batches`. With `parallel`, the losses of all ranks are
+    checked, and all ranks raise the same message.
     """
     bad = (~torch.isfinite(torch.stack(losses))).sum()
-    if ddp: dist.all_reduce(bad)
+    if parallel: dist.all_reduce(bad)
     if not bad:
         return
     found = [
         f"the loss is {loss.item()} on the clips {_clips(batch)}"
-        for loss, batch in zip(losses, batches or [None], strict=True)
+        for loss, batch in zip(losses, batches, strict=True)
         if not torch.isfinite(loss)
     ]
-    found = [text for texts in (gather(found) if ddp else [found]) for text in texts]
+    found = [text for texts in (gather(found) if parallel else [found]) for text in texts]
     raise FloatingPointError(
         f"{found[0]}: it must be finite; lower learning_rate or, if precision is fp16, set it to "
         "bf16 or fp32 (the weights are as before this step)"
     )
 
-def _clip_gradients(optimizer, params: list[torch.Tensor], max_norm: float, scaler) -> float:
+def _clear_gradients(model, optimizer, parallel):
+    "Clear the gradients; DDP's are kept as zeros, because they are views of its buckets."
+    kept = isinstance(parallel, DistributedDataParallel)
+    for holder in (optimizer, model):  # those of a sharded model may not have been taken
+        holder.zero_grad(set_to_none=not kept)
+
+def _spread_overflow(grads: list[torch.Tensor]):
+    """Replace `grads` by NaN if any rank's gradients are not finite.
+
+    fp16's scaler looks at the gradients of its own rank alone, and all ranks must skip the step.
+    """
+    bad = (~torch.isfinite(torch.nn.utils.get_total_norm(grads))).float()
+    dist.all_reduce(bad)
+    if bad:
+        for grad in grads: grad.fill_(float("nan"))
+
+def _clip_gradients(model, optimizer, max_norm: float, scaler) -> float:
     """Unscale the gradients, clip them to `max_norm`, and return their norm before clipping.
 
-    Raises `FloatingPointError` if the norm is not finite. In fp16 such a norm is allowed while the
-    scaler can still lower its scale, because the scaler then skips the step.
+    The gradients of a sharded `model` are first moved to the optimizer's parameters, and their norm
+    is that of all ranks together. Raises `FloatingPointError` if the norm is not finite. In fp16
+    such a norm is allowed while the scaler can still lower its scale, because the scaler then skips
+    the step.
     """
+    params, sharded = [p for g in optimizer.param_groups for p in g["params"]], is_sharded(model)
+    if sharded: take_gradients(model, params)
+    grads = [p.grad for p in params if p.grad is not None]
+    if sharded and scaler.is_enabled(): _spread_overflow(grads)
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(params, max_norm).item()
+    norm = torch.nn.utils.get_total_norm(grads)
+    if sharded:
+        squares = norm.double().square()
+        dist.all_reduce(squares)
+        norm = squares.sqrt().to(norm.dtype)
+    torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
+    norm = norm.item()
     if not math.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() < 1):
         raise FloatingPointError(
             f"the gradient norm is {norm}: it must be finite; lower learning_rate or, if precision "
@@ -464,26 +501,25 @@ def train_step(
     counts: torch.Tensor | None = None,
     autocast=None,
     scaler: torch.amp.GradScaler | None = None,
-    ddp: DistributedDataParallel | None = None,
+    parallel: DistributedDataParallel | BatchLoss | None = None,
 ) -> dict:
     """Take one optimiser step over `batches` (gradient accumulation).
 
     Returns `per_target` of the step's loss, the gradient norm `grad_norm` before clipping to
     `max_norm` (None if fp16's scaler skipped the step), and the number of `targets`. `weights` are
-    those of the codebooks, `autocast` is a context for the forward pass. With several ranks, `ddp`
-    is the model's `data_parallel`, `batches` are those of this rank (it may have none), and
-    `counts` `(K,)` are the targets of all ranks.
+    those of the codebooks, `autocast` is a context for the forward pass. With several ranks,
+    `parallel` is the model's `data_parallel` or `fully_sharded`, `batches` are those of this rank
+    (equally many on each; some may be `idle`), and `counts` `(K,)` are the targets of all ranks.
 
     Raises `OutOfMemory` or `FloatingPointError` before any weight has changed; clears gradients.
     """
-    params = [p for p in model.parameters() if p.requires_grad]
     counts = target_counts(batches) if counts is None else counts
     autocast, scaler = autocast or nullcontext(), scaler or torch.amp.GradScaler(enabled=False)
     try:
-        tally, losses = _accumulate(model, batches, counts, weights, autocast, scaler, ddp)
-        if ddp: dist.all_reduce(tally)
-        _check_losses(losses, batches, ddp)
-        norm = _clip_gradients(optimizer, params, max_norm, scaler)
+        tally, losses = _accumulate(model, batches, counts, weights, autocast, scaler, parallel)
+        if parallel: dist.all_reduce(tally)
+        _check_losses(losses, batches, parallel)
+        norm = _clip_gradients(model, optimizer, max_norm, scaler)
         scaler.step(optimizer)
         scaler.update()
     except torch.OutOfMemoryError as e:
@@ -491,7 +527,6 @@ def train_step(
             "the optimiser's state does not fit into memory beside the model: lower lora_rank or "
             f"token_budget, or train fewer target_modules ({str(e).splitlines()[0]})"
         ) from e
-    finally:
-        optimizer.zero_grad(set_to_none=ddp is None)  # DDP's gradients are views of its buckets
+    finally: _clear_gradients(model, optimizer, parallel)
     norm = norm if math.isfinite(norm) else None
     return per_target(tally, weights) | dict(grad_norm=norm, targets=int(counts.sum()))

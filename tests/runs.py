@@ -49,5 +49,5 @@ def back_to(run, step, out):
     shutil.copytree(run, out)
     for checkpoint in checkpoints(out):
         if checkpoint.name > f"step-{step:06d}": shutil.rmtree(checkpoint)
-    shutil.rmtree(Path(out) / "adapter")
+    for written in ("adapter", "model"): shutil.rmtree(Path(out) / written, ignore_errors=True)
     return out

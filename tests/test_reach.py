@@ -254,14 +254,14 @@ def test_the_average_s_decay_over_many_steps():
     """
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    average, kept = Average(model, 0.9), []
+    average, kept = Average([model.weight], 0.9), []
     for step in range(1, 201):
         torch.nn.init.constant_(model.weight, float(step == 150))
         average.update(step)
         kept.append(average.mean[0].item())
     assert kept[149] == pytest.approx(0.1, rel=1e-4)
     assert all(kept[149 + n] == pytest.approx(0.1*0.9**n, rel=1e-3) for n in range(50))
-    average, mean = Average(model, 0.9), 0.0
+    average, mean = Average([model.weight], 0.9), 0.0
     for step in range(1, 20):
         torch.nn.init.constant_(model.weight, float(step))
         average.update(step)
