@@ -803,7 +803,7 @@ def save_run(run: Run):
     """
     rng = gather(random_state(run.accelerator.device))
     if run.accelerator.is_main_process or is_sharded(run.model):
-        _write_checkpoint(run, rng)
+        with lost_ranks(): _write_checkpoint(run, rng)
     if run.accelerator.is_main_process:
         delete_old_checkpoints(run.folder, run.cfg.save_total_limit, run.best_step)
     from_main()  # the other ranks wait here until the checkpoint is written

@@ -24,9 +24,11 @@ from higgs_vi.forecast import (
     SHARE,
     SPARE,
     forecast,
+    gathered_gib,
     meta_model,
     model_config,
     plans_by_card,
+    resident_gib,
     saved_bytes,
     saved_bytes_compiled,
 )
@@ -313,3 +315,20 @@ def test_the_table_of_cards_in_the_readme_is_what_03_prints():
     rows = re.findall(r"(?m)^\| (\d+ GB \([^)]+\)) \|[^|]*\| ([\d.]+) \| ([\d.]+) \|$", text)
     assert len(rows) == 5
     assert all([float(gib), float(h)] == found.loc[card].tolist() for card, gib, h in rows)
+
+
+def test_several_gpus_divide_the_memory_of_full_training_alone():
+    """Weights, gradients and moments shrink with the number of GPUs; what is gathered does not. The
+    released model in fp32 with AdamW is too large for a card of 80 GB, and fits two.
+    """
+    plans = {n: MemorySettings(mode="full", gpus=n) for n in (1, 2, 8)}
+    kept = {n: resident_gib(plan) for n, plan in plans.items()}
+    for part in ("gradients", "optimiser"):
+        assert kept[1][part] == pytest.approx(2 * kept[2][part]) == pytest.approx(8 * kept[8][part])
+    assert kept[2]["weights"] == pytest.approx(4 * kept[8]["weights"])
+    gathered = [gathered_gib(plan) for plan in plans.values()]
+    assert gathered[0] == (0, 0) and gathered[1] == gathered[2] and min(gathered[1]) > 1
+    peaks = [forecast(plan)["total"] for plan in plans.values()]
+    assert peaks[0] > 80 > peaks[1] > peaks[2] > sum(kept[8].values())
+    assert resident_gib(MemorySettings(gpus=8)) == resident_gib(MemorySettings())
+    assert gathered_gib(MemorySettings(gpus=8)) == (0, 0)
