@@ -47,7 +47,7 @@ from higgs_vi.plan import learning_rate_at, plan_after, plan_epoch, total_steps
 from higgs_vi.recipe import MemorySettings, TrainSettings
 from higgs_vi.say import SaySettings, load_speaker, speak
 from higgs_vi.say import main as say_main
-from higgs_vi.step import OutOfMemory, build_optimizer, train_step
+from higgs_vi.step import OutOfMemory, audio_loss, build_optimizer, train_step
 from higgs_vi.train import execute, start
 from higgs_vi.train import main as train_main
 from higgs_vi.voices import make_prompt
@@ -542,24 +542,8 @@ def test_bf16_base_trains_and_merges(place):
     assert d["adapter_merged"]["mean"] < 0.02 < d["merged_base"]["mean"]
 
 
-def test_a_process_without_a_share_and_a_run_from_before_a_parameter(place, unbroken, tmp_path):
-    """In fp16 the scaler keeps a scale when a process has no batch.
-
-    A settings.json without a newer parameter means its default.
-    """
-    w = torch.nn.Parameter(torch.ones(2))
-    w.grad = torch.ones(2)
-    scaler = torch.amp.GradScaler("cpu")
-    assert (
-        train_step(
-            torch.nn.ParameterList([w]),
-            torch.optim.SGD([w], lr=0.1),
-            [],
-            counts=torch.ones(8),
-            scaler=scaler,
-        )["targets"]
-        == 8
-    )
+def test_a_run_from_before_a_parameter(unbroken, tmp_path):
+    "A settings.json without a newer parameter means its default."
     old = json.loads((unbroken.folder / "settings.json").read_text())
     old.pop("lora_variant")
     (tmp_path / "settings.json").write_text(json.dumps(old))
@@ -1037,7 +1021,8 @@ def test_a_plan_for_a_gpu_is_taken_and_too_small_a_one_refused(place):
 
 
 def test_running_out_of_memory_names_the_next_plan(place, monkeypatch):
-    def full(*_, **__):
+    def full(*args):
+        if not torch.is_grad_enabled(): return audio_loss(*args)  # the validation fits
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("higgs_vi.step.audio_loss", full)
