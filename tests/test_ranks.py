@@ -362,13 +362,15 @@ def test_moments_in_8_bits_stay_with_their_number_of_ranks(full, place):
     assert read_trainer(checkpoints(alone)[-1], 1, 2)["step"] == 2
 
 
-def test_a_rank_killed_in_full_training_ends_all_and_it_resumes_to_the_last_bit(place):
+@pytest.mark.slow
+def test_ranks_killed_in_full_training_end_all_and_it_resumes_to_the_last_bit(place):
+    "Most kills hit while both ranks write their parts of a checkpoint, or just before."
     change = dict(mode="full", learning_rate=1e-3)
     common = EASY | dict(gradient_accumulation_steps=1) | change
     process = start(options(place, place / "whole_full", **common))
     told = process.stdout.read()
     assert process.wait() == 0, told
-    kill_and_resume(place, place / "whole_full", 1, **change)
+    kill_and_resume(place, place / "whole_full", 5, **change)
 
 
 SHARDS = """
