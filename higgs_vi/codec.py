@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['tiny_codec_config', 'without_tf32', 'pad_to_frames', 'fill_codebooks', 'tiny_codec', 'padded_size', 'batch_by_length',
-           'ignore_padding', 'encode', 'first_differences', 'decode_all', 'decode', 'load_codec']
+           'ignore_padding', 'encode', 'first_differences', 'Decoding', 'start_decoding', 'decode_all', 'decode',
+           'load_codec']
 
 # %% ../nbs/34_codec.ipynb #695f2512
 import os
@@ -280,16 +281,43 @@ def _check_codes(codec, codes: np.ndarray, i: int):
             f"codes from 0 to {size - 1}: remove the BOS and EOS ids with undelay() before decoding"
         )
 
-@torch.inference_mode()
-def decode_all(codec, clips: list[np.ndarray], seconds: float | None = None) -> list[np.ndarray]:
-    """Decode `clips`, codes `(K, T)` of any lengths, to audio: float32 `(T*960,)` for each.
+class Decoding:
+    """Clips that are being decoded; on a GPU, which works on while the host does something else.
 
-    Up to `seconds` of audio are decoded at once, by default 30 on a GPU (the released codec's
-    activations then take 0.4 GiB). A CPU decodes each clip alone by default: on one core, batches
+    `done` tells whether the waves are there, `result` waits for them and returns them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.waves, self.event = device, {}, None
+
+    def add(self, waves: torch.Tensor, part: list[int], lengths: list[int]):
+        "Add the waves `(B, samples)` of the clips `part`, which have `lengths` samples each."
+        if self.device.type == "cuda":
+            host = torch.empty(waves.shape, dtype=waves.dtype, pin_memory=True)
+            waves = host.copy_(waves, non_blocking=True)
+            self.event = torch.cuda.current_stream(self.device).record_event()
+        for i, wave, n in zip(part, waves, lengths, strict=True): self.waves[i] = wave[:n]
+
+    def done(self) -> bool:
+        "Whether `result` returns at once."
+        return self.event is None or self.event.query()
+
+    def result(self) -> list[np.ndarray]:
+        "Return the wave of each clip, float32 `(T*960,)`."
+        if self.event: self.event.synchronize()
+        # copied, so that the pinned memory of a GPU's copies is used again
+        return [self.waves[i].numpy().copy() for i in range(len(self.waves))]
+
+@torch.inference_mode()
+def start_decoding(codec, clips: list[np.ndarray], seconds: float | None = None) -> Decoding:
+    """Begin to decode `clips`, codes `(K, T)` of any lengths, to audio.
+
+    Up to `seconds` of audio are decoded at once, by default 120 on a GPU (the released codec's
+    activations then take 1.7 GiB). A CPU decodes each clip alone by default: on one core, batches
     are not faster. Either way a clip's wave equals, up to rounding, that of the clip alone.
 
-    All codes are copied to the GPU before the first batch and all waves back after the last one, so
-    the host does not wait between batches. Two threads must not decode with one codec at a time.
+    All codes are copied to the GPU before the first batch, and the waves back in the order of the
+    work, so the host does not wait. Two threads must not decode with one codec at a time.
 
     Raises `ValueError`, with the clip's index, for a wrong shape, an empty clip, or an id that is
     no code (`undelay` removes the markers).
@@ -302,19 +330,21 @@ def decode_all(codec, clips: list[np.ndarray], seconds: float | None = None) -> 
         order = sorted(range(len(frames)), key=frames.__getitem__)  # oneDNN plans each length once
         batches = [([i], frames[i]) for i in order]
     else:
-        batches = batch_by_length(frames, int((seconds or 30) * codec.config.sample_rate / hop))
-    inputs, outputs, out = [], [], [None] * len(clips)
+        batches = batch_by_length(frames, int((seconds or 120) * codec.config.sample_rate / hop))
+    inputs, decoding = [], Decoding(codec.device)
     for part, size in batches:
         x = np.stack([np.pad(clips[i], ((0, 0), (0, size - frames[i]))) for i in part])
         inputs.append(torch.from_numpy(x.astype(np.int64)).to(codec.device))  # (B, K, size)
     for x, (part, size) in zip(inputs, batches, strict=True):
         lengths = [frames[i] for i in part]
         with _clear_before_convolutions([codec.acoustic_decoder], lengths, size):
-            outputs.append(codec.decode(x).audio_values[:, 0].float())  # (B, size*hop)
-    for waves, (part, _) in zip(outputs, batches, strict=True):
-        for i, wave in zip(part, waves.cpu().numpy(), strict=True):
-            out[i] = wave[: frames[i] * hop]
-    return out
+            waves = codec.decode(x).audio_values[:, 0].float()  # (B, size*hop)
+        decoding.add(waves, part, [n * hop for n in lengths])
+    return decoding
+
+def decode_all(codec, clips: list[np.ndarray], seconds: float | None = None) -> list[np.ndarray]:
+    "Decode `clips` as `start_decoding` does, and wait: float32 `(T*960,)` for each."
+    return start_decoding(codec, clips, seconds).result()
 
 def decode(codec, codes: np.ndarray) -> np.ndarray:
     "Decode the codes `(K, T)` of one clip to audio, float32 `(T*960,)`, as `decode_all` does."

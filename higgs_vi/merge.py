@@ -46,8 +46,10 @@ import torch
 from .adapters import load_adapter, read_base
 from .audio import write_wav
 from .batch import build_example, collate
-from .generate import Sampling, Speech, generate_delayed_codes, say
+from .engine import Engine
+from .generate import Sampling
 from .model import NANO, Checkpoint, load_checkpoint, load_model, save_checkpoint
+from .speech import Speech, say
 from .step import target_logits
 from .voices import make_prompt
 from .weights import not_finite
@@ -70,7 +72,10 @@ def probe(parts: Checkpoint) -> tuple[torch.Tensor, list[np.ndarray]]:
     with torch.no_grad():
         logits = target_logits(parts.model, collate(examples, parts.tokenizer))
     greedy = Sampling(temperature=0, ras_win_len=0, max_seconds=2)
-    return logits, [generate_delayed_codes(parts, p, greedy) for p in prompts]
+    engine = Engine(parts)
+    for prompt in prompts: engine.submit(prompt, greedy)
+    codes = dict(engine.run())
+    return logits, [codes[i] for i in range(len(prompts))]
 
 def _equal(a: np.ndarray, b: np.ndarray) -> float:
     "Return the fraction of equal codes; positions that only the longer one has count as different."

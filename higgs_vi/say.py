@@ -108,13 +108,14 @@ from .adapters import load_adapter
 from .aloud import spoken
 from .audio import write_wav
 from .cache import CodeCache
-from .generate import Sampling, Speech
+from .generate import Sampling
 from .journal import file_mark, row_stamp
 from .longtext import say_long
 from .merge import base_name, find_adapter
 from .model import NANO, Checkpoint, load_checkpoint
 from .prompt import Prompt, Reference, scene_sentence
 from .pronounce import Pronunciations, read_pronunciations
+from .speech import Speech
 from .text import why_foreign
 from .turns import map_turns
 from higgs_vi.voices import (

@@ -19,6 +19,7 @@ from higgs_vi.codec import (
     fill_codebooks,
     first_differences,
     load_codec,
+    start_decoding,
 )
 from higgs_vi.model import NANO
 
@@ -235,25 +236,6 @@ def test_decoding_leaves_no_hooks(codec, spoken, monkeypatch):
     assert not any(m._forward_pre_hooks for m in codec.modules())
 
 
-def test_no_result_is_copied_back_between_batches(codec, spoken, monkeypatch):
-    "A copy from a GPU waits for it, so all copies come after the last batch is launched."
-    events, decoding, copying = [], codec.decode, torch.Tensor.cpu
-
-    def launch(x):
-        events.append("launch")
-        return decoding(x)
-
-    def copy(x):
-        events.append("copy")
-        return copying(x)
-
-    monkeypatch.setattr(codec, "decode", launch)
-    monkeypatch.setattr(torch.Tensor, "cpu", copy)
-    decode_all(codec, spoken, seconds=3)
-    n = len(batch_by_length([c.shape[1] for c in spoken], 75))
-    assert n > 2 and events == ["launch"] * n + ["copy"] * n
-
-
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -280,19 +262,12 @@ def test_padding_keeps_the_waves_on_a_gpu(spoken, monkeypatch, size):
     else:
         torch.manual_seed(0)
         codec = HiggsAudioV2TokenizerModel(released_codec_config()).cuda().eval()
-    decoding = codec.decode
-
-    def launch(x):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return decoding(x)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(codec, "decode", launch)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with module.without_tf32():
-        waves = decode_all(codec, spoken * 4)
-        assert torch.cuda.max_memory_allocated() - before < 4 * 2**30
+        torch.cuda.set_sync_debug_mode("error")
+        try: decoding = start_decoding(codec, spoken * 4)
+        finally: torch.cuda.set_sync_debug_mode("default")
+        waves = decoding.result()
+        assert decoding.done() and torch.cuda.max_memory_allocated() - before < 4 * 2**30
         check_waves(codec, spoken * 4, waves, tolerance=1e-4)

@@ -18,7 +18,7 @@ from higgs_vi.batch import build_example, collate
 from higgs_vi.boson import codec_config_from_boson, model_config_from_boson
 from higgs_vi.cache import codec_key
 from higgs_vi.codec import encode, load_codec
-from higgs_vi.generate import GREEDY, say
+from higgs_vi.generate import GREEDY
 from higgs_vi.model import (
     Checkpoint,
     HiggsAudioV2Config,
@@ -28,6 +28,7 @@ from higgs_vi.model import (
     save_checkpoint,
 )
 from higgs_vi.prompt import SPECIAL_TOKENS, Prompt, Reference, encode_prompt, render, token_id
+from higgs_vi.speech import say
 from higgs_vi.step import target_logits
 
 RELEASED = json.loads((Path(__file__).parent/"released.json").read_text(encoding="utf-8"))

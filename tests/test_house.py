@@ -101,7 +101,7 @@ def test_notebooks_are_light_and_carry_no_widgets_players_or_paths(path):
     "path", sorted((ROOT / "higgs_vi").glob("[a-z]*.py")), ids=lambda p: p.stem
 )
 def test_exported_code_keeps_the_style(path):
-    """Functions have at most 40 lines (the training loop 80), everything public has a docstring.
+    """Functions have at most 40 lines (training loop and kernels 80); public ones have docstrings.
 
     Lines have at most 100 columns, except the generated `__all__`; ruff checks the rest.
     """
@@ -112,7 +112,9 @@ def test_exported_code_keeps_the_style(path):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < (80 if node.name == "train" else 40), node.name
+            kernel = any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+            long = node.name == "train" or kernel
+            assert node.end_lineno - node.lineno < (80 if long else 40), node.name
 
 
 def test_metadata_json_is_opened_in_one_place():

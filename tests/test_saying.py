@@ -1,23 +1,19 @@
 """The length guard (which takes `say` draws again, and what it reports), and long texts."""
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-import higgs_vi.generate as generate
+import higgs_vi.speech as speech_part
 from higgs_vi.delay import delay
-from higgs_vi.generate import (
-    GREEDY,
-    Sampling,
-    Speech,
-    length_problem,
-    loud_seconds,
-    say,
-    syllables_to_say,
-)
-from higgs_vi.longtext import divide, say_long
+from higgs_vi.engine import Engine
+from higgs_vi.generate import GREEDY, Sampling
+from higgs_vi.longtext import divide, say_all, say_long
 from higgs_vi.prompt import Prompt, Reference, scene_lines
 from higgs_vi.say import SaySettings, prepare_text, speak
+from higgs_vi.speech import Speech, length_problem, loud_seconds, say, say_many, syllables_to_say
 from higgs_vi.voices import make_prompt
 
 
@@ -63,43 +59,70 @@ def test_a_take_that_was_cut_is_not_too_short():
     assert length_problem("Xin chào các bạn.", sound(0.2), ended=False) == (1.0, "")
     assert length_problem("Xin chào các bạn.", sound(4), ended=False)[0] > 1
 
-def speaking(monkeypatch, lengths):
+class FakeEngine(Engine):
     """A fake model whose take with seed i lasts `lengths[i]` seconds (0: silence).
 
-    Returns the list of seeds requested.
+    `seeds` lists the seeds requested.
     """
-    seeds = []
-    def delayed_codes(parts, prompt, how):
-        seeds.append(how.seed)
-        return delay(np.full((8, round(25*lengths[how.seed])), how.seed))
-    monkeypatch.setattr(generate, "generate_delayed_codes", delayed_codes)
-    monkeypatch.setattr(generate, "decode", lambda codec, codes: sound(codes.shape[1]/25))
-    config = SimpleNamespace(audio_stream_bos_id=1024, audio_stream_eos_id=1025)
-    return SimpleNamespace(model=SimpleNamespace(config=config), codec=None), seeds
 
-def test_an_odd_take_is_drawn_again_and_the_next_is_taken(monkeypatch, capsys):
-    parts, seeds = speaking(monkeypatch, [0.2, 9, 1.2, 1.2])
-    speech = say(parts, Prompt("Xin chào các bạn."))
-    assert seeds == [0, 1, 2] and speech.tries == 3
+    def __init__(self, lengths):
+        self.lengths, self.seeds, self.queue = lengths, [], deque()
+        self.rows, self.submitted = [], 0
+        self.config = SimpleNamespace(audio_stream_bos_id=1024, audio_stream_eos_id=1025)
+        self.parts, self.device = SimpleNamespace(codec=None), torch.device("cpu")
+
+    def submit(self, prompt, how, adapter=None):
+        self.seeds.append(how.seed)
+        self.queue.append((self.submitted, how.seed))
+        self.submitted += 1
+        return self.submitted - 1
+
+    def advance(self):
+        number, seed = self.queue.popleft()
+        return [(number, delay(np.full((8, round(25*self.lengths[seed])), seed)))]
+
+    def cancel(self, numbers): pass
+
+@pytest.fixture
+def fake(monkeypatch):
+    "Class of a fake engine whose codes sound as a tone of their length."
+    def decoded(codec, clips, *_): return [sound(codes.shape[1]/25) for codes in clips]
+    monkeypatch.setattr(speech_part, "decode_all", decoded)
+    return FakeEngine
+
+def test_an_odd_take_is_drawn_again_and_the_next_is_taken(fake, capsys):
+    engine = fake([0.2, 9, 1.2, 1.2])
+    speech = say(engine, Prompt("Xin chào các bạn."))
+    assert engine.seeds == [0, 1, 2] and speech.tries == 3
     assert speech.length_problem == "" and speech.codes[0, 0] == 2
     assert capsys.readouterr().out == ""
 
-def test_what_stays_odd_is_said(monkeypatch, capsys):
-    parts, seeds = speaking(monkeypatch, {5: 9, 6: 0.4, 7: 0, 8: 20})
-    speech = say(parts, Prompt("Xin chào các bạn."), Sampling(seed=5))
-    assert seeds == [5, 6, 7, 8] and speech.tries == 4 and speech.codes[0, 0] == 6  # the nearest
+def test_what_stays_odd_is_said(fake, capsys):
+    engine = fake({5: 9, 6: 0.4, 7: 0, 8: 20})
+    speech = say(engine, Prompt("Xin chào các bạn."), Sampling(seed=5))
+    assert engine.seeds == [5, 6, 7, 8] and speech.tries == 4
+    assert speech.codes[0, 0] == 6  # the nearest
     assert "words are missing" in speech.length_problem
     assert speech.length_problem in capsys.readouterr().out
 
-def test_a_greedy_take_is_drawn_once_and_none_is_drawn_again_on_request(monkeypatch):
+def test_a_greedy_take_is_drawn_once_and_none_is_drawn_again_on_request(fake):
     for how, again in ((GREEDY, 3), (Sampling(), 0)):
-        parts, seeds = speaking(monkeypatch, [0.2])
-        assert say(parts, Prompt("Xin chào các bạn."), how, again).length_problem and seeds == [0]
+        engine = fake([0.2])
+        speech = say(engine, Prompt("Xin chào các bạn."), how, max_retries=again)
+        assert speech.length_problem and engine.seeds == [0]
 
-def test_only_silence_is_an_error(monkeypatch):
-    parts, seeds = speaking(monkeypatch, [0]*4)
-    with pytest.raises(ValueError, match="said nothing"): say(parts, Prompt("Xin chào các bạn."))
-    assert seeds == [0, 1, 2, 3]
+def test_only_silence_is_an_error(fake):
+    engine = fake([0]*4)
+    with pytest.raises(ValueError, match="said nothing"): say(engine, Prompt("Xin chào các bạn."))
+    assert engine.seeds == [0, 1, 2, 3]
+
+def test_one_silent_prompt_among_many_is_an_error_of_its_own(fake):
+    engine = fake({0: 1.2, 1: 1.2, 5: 0, 6: 0})
+    spoken = dict(say_many(
+        engine, [Prompt("Xin chào các bạn.")] * 3, [Sampling(seed=n) for n in (0, 5, 1)],
+        max_retries=1,
+    ))
+    assert isinstance(spoken[1], ValueError) and [spoken[i].tries for i in (0, 2)] == [1, 1]
 
 
 def test_a_file_of_another_kind_is_refused_and_digits_are_pointed_out(tmp_path):
@@ -118,17 +141,24 @@ LONG = (
 
 @pytest.fixture
 def pieces_said(monkeypatch):
-    "Replace `say` by a tone for each piece; returns the prompts and samplings that it is given."
+    """Replace `say_many` by a tone for each piece; returns the prompts and samplings given to it.
+
+    A piece with the word câm is silent.
+    """
     said = []
 
-    def tone(parts, prompt, sampling):
+    def tone(prompt, sampling):
         said.append((prompt, sampling))
+        if "câm" in prompt.text: return ValueError(f"said nothing for {prompt.text}")
         n, late = len(said), "takes" if len(said) == 2 else ""
         wave = np.sin(np.arange(12_000) * 0.1).astype(np.float32) * 0.1 * n
         wave = np.concatenate([np.zeros(12_000, np.float32), wave, np.zeros(9_600, np.float32)])
         return Speech(wave, np.full((8, 10), n), n != 3, late, tries=2)
 
-    monkeypatch.setattr("higgs_vi.longtext.say", tone)
+    def tones(engine, prompts, samplings):
+        yield from enumerate([tone(*asked) for asked in zip(prompts, samplings, strict=True)])
+
+    monkeypatch.setattr("higgs_vi.longtext.say_many", tones)
     return said
 
 
@@ -147,15 +177,17 @@ def test_a_long_text_is_spoken_whole_in_pieces_of_one_voice(parts, pieces_said, 
 
 
 @pytest.mark.parametrize("text", ["Xin chào các bạn.", "[SPEAKER0] Chào bạn.\n[SPEAKER1] Vâng ạ."])
-def test_a_short_text_and_a_short_dialogue_are_spoken_at_once(parts, pieces_said, text):
+def test_a_short_text_and_a_short_dialogue_are_spoken_at_once(
+    parts, pieces_said, text, monkeypatch
+):
     prompt = make_prompt(text)
-    assert len(say_long(parts, prompt, most_words=10).wave) == 33_600  # not trimmed
+    assert len(say_long(parts, prompt, piece_words=10).wave) == 33_600  # not trimmed
     assert [p for p, _ in pieces_said] == [prompt]
     if not prompt.speakers: return
     say_long(parts, prompt)  # the nano gets no dialogue at once, a large model does
     assert [p.text for p, _ in pieces_said[1:]] == ["Chào bạn.", "Vâng ạ."]
-    config = SimpleNamespace(hidden_size=3072)
-    say_long(SimpleNamespace(model=SimpleNamespace(config=config)), prompt)
+    monkeypatch.setattr("higgs_vi.longtext.is_small", lambda model: False)
+    say_long(parts, prompt)
     assert pieces_said[3][0] == prompt and len(pieces_said) == 4
 
 
@@ -187,6 +219,43 @@ def test_speakers_without_profiles_keep_their_voices(parts, pieces_said, capsys)
     n = len(divide(LONG, 10))
     assert [p.voices for p, _ in pieces_said] == [("masculine",)] * n + [("feminine",)] * n
     assert f"piece {2 * n} of {2 * n}, 1.4 s: [SPEAKER2] " in capsys.readouterr().out
+
+
+def test_a_large_model_keeps_the_voice_of_the_first_piece(parts, pieces_said, monkeypatch):
+    """Later pieces are cloned from their speaker's first; a reference or a bad first piece is not
+    replaced or used.
+    """
+    monkeypatch.setattr("higgs_vi.longtext.is_small", lambda model: False)
+    say_long(parts, make_prompt(LONG, profiles=["feminine"]), piece_words=10)
+    (first, _), *others = pieces_said
+    assert first.voices == ("feminine",) and not first.references and len(others) > 2
+    for prompt, _ in others:
+        (reference,) = prompt.references
+        assert reference.text == first.text and (reference.codes == 1).all()
+        assert prompt.task == "zero_shot_voice_cloning" and prompt.voices == ()
+
+    pieces_said.clear()
+    say_long(parts, make_prompt(f"[SPEAKER0] {LONG} [SPEAKER1] {LONG}"), piece_words=10)
+    n, described = len(divide(LONG, 10)), [p.voices for p, _ in pieces_said if not p.references]
+    assert described == [("feminine",)] + [("masculine",)] * n  # the second one's length is odd
+    cloned = [p.references[0].codes[0, 0] for p, _ in pieces_said if p.references]
+    assert cloned == [1] * (n - 1)
+    pieces_said.clear()
+    own = Reference("Giọng.", np.full((8, 5), 77))
+    say_long(parts, make_prompt(LONG, [own]), piece_words=10)
+    assert {p.references[0].codes[0, 0] for p, _ in pieces_said} == {77}
+
+
+def test_many_texts_are_spoken_at_once_and_one_that_fails_harms_no_other(parts, pieces_said):
+    prompts = [make_prompt(t) for t in (LONG, "Xin chào.", LONG + " Người câm.", "Vâng.")]
+    lines = []
+    hows = [Sampling(seed=i) for i in range(4)]
+    spoken = dict(say_all(parts, prompts, hows, 10, report=lines.append))
+    assert isinstance(spoken[2], ValueError) and "câm" in str(spoken[2])
+    assert all(isinstance(spoken[i], Speech) for i in (0, 1, 3)) and len(spoken) == 4
+    n = len(divide(LONG, 10))
+    assert len([x for x in lines if x.startswith("piece ")]) == 2 * n - 1
+    assert [how.seed for _, how in pieces_said] == sorted(how.seed for _, how in pieces_said)
 
 
 def test_the_number_of_words_reaches_the_pieces(parts, pieces_said, tmp_path):

@@ -107,7 +107,8 @@ def test_a_small_model_speaks_on_one_thread_and_gives_the_others_back(parts):
 SPEAK = """
 import sys, time
 import higgs_vi
-from higgs_vi.generate import Sampling, say
+from higgs_vi.generate import Sampling
+from higgs_vi.speech import say
 from higgs_vi.voices import make_prompt
 from higgs_vi.model import load_checkpoint
 from higgs_vi.model import NANO

@@ -28,7 +28,7 @@ from higgs_vi.checkpoint import checkpoints, lock_run, read_metrics, unlock_run
 from higgs_vi.codec import decode, encode
 from higgs_vi.files import write_text
 from higgs_vi.forecast import apply_preset, fastest_plan, forecast
-from higgs_vi.generate import Sampling, Speech, generate_delayed_codes, say
+from higgs_vi.generate import Sampling, generate_delayed_codes
 from higgs_vi.loop import Stopped, check_folder, load_step, save_best, train, validate
 from higgs_vi.merge import MergeSettings, merge
 from higgs_vi.merge import main as merge_main
@@ -47,6 +47,7 @@ from higgs_vi.plan import learning_rate_at, plan_after, plan_epoch, total_steps
 from higgs_vi.recipe import MemorySettings, TrainSettings
 from higgs_vi.say import SaySettings, load_speaker, speak
 from higgs_vi.say import main as say_main
+from higgs_vi.speech import Speech, say
 from higgs_vi.step import OutOfMemory, audio_loss, build_optimizer, train_step
 from higgs_vi.train import execute, start
 from higgs_vi.train import main as train_main

@@ -8,9 +8,9 @@ import pytest
 from higgs_vi import say
 from higgs_vi.audio import DEMO, read_audio, write_wav
 from higgs_vi.cache import CodeCache
-from higgs_vi.generate import Speech
 from higgs_vi.say import SaySettings, speak, voice_faults
 from higgs_vi.sound import add_noise
+from higgs_vi.speech import Speech
 from higgs_vi.voices import lint_voices, load_voice, read_transcript
 
 WORDS = "Bức tranh treo ở phòng khách là của bà ngoại."

@@ -10,9 +10,9 @@ import pytest
 
 from higgs_vi import say, worklist
 from higgs_vi.audio import read_audio, write_wav
-from higgs_vi.generate import Speech
 from higgs_vi.prompt import Reference
 from higgs_vi.say import SaySettings, main, open_worklist
+from higgs_vi.speech import Speech
 from higgs_vi.worklist import COLUMNS, read_items
 
 
