@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from .decoder import Adapter, Decoder, adapter_of
-from .generate import Sampling, one_thread
+from .generate import Sampling, draw_codes, force_ends, one_thread
 from .model import Checkpoint, unwrap_peft
 from .prompt import Prompt, encode_prompt
-from .sampler import draw_codes, force_ends
 
 if find_spec("triton"):
     from higgs_vi import kernels

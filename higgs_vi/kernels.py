@@ -486,14 +486,14 @@ def rotate_and_store(
 # %% ../nbs/54_kernels.ipynb #c7e6671b
 @triton.jit
 def _mix(x):
-    "The hash of 39_sampler, on uint32."
+    "The hash of 50_generate, on uint32."
     x = (x ^ (x >> 16)) * 0x85EBCA6B
     x = (x ^ (x >> 13)) * 0xC2B2AE35
     return x ^ (x >> 16)
 
 @triton.jit
 def _noise(seed, frame, entry, STREAM: tl.constexpr):
-    "Gumbel noise for the numbers `entry` of a frame, as in 39_sampler; STREAM is 0 or 1."
+    "Gumbel noise for the numbers `entry` of a frame, as in 50_generate; STREAM is 0 or 1."
     key = _mix(_mix(seed) ^ frame)
     if STREAM == 1:
         key = key ^ 0x9E3779B1

@@ -10,6 +10,7 @@ __all__ = ['SENTENCE', 'CLAUSE', 'CONJUNCTION', 'WORD', 'NUMBER', 'PAUSES', 'ran
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -309,7 +310,7 @@ def say_long(
 
     Raises `ValueError`, with the piece's text, if the model says nothing for a piece.
     """
-    def line(text): print(text, flush=True)
+    line = partial(print, flush=True)
     found = say_all(speaker, [prompt], [sampling or Sampling()], piece_words, report=line)
     ((_, speech),) = found
     if isinstance(speech, ValueError): raise speech

@@ -19,10 +19,16 @@ from higgs_vi.adapters import add_lora, lora_config, save_adapter
 from higgs_vi.decoder import Decoder, read_adapter
 from higgs_vi.engine import PAST, Engine
 from higgs_vi.files import Damaged
-from higgs_vi.generate import Sampling, generate_delayed_codes
+from higgs_vi.generate import (
+    Sampling,
+    candidates,
+    draw_codes,
+    generate_delayed_codes,
+    gumbel,
+    noise_key,
+)
 from higgs_vi.model import NANO, Checkpoint, load_checkpoint, save_checkpoint
 from higgs_vi.prompt import Prompt, Reference
-from higgs_vi.sampler import candidates, draw_codes, gumbel, noise_key
 from higgs_vi.speech import say_many
 from higgs_vi.voices import make_prompt
 
