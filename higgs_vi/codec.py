@@ -10,7 +10,7 @@ __all__ = ['tiny_codec_config', 'without_tf32', 'pad_to_frames', 'fill_codebooks
 # %% ../nbs/34_codec.ipynb #695f2512
 import os
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -317,7 +317,8 @@ def start_decoding(codec, clips: list[np.ndarray], seconds: float | None = None)
     are not faster. Either way a clip's wave equals, up to rounding, that of the clip alone.
 
     All codes are copied to the GPU before the first batch, and the waves back in the order of the
-    work, so the host does not wait. Two threads must not decode with one codec at a time.
+    work, so the host does not wait. Two threads must not decode batches with one codec at a time;
+    single clips they may.
 
     Raises `ValueError`, with the clip's index, for a wrong shape, an empty clip, or an id that is
     no code (`undelay` removes the markers).
@@ -337,7 +338,9 @@ def start_decoding(codec, clips: list[np.ndarray], seconds: float | None = None)
         inputs.append(torch.from_numpy(x.astype(np.int64)).to(codec.device))  # (B, K, size)
     for x, (part, size) in zip(inputs, batches, strict=True):
         lengths = [frames[i] for i in part]
-        with _clear_before_convolutions([codec.acoustic_decoder], lengths, size):
+        padded = min(lengths) < size
+        hooks = _clear_before_convolutions([codec.acoustic_decoder], lengths, size)
+        with hooks if padded else nullcontext():
             waves = codec.decode(x).audio_values[:, 0].float()  # (B, size*hop)
         decoding.add(waves, part, [n * hop for n in lengths])
     return decoding

@@ -18,7 +18,7 @@ from transformers.activations import SiLUActivation
 
 from .adapters import fingerprint, is_same_base, read_adapter_config, read_base
 from .files import Damaged
-from .model import route_positions, unwrap_peft
+from .model import is_small, route_positions, unwrap_peft
 from .weights import read_tensors
 
 if find_spec("triton"):
@@ -287,6 +287,9 @@ class Decoder:
         self.embedding = torch.cat([base, *own]) if own else base  # (tables*K*V, H)
         own, self.head_of = _own([a.head for a in adapters])
         self.heads = [_weight(head), *own]
+        if self.device.type == "cpu" and is_small(self.model):
+            # a copy in the other order, with which a CPU is two to three times as fast
+            self.heads = [w.T.contiguous().T for w in self.heads]
 
     def reserve(self, length: int):
         "Make sure that the first `length` positions have a rotary embedding."

@@ -22,6 +22,7 @@ from higgs_vi.forecast import (
     forecast,
     memory_to_plan,
     plans_by_card,
+    speech_by_card,
 )
 
 # %% ../nbs/03_memory.ipynb #0e6ec999
@@ -30,7 +31,8 @@ def main(argv: list[str] | None = None):
     cfg = from_cli(MemorySettings, argv)
     try:
         print(pd.Series(forecast(cfg)).round(2).to_string(), end="\n\n")
-        print(plans_by_card(cfg).to_string())
+        print(plans_by_card(cfg).to_string(), end="\n\n")
+        print(speech_by_card(cfg).to_string())
         if gib := memory_to_plan(cfg.gpu_memory):
             print(f"\nfor {gib:.1f} GiB: {describe_plan(fastest_plan(cfg, gib))}")
         else: print("\nthere is no GPU here: for a plan, give the GiB of yours, as --gpu_memory 24")

@@ -241,7 +241,7 @@ def _check_blocks(source, config: dict):
     if odd := [s for s in sizes if isinstance(s, int) and s % 64]:
         raise ValueError(
             "4 bits on a CPU need layer sizes that are multiples of 64, and "
-            f"{str(source)!r} has {odd[0]}: train with mode lora, or on a GPU"
+            f"{str(source)!r} has {odd[0]}: use mode lora (in speaking mode full), or a GPU"
         )
 
 # %% ../nbs/36_model.ipynb #a172992f

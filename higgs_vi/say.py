@@ -73,9 +73,12 @@ class SaySettings(Settings):
     top_p: float = option(  # sample from the most likely codes with this total probability
         0.95, above=0, max=1)
     ras_win_len: int = option(  # window of repetition-aware sampling; 0: off
-        7, min=0, max=10**6)
+        7, min=0, max=31)
     code_cache: str = option("data/codes", path="file")  # folder that caches the voices' codes
     codec: str = option("", path="hub")  # hub id or folder of a codec; empty: the model's own
+    mode: str = option(  # full: 16 bits on a GPU; nf4: 4 bits, for GPUs of 6 to 12 GB
+        "full", choices=("full", "nf4"),
+        about="4 bits need higgs-vi[quant]. On a CPU, full means 32 bits.")
     device: str = option(  # cuda, cpu; auto: cuda if available
         "auto", choices=("auto", "cuda", "cpu"))
 
@@ -129,7 +132,7 @@ from .worklist import Item, Plan, Worklist
 
 # %% ../nbs/07_say.ipynb #96e232bc
 def load_speaker(cfg: SaySettings) -> Checkpoint:
-    """Load the checkpoint to speak with, in bf16 on a GPU and in fp32 on a CPU.
+    """Load the checkpoint to speak with: in bf16 on a GPU and fp32 on a CPU, or in 4 bits.
 
     A named adapter is attached to its base without merging. Raises `ValueError` if `device` is cuda
     and there is no GPU.
@@ -141,7 +144,9 @@ def load_speaker(cfg: SaySettings) -> Checkpoint:
     folder = find_adapter(cfg.adapter) if cfg.adapter else None
     source = base_name(folder, cfg.model, "model") if folder else local_or_id(cfg.model) or NANO
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    parts = load_checkpoint(source, cfg.codec or None, dtype, "cuda" if on_gpu else "cpu")
+    parts = load_checkpoint(
+        source, cfg.codec or None, dtype, "cuda" if on_gpu else "cpu", quantised=cfg.mode == "nf4"
+    )
     if folder:
         parts.model = load_adapter(parts.model, folder)
     return parts

@@ -6,6 +6,7 @@
 __all__ = ['syllables_to_say', 'loud_seconds', 'length_problem', 'Speech', 'describe_length', 'say_many', 'say']
 
 # %% ../nbs/57_speech.ipynb #c10b2a9f
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from .audio import frame_levels
-from .codec import decode_all, start_decoding
+from .codec import decode, start_decoding
 from .delay import undelay
 from .engine import Engine
 from .generate import Sampling
@@ -112,18 +113,27 @@ def _take(engine: Engine, text: str, delayed_codes: np.ndarray, wave) -> tuple:
     factor, problem = length_problem(text, wave, ended)
     return factor, Speech(wave, undelay(delayed_codes, config.audio_stream_bos_id), ended, problem)
 
-class _Queue:
-    """Decodes codes while the engine works: on a CPU in a thread, on a GPU in a stream of its own.
+class _Futures(list):
+    "Clips that threads decode; see `codec.Decoding`."
 
-    What is given while it is busy is decoded in one go afterwards. A thread on a GPU would be
-    slower, since both threads would wait for Python's lock at every launch of a kernel.
+    def done(self) -> bool: return all(f.done() for f in self)
+
+    def result(self) -> list[np.ndarray]: return [f.result() for f in self]
+
+class _Queue:
+    """Decodes codes while the engine works: on a CPU in threads, on a GPU in a stream of its own.
+
+    What is given to a GPU while it is busy is decoded in one go afterwards. Threads would be slower
+    there, since they would wait for Python's lock at every launch of a kernel. On a CPU every clip
+    has a thread of its own, as many at a time as there are cores.
     """
 
     def __init__(self, engine: Engine):
         self.codec, self.bos = engine.parts.codec, engine.config.audio_stream_bos_id
         on_gpu = engine.device.type == "cuda"
         self.stream = torch.cuda.Stream(engine.device) if on_gpu else None
-        self.thread, self.waiting, self.taken, self.work = ThreadPoolExecutor(1), [], [], None
+        self.threads = ThreadPoolExecutor(os.cpu_count())
+        self.waiting, self.taken, self.work = [], [], None
 
     def put(self, ended: list[tuple[int, np.ndarray]]):
         "Add requests that have ended: number and delayed codes of each."
@@ -145,6 +155,10 @@ class _Queue:
             if self.waiting: self._start()
         return done
 
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        torch.set_num_threads(1)  # of this thread
+        return decode(self.codec, codes)
+
     def _start(self):
         "Begin to decode what waits."
         codes = [undelay(x, self.bos) for _, x in self.waiting]
@@ -152,7 +166,7 @@ class _Queue:
         self.taken, self.waiting = (self.waiting, full), []
         clips = [codes[i] for i in full]
         if not self.stream:
-            self.work = self.thread.submit(decode_all, self.codec, clips)
+            self.work = _Futures([self.threads.submit(self._decode, x) for x in clips])
             return
         with torch.cuda.stream(self.stream):
             try: self.work = start_decoding(self.codec, clips)
@@ -193,7 +207,7 @@ def say_many(
 def _finish(engine: Engine, waiting: dict[int, tuple[int, _Takes]]) -> Iterator:
     "Work until no request of `waiting` is left; yields index and result as `say_many` does."
     decoding = _Queue(engine)
-    with decoding.thread:
+    with decoding.threads:
         while waiting:
             if engine.busy: decoding.put(engine.advance())
             for number, delayed_codes, wave in decoding.get(wait=not engine.busy):

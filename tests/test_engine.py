@@ -29,6 +29,7 @@ from higgs_vi.generate import (
 )
 from higgs_vi.model import NANO, Checkpoint, load_checkpoint, save_checkpoint
 from higgs_vi.prompt import Prompt, Reference
+from higgs_vi.say import SaySettings, load_speaker
 from higgs_vi.speech import say_many
 from higgs_vi.voices import make_prompt
 
@@ -334,6 +335,21 @@ def test_a_caller_that_needs_no_more_leaves_the_engine_free(parts, prompts):
     assert i == 0 and np.array_equal(speech.codes, dict(
         say_many(parts, prompts[:1], how, max_retries=0)
     )[0].codes)
+
+
+def test_a_base_in_four_bits_speaks_like_hf(place, prompts):
+    "Also with an adapter, whose codes differ; `mode nf4` of 07 loads such a base."
+    own = load_speaker(SaySettings(model=str(place / "nano"), mode="nf4", device="cpu"))
+    assert "4bit" in type(own.model.model.layers[0].mlp.up_proj).__name__
+    how, cloned = greedy(0.3), prompts[1]  # bitsandbytes' CPU code crashes without a reference
+    found = generated(own, [cloned], [how])[0]
+    assert np.array_equal(found, generate_delayed_codes(own, cloned, how))
+    own.model = add_lora(own.model, lora_config(4))
+    for n, p in own.model.named_parameters():
+        if "lora_" in n: p.data += 0.05
+    adapted = generated(own, [cloned], [how])[0]
+    assert np.array_equal(adapted, generate_delayed_codes(own, cloned, how))
+    assert not np.array_equal(adapted, found)
 
 
 def test_two_rows_are_the_least():

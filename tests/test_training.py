@@ -440,10 +440,11 @@ def test_ctrl_c_while_samples_are_spoken_stops_the_run_in_one_line(place, tmp_pa
 
     cfg = settings(place, tmp_path / "spoken", max_steps=2, sample_sentences=1)
     with monkeypatch.context() as m:
-        m.setattr(module, "say", interrupted)
+        m.setattr(module, "say_many", interrupted)
         with pytest.raises(Stopped, match="stopped while speaking the samples 'before'"):
             execute(cfg)
-    monkeypatch.setattr(module, "say", lambda *_: Speech(np.zeros(2400, np.float32), None, True))
+    speech = Speech(np.zeros(2400, np.float32), None, True)
+    monkeypatch.setattr(module, "say_many", lambda _, asked, *__: [(0, speech)] * len(asked))
     assert execute(cfg).step == 2
 
 
@@ -456,7 +457,8 @@ def test_tensorboard_keeps_every_sample_and_what_a_failed_run_had(place, tmp_pat
     import higgs_vi.train as module
 
     wave = np.zeros(2400, np.float32)
-    monkeypatch.setattr(module, "say", lambda *_: Speech(wave, np.zeros((8, 2), int), True))
+    speech = Speech(wave, np.zeros((8, 2), int), True)
+    monkeypatch.setattr(module, "say_many", lambda _, asked, *__: [(0, speech)] * len(asked))
     cfg = settings(place, tmp_path / "heard", max_steps=2, eval_steps=1)
     train_main([*command(cfg)[3:], "--sample_sentences", "1"])
 
