@@ -527,7 +527,7 @@ def speech_gib(cfg: MemorySettings, nf4: bool, sentences: int, seconds: float = 
 
 def speech_by_card(cfg: MemorySettings, seconds: float = 10) -> pd.DataFrame:
     "Return a table of how many sentences of `seconds` each of `CARDS` can speak at once."
-    def most(card, nf4):
+    def _most(card, nf4):
         fits = [
             n for n in (1, 2, 4, 8, 16, 32, 64, 128)
             if speech_gib(cfg, nf4, n, seconds)["total"] + outside_gib(cfg) <= card.size
@@ -535,8 +535,8 @@ def speech_by_card(cfg: MemorySettings, seconds: float = 10) -> pd.DataFrame:
         return max(fits, default="does not fit")
     return pd.DataFrame({
         f"{card.size} GB ({card.name})": {
-            "sentences at once, 16 bits": most(card, False),
-            "sentences at once, 4 bits (mode nf4)": most(card, True),
+            "sentences at once, 16 bits": _most(card, False),
+            "sentences at once, 4 bits (mode nf4)": _most(card, True),
         }
         for card in CARDS
     }).T

@@ -116,9 +116,13 @@ def _take(engine: Engine, text: str, delayed_codes: np.ndarray, wave) -> tuple:
 class _Futures(list):
     "Clips that threads decode; see `codec.Decoding`."
 
-    def done(self) -> bool: return all(f.done() for f in self)
+    def done(self) -> bool:
+        "Whether `result` returns at once."
+        return all(f.done() for f in self)
 
-    def result(self) -> list[np.ndarray]: return [f.result() for f in self]
+    def result(self) -> list[np.ndarray]:
+        "Return the wave of each clip; waits for them."
+        return [f.result() for f in self]
 
 class _Queue:
     """Decodes codes while the engine works: on a CPU in threads, on a GPU in a stream of its own.
