@@ -149,10 +149,9 @@ class _Queue:
         With `wait`, everything that was put is decoded first.
         """
         done = []
-        while self.work or self.waiting:
-            if self.work and not (wait or self.work.done()):
-                break
-            if self.work:
+        while self.work is not None or self.waiting:
+            if self.work is not None:
+                if not wait and not self.work.done(): break
                 waves = dict(zip(self.taken[1], self.work.result(), strict=True))
                 done += [(*ended, waves.get(i)) for i, ended in enumerate(self.taken[0])]
                 self.work = None
