@@ -185,7 +185,7 @@ def _silu_mul(x, out, N, EARLY: tl.constexpr, BN: tl.constexpr):
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
     "Whether the kernels run on `device` with `dtype`: 16 bits on a GPU, fp32 in the interpreter."
-    if triton.knobs.runtime.interpret: return dtype == torch.float32
+    if not isinstance(_rms_norm, triton.JITFunction): return dtype == torch.float32
     wide = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return wide and dtype in (torch.float16, torch.bfloat16)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,7 @@ def test_nothing_of_an_earlier_request_is_seen(parts, prompts):
         generated(parts, [earlier], [replace(how, seed=9, max_seconds=2)], engine=engine)
         with torch.inference_mode():
             for tensor in (*engine.cache.keys, *engine.cache.values): tensor += 100
+            engine.state["past"][:] = torch.from_numpy(alone[3])  # would be drawn again
         found = generated(parts, [prompts[2]], [how], engine=engine)[0]
         assert np.array_equal(found, alone)
 
@@ -389,6 +391,20 @@ for rank in (0, 3):
     print(rank, wrong)
     assert wrong < 1e-5
 """
+
+
+def test_each_kernel_computes_what_pytorch_does():
+    "54_kernels in a process of its own, in which Triton's interpreter can be switched on."
+    notebook = Path(__file__).parents[1] / "nbs/54_kernels.ipynb"
+    code = (
+        "import sys, pathlib; from nbdev.test import test_nb; "
+        "sys.exit(not test_nb(pathlib.Path(sys.argv[1]))[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(notebook)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "nothing is computed" not in done.stdout
 
 
 def test_kernels_give_the_logits_of_pytorch():
