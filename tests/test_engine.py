@@ -389,7 +389,7 @@ for rank in (0, 3):
         found[kernels] = logits
     wrong = ((found[True] - found[False]).norm() / found[False].norm()).item()
     print(rank, wrong)
-    assert wrong < 1e-5
+    assert wrong < 1e-4
 """
 
 

@@ -825,5 +825,5 @@ def test_sampling_takes_finite_numbers_alone(name):
 
 
 def test_four_bits_on_a_cpu_refuse_sizes_that_its_kernels_do_not_take():
-    with pytest.raises(ValueError, match="multiples of 64, and .* has 480: train with mode lora"):
+    with pytest.raises(ValueError, match="multiples of 64, and .* has 480: use mode lora"):
         load_model(NANO, quantised=True)
