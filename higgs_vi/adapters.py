@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'SAVED_WHOLE', 'lora_config', 'add_lora', 'prepare_full_training', 'fingerprint', 'is_same_base',
            'write_base', 'read_base', 'save_adapter', 'read_adapter_config', 'check_tensors', 'load_weights',
-           'load_adapter']
+           'adapter_folder', 'load_adapter']
 
 # %% ../nbs/37_adapters.ipynb #a1935c33
 import json
@@ -269,11 +269,10 @@ def load_weights(model, folder: str | Path):
     check_tensors(path, found, get_peft_model_state_dict(model, save_embedding_layers=False))
     set_peft_model_state_dict(model, found)
 
-def load_adapter(model, folder: str | Path):
-    """Return HF's `model` with the adapter in `folder`, unmerged: a PEFT model in evaluation mode.
+def adapter_folder(model, folder: str | Path) -> Path:
+    """Return `folder` as a path, after a check that it holds an adapter for the base `model`.
 
-    The adapter's weights are in fp32. Raises `ValueError` for a folder without adapter, a damaged
-    one, or one that was trained on another base.
+    Raises `ValueError` for a folder without adapter, or one that was trained on another base.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
@@ -288,6 +287,15 @@ def load_adapter(model, folder: str | Path):
                 f"the adapter {folder} was trained on another base, {base or 'the embedded nano'}: "
                 "load it on that base (a merged model already holds its adapter)"
             )
+    return folder
+
+def load_adapter(model, folder: str | Path):
+    """Return HF's `model` with the adapter in `folder`, unmerged: a PEFT model in evaluation mode.
+
+    The adapter's weights are in fp32. Raises `ValueError` for a folder without adapter, a damaged
+    one, or one that was trained on another base.
+    """
+    folder = adapter_folder(model, folder)
     with reading("adapter", folder):
         peft = add_lora(model, read_adapter_config(folder / "adapter_config.json"))
     load_weights(peft, folder)

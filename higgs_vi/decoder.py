@@ -16,7 +16,7 @@ from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.activations import SiLUActivation
 
-from .adapters import fingerprint, is_same_base, read_adapter_config, read_base
+from .adapters import adapter_folder, read_adapter_config
 from .files import Damaged
 from .model import is_small, route_positions, unwrap_peft
 from .weights import read_tensors
@@ -77,19 +77,7 @@ def read_adapter(model, folder: str | Path) -> Adapter:
     Raises `ValueError` for a folder without adapter, DoRA, or an adapter of another base, and
     `Damaged` if its weights do not fit the model.
     """
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{folder} holds no adapter: give the folder with adapter_config.json, "
-            "such as <run>/adapter"
-        )
-    if (folder / "base.json").is_file():
-        base, sampled = read_base(folder / "base.json")
-        if not is_same_base(sampled, fingerprint(model)):
-            raise ValueError(
-                f"the adapter {folder} was trained on another base, {base or 'the embedded nano'}: "
-                "use it with that base (a merged model already holds its adapter)"
-            )
+    folder = adapter_folder(model, folder)
     config = read_adapter_config(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
     adapter = _adapter(config, read_tensors(path), f"the adapter {folder}")
@@ -266,9 +254,9 @@ class Decoder:
         ]
         self.norm = self.model.model.norm
         self.device, self.dtype = self.norm.weight.device, self.norm.weight.dtype
+        self.scratch = kernels.Scratch(self.device) if self._fits_kernels() else None
         self._set_tables(list(adapters))
         self.reserve(2048)
-        self.scratch = kernels.Scratch(self.device) if self._fits_kernels() else None
 
     def _set_tables(self, adapters: list[Adapter]):
         "Set the audio embeddings and heads of the base and the adapters."
@@ -287,7 +275,7 @@ class Decoder:
         self.embedding = torch.cat([base, *own]) if own else base  # (tables*K*V, H)
         own, self.head_of = _own([a.head for a in adapters])
         self.heads = [_weight(head), *own]
-        if self.device.type == "cpu" and is_small(self.model):
+        if self.device.type == "cpu" and not self.scratch and is_small(self.model):
             # a copy in the other order, with which a CPU is two to three times as fast
             self.heads = [w.T.contiguous().T for w in self.heads]
 

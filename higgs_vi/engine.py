@@ -163,14 +163,15 @@ class Engine:
         settings = unwrap_peft(self.parts.model).generation_config
         scale = sampling.guidance_scale or getattr(settings, "text_guidance", 1.0)
         codebooks = self.config.num_codebooks
-        ids, frames = encode_prompt(self.parts.tokenizer, prompt, codebooks)
-        blind = encode_prompt(self.parts.tokenizer, prompt, codebooks, words=False)[0]
+        tokenizer, blind = self.parts.tokenizer, None
+        ids, frames = encode_prompt(tokenizer, prompt, codebooks)
+        if scale != 1: blind = encode_prompt(tokenizer, prompt, codebooks, words=False)[0]
         rate = self.parts.codec.config.frame_rate
         request = Request(
             self.submitted,
             ids,
             frames,
-            None if scale == 1 else blind,
+            blind,
             sampling,
             scale,
             sampling.options(rate, codebooks)["max_new_tokens"],

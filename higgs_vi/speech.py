@@ -105,13 +105,11 @@ def describe_length(prompt: Prompt, speech: Speech) -> str:
         f"{speech.length_problem}"
     )
 
-def _take(engine: Engine, text: str, delayed_codes: np.ndarray, wave) -> tuple:
+def _take(text: str, codes: np.ndarray, wave: np.ndarray | None, ended: bool) -> tuple:
     "Return the factor by which the length of a take is off, and the take (None without a frame)."
     if wave is None: return np.inf, None
-    config = engine.config
-    ended = bool((delayed_codes == config.audio_stream_eos_id).any())
     factor, problem = length_problem(text, wave, ended)
-    return factor, Speech(wave, undelay(delayed_codes, config.audio_stream_bos_id), ended, problem)
+    return factor, Speech(wave, codes, ended, problem)
 
 class _Futures(list):
     "Clips that threads decode; see `codec.Decoding`."
@@ -133,7 +131,7 @@ class _Queue:
     """
 
     def __init__(self, engine: Engine):
-        self.codec, self.bos = engine.parts.codec, engine.config.audio_stream_bos_id
+        self.codec, self.config = engine.parts.codec, engine.config
         on_gpu = engine.device.type == "cuda"
         self.stream = torch.cuda.Stream(engine.device) if on_gpu else None
         self.threads = ThreadPoolExecutor(os.cpu_count())
@@ -143,8 +141,8 @@ class _Queue:
         "Add requests that have ended: number and delayed codes of each."
         self.waiting += ended
 
-    def get(self, wait: bool) -> list[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Return number, delayed codes and wave (None without a whole frame) of what is decoded.
+    def get(self, wait: bool) -> list[tuple[int, np.ndarray, np.ndarray | None, bool]]:
+        """Return what is decoded: number, codes, wave (None without a frame), whether it ended.
 
         With `wait`, everything that was put is decoded first.
         """
@@ -152,8 +150,11 @@ class _Queue:
         while self.work is not None or self.waiting:
             if self.work is not None:
                 if not wait and not self.work.done(): break
-                waves = dict(zip(self.taken[1], self.work.result(), strict=True))
-                done += [(*ended, waves.get(i)) for i, ended in enumerate(self.taken[0])]
+                waves = iter(self.work.result())
+                done += [
+                    (number, codes, next(waves) if codes.shape[1] else None, ended)
+                    for number, codes, ended in self.taken
+                ]
                 self.work = None
             if self.waiting: self._start()
         return done
@@ -164,10 +165,10 @@ class _Queue:
 
     def _start(self):
         "Begin to decode what waits."
-        codes = [undelay(x, self.bos) for _, x in self.waiting]
-        full = [i for i, x in enumerate(codes) if x.shape[1]]
-        self.taken, self.waiting = (self.waiting, full), []
-        clips = [codes[i] for i in full]
+        bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
+        self.taken = [(n, undelay(x, bos), bool((x == eos).any())) for n, x in self.waiting]
+        self.waiting = []
+        clips = [codes for _, codes, _ in self.taken if codes.shape[1]]
         if not self.stream:
             self.work = _Futures([self.threads.submit(self._decode, x) for x in clips])
             return
@@ -194,6 +195,7 @@ def say_many(
     result for a prompt does not depend on the others, up to rounding. A `Checkpoint` gets an engine
     of its own; an `Engine` that is used again saves its preparation.
     """
+    if not prompts: return  # an engine would be prepared for nothing
     engine = speaker if isinstance(speaker, Engine) else Engine(speaker)
     if samplings is None or isinstance(samplings, Sampling):
         samplings = [samplings or Sampling()] * len(prompts)
@@ -213,9 +215,9 @@ def _finish(engine: Engine, waiting: dict[int, tuple[int, _Takes]]) -> Iterator:
     with decoding.threads:
         while waiting:
             if engine.busy: decoding.put(engine.advance())
-            for number, delayed_codes, wave in decoding.get(wait=not engine.busy):
+            for number, codes, wave, ended in decoding.get(wait=not engine.busy):
                 i, takes = waiting.pop(number)
-                takes.found.append(_take(engine, takes.prompt.text, delayed_codes, wave))
+                takes.found.append(_take(takes.prompt.text, codes, wave, ended))
                 if takes.found[-1][0] == 1 or len(takes.found) == takes.most:
                     yield i, takes.best()
                     continue

@@ -48,10 +48,8 @@ from accelerate import PartialState
 
 from .audio import read_audio, write_wav
 from .checkpoint import read_metrics
-from .codec import decode
-from .delay import undelay
 from .forecast import apply_preset, forecast, memory_settings, next_smaller_plan
-from .generate import Sampling, generate_delayed_codes
+from .generate import Sampling
 from higgs_vi.loop import (
     DTYPES,
     Run,
@@ -66,7 +64,7 @@ from higgs_vi.loop import (
 )
 from .monitor import memory_gib, summarize_run
 from .samples import log_samples, save_samples
-from .speech import Speech, say_many
+from .speech import say_many
 from .step import OutOfMemory
 
 # %% ../nbs/04_train.ipynb #8921aa7a
@@ -88,10 +86,7 @@ def speak_rows(run: Run, when: str, count: int) -> list[dict]:
         except ValueError as error:
             records[i] |= {when: None, f"{when}_reason": str(error)}
     places, prompts = list(asked), [prompt for prompt, _ in asked.values()]
-    hows = [how for _, how in asked.values()]
-    divided = run.cfg.mode == "full" and run.accelerator.num_processes > 1
-    speak = _speak_by_hf if divided else say_many
-    for n, speech in speak(run.parts, prompts, hows):
+    for n, speech in say_many(run.parts, prompts, [how for _, how in asked.values()]):
         i, name = places[n], f"{when}_{places[n]}.wav"
         if isinstance(speech, ValueError):
             records[i] |= {when: None, f"{when}_reason": str(speech)}
@@ -101,13 +96,6 @@ def speak_rows(run: Run, when: str, count: int) -> list[dict]:
             when: name, f"{when}_ended": speech.ended, f"{when}_odd": speech.length_problem
         }
     return records
-
-def _speak_by_hf(parts, prompts, hows):
-    "Speak by HF's `generate`; the engine does not take weights gathered from several ranks."
-    for i, (prompt, how) in enumerate(zip(prompts, hows, strict=True)):
-        codes = undelay(generate_delayed_codes(parts, prompt, how))
-        if codes.shape[1]: yield i, Speech(decode(parts.codec, codes), codes, True)
-        else: yield i, ValueError("the model said nothing: train longer")
 
 def with_whole_model(run: Run) -> Run:
     """Return `run` with a model that can speak: on rank 0, a copy of a sharded model as a whole.

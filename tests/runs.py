@@ -2,9 +2,13 @@
 import shutil
 from pathlib import Path
 
+import torch
+
 from higgs_vi.checkpoint import checkpoints, read_metrics
 from higgs_vi.forecast import apply_preset
+from higgs_vi.ranks import from_main, gather
 from higgs_vi.recipe import TrainSettings
+from higgs_vi.train import execute
 
 
 def short_options(**given) -> TrainSettings:
@@ -51,3 +55,16 @@ def back_to(run, step, out):
         if checkpoint.name > f"step-{step:06d}": shutil.rmtree(checkpoint)
     for written in ("adapter", "model"): shutil.rmtree(Path(out) / written, ignore_errors=True)
     return out
+
+
+def executed(runs):
+    """Train with each of the options `runs`, on every rank of this process's group; yield the runs.
+
+    The option `copy_of` names a run to be copied first, as it stood after step 2.
+    """
+    for given in runs:
+        if whole := given.pop("copy_of", ""):
+            if gather(0)[1:] and torch.distributed.get_rank() == 0:
+                back_to(whole, 2, given["output_dir"])
+            from_main()
+        yield execute(apply_preset(TrainSettings.of(given)))

@@ -354,6 +354,11 @@ def test_a_base_in_four_bits_speaks_like_hf(place, prompts):
     assert not np.array_equal(adapted, found)
 
 
+def test_without_prompts_no_engine_is_made():
+    "A model that cannot speak here, such as one divided among ranks, is not touched."
+    assert list(say_many(Checkpoint(None, None, None), [])) == []
+
+
 def test_two_rows_are_the_least():
     with pytest.raises(ValueError, match="max_rows is 1: guidance needs at least 2 rows"):
         Engine(load_checkpoint(NANO), max_rows=1)
@@ -389,7 +394,7 @@ for rank in (0, 3):
         found[kernels] = logits
     wrong = ((found[True] - found[False]).norm() / found[False].norm()).item()
     print(rank, wrong)
-    assert wrong < 1e-4
+    assert wrong < 1e-5
 """
 
 

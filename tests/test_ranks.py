@@ -115,23 +115,15 @@ import json, random, sys
 import numpy as np
 import torch
 from higgs_vi import step
-from higgs_vi.forecast import apply_preset
-from higgs_vi.ranks import from_main, gather, leave_ranks
-from higgs_vi.recipe import TrainSettings
-from higgs_vi.train import execute
-from tests.runs import back_to
+from higgs_vi.ranks import gather, leave_ranks
+from tests.runs import executed
 
 seen, real = [], step._sum_bucket
 def counting(state, bucket):
     seen.append(bucket.buffer().numel())
     return real(state, bucket)
 step._sum_bucket = counting
-for options in json.loads(sys.argv[1]):
-    if whole := options.pop("copy_of", ""):
-        if gather(0)[1:] and torch.distributed.get_rank() == 0:
-            back_to(whole, 2, options["output_dir"])
-        from_main()
-    run = execute(apply_preset(TrainSettings.of(options)))
+for run in executed(json.loads(sys.argv[1])):
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     drawn = gather([random.random(), np.random.rand(), torch.rand(1).item()])
     if run.metrics: print("summed", sum(seen), "of", trained, "drawn", drawn, flush=True)
@@ -251,11 +243,8 @@ import json, sys
 import torch
 from torch.distributed.tensor import DTensor
 from higgs_vi import loop
-from higgs_vi.forecast import apply_preset
-from higgs_vi.ranks import from_main, gather, leave_ranks
-from higgs_vi.recipe import TrainSettings
-from higgs_vi.train import execute
-from tests.runs import back_to
+from higgs_vi.ranks import gather, leave_ranks
+from tests.runs import executed
 
 idle, real = [], loop.equal_share
 def counting(*args):
@@ -264,12 +253,7 @@ def counting(*args):
     return share
 loop.equal_share = counting
 torch.compile = lambda f, **_: f  # torchao compiles its update; the same sums without
-for options in json.loads(sys.argv[1]):
-    if whole := options.pop("copy_of", ""):
-        if gather(0)[1:] and torch.distributed.get_rank() == 0:
-            back_to(whole, 2, options["output_dir"])
-        from_main()
-    run = execute(apply_preset(TrainSettings.of(options)))
+for run in executed(json.loads(sys.argv[1])):
     held = [p for g in run.optimizer.param_groups for p in g["params"]]
     assert all(isinstance(p, DTensor) for p in run.model.parameters())
     moments = sum(t.numel() for s in run.optimizer.state.values() for t in s.values() if t.ndim)
