@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'DEMO', 'LONGEST', 'rms_level', 'peak', 'clipped_share', 'frame_levels', 'moving_levels',
-           'loudest_level', 'loudness', 'normalize_loudness', 'round_to_16_bits', 'clip_key', 'write_wav',
-           'decode_with_ffmpeg', 'sound_file', 'pick_channel', 'decode', 'read_channel', 'read_audio']
+           'loudest_level', 'check_waves', 'to_16k', 'loudness', 'normalize_loudness', 'round_to_16_bits', 'clip_key',
+           'write_wav', 'decode_with_ffmpeg', 'sound_file', 'pick_channel', 'decode', 'read_channel', 'read_audio']
 
 # %% ../nbs/12_audio.ipynb #822cfe23
 import hashlib
@@ -16,7 +16,7 @@ import struct
 import subprocess
 import tempfile
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
@@ -70,6 +70,35 @@ def moving_levels(x: np.ndarray) -> np.ndarray:
 def loudest_level(x: np.ndarray) -> float:
     "Return the highest of `moving_levels(x)` in dBFS; -120 for a constant or empty signal."
     return float(moving_levels(x).max(initial=-120))
+
+# %% ../nbs/12_audio.ipynb #d95e3814
+def check_waves(waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return `waves`, sounds `(samples,)` at 24 kHz, as float32 arrays; they may be empty.
+
+    Raises `ValueError` that names the index of a wave with another shape, with integers, or with
+    values that are not finite.
+    """
+    if isinstance(waves, np.ndarray) and waves.ndim < 2:
+        raise ValueError("waves is one array: give a list of waves, as in [wave]")
+    checked = []
+    for i, wave in enumerate(waves):
+        x = np.asarray(wave)
+        if x.ndim != 1 or not np.issubdtype(x.dtype, np.floating):
+            raise ValueError(
+                f"wave {i} has shape {x.shape} and type {x.dtype}: one channel of floats between "
+                "-1 and 1 is needed, as read_audio returns"
+            )
+        if not np.isfinite(x).all():
+            raise ValueError(
+                f"wave {i} has {np.sum(~np.isfinite(x))} values that are not finite (NaN or "
+                "infinite): generate it again, or leave it out"
+            )
+        checked.append(x.astype(np.float32, copy=False))
+    return checked
+
+def to_16k(x: np.ndarray) -> np.ndarray:
+    "Resample `x` (24 kHz) to 16 kHz, as float32."
+    return soxr.resample(x.astype(np.float32, copy=False), SAMPLE_RATE, 16_000)
 
 # %% ../nbs/12_audio.ipynb #0866346e
 def loudness(x: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
