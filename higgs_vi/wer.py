@@ -29,11 +29,11 @@ _SAME = tuple(
     (re.compile(rf"\b{variant}\b"), one)
     for variant, one in (
         ("ngàn", "nghìn"),
+        ("bẩy", "bảy"),
         (rf"(trăm|nghìn) lẻ(?= (?:{_DIGIT}|tư)\b)", r"\1 linh"),
+        ("hăm (?=mốt|hai|ba|bốn|tư|lăm|nhăm|sáu|bảy|tám|chín)", "hai mươi "),
         ("(mươi|linh) tư", r"\1 bốn"),
         ("mươi nhăm", "mươi lăm"),
-        ("hăm (?=mốt|hai|ba|bốn|tư|lăm|nhăm|sáu|bảy|tám|chín)", "hai mươi "),
-        ("bẩy", "bảy"),
         (rf"({_DIGIT}|mười|mươi|trăm|lăm|mốt) dấu (phẩy|chấm)(?= {_DIGIT}\b)", r"\1 \2"),
     )
 )
