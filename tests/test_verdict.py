@@ -13,8 +13,10 @@ from higgs_vi.verdict import (
     paired,
     summary,
     verdict,
+    word_columns,
     write_csv,
 )
+from higgs_vi.wer import corpus, score_words
 
 RATE, SPEAKERS, EACH = 0.05, 30, 10
 
@@ -205,6 +207,18 @@ def test_ten_thousand_resamples_of_600_clips_take_less_than_two_seconds():
 def test_a_table_that_cannot_be_used_is_refused(change, why):
     with pytest.raises(ValueError, match=why):
         summary(change(clips(char_errors=1, chars=9, mos=3.0)))
+
+
+def test_word_scores_become_columns_that_add_up():
+    pairs = [("Hôm nay trời đẹp quá!", "hôm nay trời dép"), ("Ăn cơm.", "ăn cơm"), ("?!", "ơ"),
+             ("Mình đi.", ""), ("Hello world", "hello word")]
+    scores = [score_words(*pair) for pair in pairs]
+    table = clips(sentences=5).join(pd.DataFrame([word_columns(score) for score in scores]))
+    found, whole = summary(table).set_index("score"), corpus(scores)
+    assert found.value.to_dict() == pytest.approx(
+        dict(cer=whole["cer"], wer=whole["wer"], tones=whole["right_tones"])
+    )
+    assert found.n.to_dict() == dict(cer=4, wer=4, tones=3)
 
 
 def test_unknown_systems_and_groupings_are_refused():
