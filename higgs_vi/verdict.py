@@ -44,6 +44,17 @@ def _scores(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return found | {n: (n, "") for n in others if n not in (*KEYS, *halves, *RATIOS)}
 
 
+def _with_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    "Convert columns of Python numbers or booleans with gaps, which pandas keeps as objects."
+    table = table.infer_objects()
+    for name in table.columns.difference(KEYS):
+        if not pd.api.types.is_object_dtype(table[name]): continue
+        known = table[name].dropna()
+        if len(known) and known.map(lambda v: isinstance(v, (bool, int, float))).all():
+            table[name] = table[name].astype(float)
+    return table
+
+
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """Return a copy of the table with all of `KEYS`, as strings; an empty one is "".
 
@@ -53,7 +64,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"the table has no column {missing[0]}: it takes row (the system) and sentence (its id)"
         )
-    table = table.infer_objects().reset_index(drop=True)
+    table = _with_numbers(table).reset_index(drop=True)
     for name in KEYS:
         table[name] = table[name].astype(object).where(table[name].notna(), "") if name in table \
             else ""

@@ -115,6 +115,13 @@ def test_what_was_not_scored_is_counted_and_never_zero():
     assert np.isnan(empty.value) and (empty.n, empty.n_missing) == (0, 12)
 
 
+def test_booleans_with_gaps_are_a_score_and_texts_are_none():
+    table = clips(ended=[True] * 6 + [False] * 3 + [None] * 3, heard=["a"] * 11 + [None])
+    found = summary(table)
+    assert found[["score", "n", "n_missing"]].values.tolist() == [["ended", 9, 3]]
+    assert found.value[0] == pytest.approx(2 / 3)
+
+
 def test_the_value_is_a_ratio_of_sums_and_a_mean():
     table = clips(sentences=2, right_tones=[1, 30], syllables=[2, 30], tones=[0.5, 1], rate=[4, 6])
     found = summary(table).set_index("score").value
