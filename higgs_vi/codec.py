@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['tiny_codec_config', 'without_tf32', 'pad_to_frames', 'fill_codebooks', 'tiny_codec', 'padded_size', 'batch_by_length',
-           'ignore_padding', 'encode', 'first_differences', 'Decoding', 'start_decoding', 'decode_all', 'decode',
-           'load_codec']
+           'ignore_padding', 'encode', 'first_differences', 'pack', 'Decoding', 'start_decoding', 'decode_all',
+           'decode', 'load_codec']
 
 # %% ../nbs/34_codec.ipynb #695f2512
 import os
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager, nullcontext
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +265,130 @@ def first_differences(
     return found
 
 # %% ../nbs/34_codec.ipynb #71504490
+_GAP = 4  # frames between clips: the widest convolution reads 27 samples ahead at 8 samples a frame
+_ROW = 750  # frames of a packed row: 30 s
+
+def pack(frames: list[int], size: int) -> list[list[tuple[int, int]]]:
+    """Pack clips of `frames` frames each into rows of `size` frames, 4 frames between two clips.
+
+    Returns for each row (index of a clip, its first frame) of the clips in it. Long clips are
+    placed first, each into the first row that has room; one longer than `size` has its own row.
+    """
+    rows, used = [], []
+    for i in sorted(range(len(frames)), key=lambda i: -frames[i]):
+        need = frames[i] + _GAP
+        fits = (r for r, n in enumerate(used) if n + frames[i] <= size)
+        r = next(fits, len(rows))
+        if r == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[r].append((i, used[r]))
+        used[r] += need
+    return rows
+
+def _batches(frames: list[int], on_gpu: bool, seconds: float) -> list[tuple[list, int]]:
+    "Divide clips into batches: returns the rows of each, as `pack` does, and their length."
+    if not on_gpu:
+        order = sorted(range(len(frames)), key=frames.__getitem__)
+        return [([[(i, 0)]], -(-frames[i] // 32) * 32) for i in order]
+    size, batches = min(_ROW, max(1, int(25 * seconds))), []
+    rows, most = pack(frames, size), max(1, int(25 * seconds) // size)
+    used = [max(start + frames[i] for i, start in row) for row in rows]
+    full = [row for row, n in zip(rows, used, strict=True) if 512 < n <= size]
+    while len(full) > 1:
+        n = 1 << (min(most, len(full)).bit_length() - 1)
+        batches.append((full[:n], size))
+        full = full[n:]
+    for row, n in zip(rows, used, strict=True):
+        if row in full or not 512 < n <= size:
+            step = next((x for x in (32, 64, 128, 256, 512, size) if x >= n), -(-n // size) * size)
+            batches.append(([row], step))
+    return batches
+
+# %% ../nbs/34_codec.ipynb #93d503c9
+def _to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    "Copy `x` to `device`; a GPU copies it when it has time, the caller does not wait."
+    if device.type != "cuda": return x
+    return x.pin_memory().to(device, non_blocking=True)
+
+class _Places:
+    "Where the clips of a batch lie, whose rows have `size` frames; the rest is to be zero."
+
+    def __init__(self, rows: list, frames: list[int], size: int, device: torch.device):
+        inside = np.zeros((len(rows), size), np.float32)
+        for places, row in zip(rows, inside, strict=True):
+            for i, start in places: row[start : start + frames[i]] = 1
+        self.size, self.outside = size, []
+        for b, row in enumerate(inside):
+            edges = np.flatnonzero(np.diff(row, prepend=1, append=1)).tolist()
+            self.outside += [(b, *edge) for edge in zip(edges[::2], edges[1::2], strict=True)]
+        self.inside = _to_device(torch.from_numpy(inside), device)  # (B, size)
+
+    def clear(self, x: torch.Tensor) -> torch.Tensor:
+        "Set what lies outside the clips in `x` `(B, C, n)` to zero, in place; return `x`."
+        view = x.view(*x.shape[:2], self.size, -1)
+        if x.is_cuda: view.mul_(self.inside[:, None, :, None])
+        else:
+            for b, start, end in self.outside: view[b, :, start:end] = 0
+        return x
+
+def _snake(m: torch.nn.Module, x: torch.Tensor, places: _Places) -> torch.Tensor:
+    """Return what HF's `Snake1d` `m` makes of `x` `(B, C, n)`, zero outside the clips.
+
+    The same operations on one new tensor instead of five, or one kernel on a GPU.
+    """
+    if x.is_cuda and find_spec("triton"): return _snake_kernel(m, x, places)
+    y = m.alpha * x
+    y.sin_().square_().mul_((m.alpha + 1e-9).reciprocal()).add_(x)
+    return places.clear(y)
+
+def _decoder(m: torch.nn.Module, x: torch.Tensor, places: _Places) -> torch.Tensor:
+    """Return what HF's `DacDecoder` `m` makes of `x` `(B, C, size)`, for each clip as if alone.
+
+    HF's forward would let each convolution read what its neighbours hold.
+    """
+    x = m.conv1(places.clear(x))
+    for block in m.block:
+        x = block.conv_t1(_snake(block.snake1, x, places))
+        for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
+            y = unit.conv1(_snake(unit.snake1, x, places))
+            x = unit.conv2(_snake(unit.snake2, y, places)).add_(x)
+    return m.tanh(m.conv2(_snake(m.snake1, x, places)))
+
+@torch.inference_mode()
+def _decode_batch(codec, x: torch.Tensor, places: _Places) -> torch.Tensor:
+    "Decode the codes `x` `(B, K, size)` to waves `(B, size*960)`, float32."
+    x = codec.quantizer.decode(x.transpose(0, 1))  # (B, C, size)
+    x = codec.fc2(x.transpose(1, 2)).transpose(1, 2).contiguous()
+    return _decoder(codec.acoustic_decoder, x, places)[:, 0].float()
+
+# %% ../nbs/34_codec.ipynb #1fef1a2d
+if find_spec("triton"):
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def snake(x, alpha, inside, out, channels, n, size, BLOCK: tl.constexpr):
+        "Write x + sin(alpha*x)^2/(alpha + 1e-9) for each channel to `out`, 0 outside the clips."
+        row = tl.program_id(0)  # of (B, C)
+        t = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        at = row.to(tl.int64) * n + t
+        value = tl.load(x + at, t < n, 0.0)
+        a = tl.load(alpha + row % channels)
+        s = tl.sin(a * value)
+        value += s * s * (1.0 / (a + 1e-9))
+        frame = row // channels * size + t // (n // size)
+        tl.store(out + at, value * tl.load(inside + frame, t < n, 0.0), t < n)
+
+    def _snake_kernel(m: torch.nn.Module, x: torch.Tensor, places: _Places) -> torch.Tensor:
+        "Return the result of `_snake`, by one kernel."
+        x, (rows, channels, n) = x.contiguous(), x.shape
+        out = torch.empty_like(x)
+        grid = rows * channels, triton.cdiv(n, 1024)
+        snake[grid](x, m.alpha, places.inside, out, channels, n, places.size, 1024)
+        return out
+
+# %% ../nbs/34_codec.ipynb #e4935a3a
 def _check_codes(codec, codes: np.ndarray, i: int):
     "Raise `ValueError` unless `codes`, those of clip `i`, are codes `(K, T)` of `codec`."
     levels, size = codec.config.num_quantizers, codec.config.codebook_size
@@ -281,71 +407,84 @@ def _check_codes(codec, codes: np.ndarray, i: int):
             f"codes from 0 to {size - 1}: remove the BOS and EOS ids with undelay() before decoding"
         )
 
+class _Copy:
+    "Waves `(B, samples)` on their way from a GPU to the host, with the methods of a `Future`."
+
+    def __init__(self, waves: torch.Tensor):
+        host = torch.empty(waves.shape, dtype=waves.dtype, pin_memory=True)
+        self.waves = host.copy_(waves, non_blocking=True)
+        self.event = torch.cuda.current_stream(waves.device).record_event()
+
+    def done(self) -> bool:
+        "Whether `result` returns at once."
+        return self.event.query()
+
+    def result(self) -> torch.Tensor:
+        "Return the waves, on the host; waits for them."
+        self.event.synchronize()
+        return self.waves
+
 class Decoding:
-    """Clips that are being decoded; on a GPU, which works on while the host does something else.
+    """Clips that are being decoded, by a GPU or by threads, while the caller does something else.
 
     `done` tells whether the waves are there, `result` waits for them and returns them.
     """
 
-    def __init__(self, device: torch.device):
-        self.device, self.waves, self.event = device, {}, None
+    def __init__(self, frames: list[int], hop: int):
+        self.frames, self.hop, self.batches = frames, hop, []
 
-    def add(self, waves: torch.Tensor, part: list[int], lengths: list[int]):
-        "Add the waves `(B, samples)` of the clips `part`, which have `lengths` samples each."
-        if self.device.type == "cuda":
-            host = torch.empty(waves.shape, dtype=waves.dtype, pin_memory=True)
-            waves = host.copy_(waves, non_blocking=True)
-            self.event = torch.cuda.current_stream(self.device).record_event()
-        for i, wave, n in zip(part, waves, lengths, strict=True): self.waves[i] = wave[:n]
+    def add(self, rows: list, waves: Future | _Copy):
+        "Add a batch: where its clips lie (`pack`), and its waves `(B, samples)` to come."
+        self.batches.append((rows, waves))
 
     def done(self) -> bool:
         "Whether `result` returns at once."
-        return self.event is None or self.event.query()
+        return all(waves.done() for _, waves in self.batches)
 
     def result(self) -> list[np.ndarray]:
         "Return the wave of each clip, float32 `(T*960,)`."
-        if self.event: self.event.synchronize()
-        # copied, so that the pinned memory of a GPU's copies is used again
-        return [self.waves[i].numpy().copy() for i in range(len(self.waves))]
+        out = [None] * len(self.frames)
+        for rows, waves in self.batches:
+            for places, wave in zip(rows, waves.result().numpy(), strict=True):
+                for i, start in places:  # copied, so that a GPU's pinned memory is used again
+                    end = start + self.frames[i]
+                    out[i] = wave[start * self.hop : end * self.hop].copy()
+        return out
 
 @torch.inference_mode()
-def start_decoding(codec, clips: list[np.ndarray], seconds: float | None = None) -> Decoding:
+def start_decoding(
+    codec,
+    clips: list[np.ndarray],
+    seconds: float = 120.0,
+    threads: Executor | None = None,
+) -> Decoding:
     """Begin to decode `clips`, codes `(K, T)` of any lengths, to audio.
 
-    Up to `seconds` of audio are decoded at once, by default 120 on a GPU (the released codec's
-    activations then take 1.7 GiB). A CPU decodes each clip alone by default: on one core, batches
-    are not faster. Either way a clip's wave equals, up to rounding, that of the clip alone.
-
-    All codes are copied to the GPU before the first batch, and the waves back in the order of the
-    work, so the host does not wait. Two threads must not decode batches with one codec at a time;
-    single clips they may.
+    A GPU decodes up to `seconds` of audio at once (with 120 the released codec's activations take
+    1.7 GiB), and the caller does not wait for it. A CPU decodes each clip alone, in `threads` if
+    they are given. A clip's wave equals, up to rounding, that of HF's `codec.decode` of the clip.
 
     Raises `ValueError`, with the clip's index, for a wrong shape, an empty clip, or an id that is
     no code (`undelay` removes the markers).
     """
-    clips, hop = [np.asarray(codes) for codes in clips], codec.config.hop_length
-    for i, codes in enumerate(clips):
-        _check_codes(codec, codes, i)
-    frames = [codes.shape[1] for codes in clips]
-    if seconds is None and codec.device.type == "cpu":
-        order = sorted(range(len(frames)), key=frames.__getitem__)  # oneDNN plans each length once
-        batches = [([i], frames[i]) for i in order]
-    else:
-        batches = batch_by_length(frames, int((seconds or 120) * codec.config.sample_rate / hop))
-    inputs, decoding = [], Decoding(codec.device)
-    for part, size in batches:
-        x = np.stack([np.pad(clips[i], ((0, 0), (0, size - frames[i]))) for i in part])
-        inputs.append(torch.from_numpy(x.astype(np.int64)).to(codec.device))  # (B, K, size)
-    for x, (part, size) in zip(inputs, batches, strict=True):
-        lengths = [frames[i] for i in part]
-        padded = min(lengths) < size
-        hooks = _clear_before_convolutions([codec.acoustic_decoder], lengths, size)
-        with hooks if padded else nullcontext():
-            waves = codec.decode(x).audio_values[:, 0].float()  # (B, size*hop)
-        decoding.add(waves, part, [n * hop for n in lengths])
+    clips = [np.asarray(codes) for codes in clips]
+    for i, codes in enumerate(clips): _check_codes(codec, codes, i)
+    frames, on_gpu = [codes.shape[1] for codes in clips], codec.device.type == "cuda"
+    decoding = Decoding(frames, codec.config.hop_length)
+    for rows, size in _batches(frames, on_gpu, seconds):
+        x = np.zeros((len(rows), codec.config.num_quantizers, size), np.int64)
+        for codes, places in zip(x, rows, strict=True):
+            for i, start in places: codes[:, start : start + frames[i]] = clips[i]
+        places = _Places(rows, frames, size, codec.device)
+        x = _to_device(torch.from_numpy(x), codec.device)
+        if threads: decoding.add(rows, threads.submit(_decode_batch, codec, x, places))
+        elif on_gpu: decoding.add(rows, _Copy(_decode_batch(codec, x, places)))
+        else:
+            decoding.add(rows, done := Future())
+            done.set_result(_decode_batch(codec, x, places))
     return decoding
 
-def decode_all(codec, clips: list[np.ndarray], seconds: float | None = None) -> list[np.ndarray]:
+def decode_all(codec, clips: list[np.ndarray], seconds: float = 120.0) -> list[np.ndarray]:
     "Decode `clips` as `start_decoding` does, and wait: float32 `(T*960,)` for each."
     return start_decoding(codec, clips, seconds).result()
 

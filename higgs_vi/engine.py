@@ -114,7 +114,7 @@ class Engine:
 
     `adapters` are further LoRA adapters by name; if the model of `parts` is a PEFT model, its own
     adapter is used where a request names none. At most `max_rows` rows are in work at once: by
-    default 16 on a CPU and 128 on a GPU. If memory does not suffice, it works with fewer, and says
+    default 16 on a CPU and 192 on a GPU. If memory does not suffice, it works with fewer, and says
     so.
     """
 
@@ -130,7 +130,7 @@ class Engine:
         self.names = ["", *([None] if own else []), *adapters]  # None: the adapter of parts
         self.decoder = Decoder(parts.model, [*([own] if own else []), *adapters.values()])
         self.device = self.decoder.device
-        self.max_rows = max_rows or (16 if self.device.type == "cpu" else 128)
+        self.max_rows = max_rows or (16 if self.device.type == "cpu" else 192)
         if self.max_rows < 2:
             raise ValueError(f"max_rows is {max_rows}: guidance needs at least 2 rows")
         self.queue: deque[Request] = deque()

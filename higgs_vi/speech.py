@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .audio import frame_levels
-from .codec import decode, start_decoding
+from .codec import start_decoding
 from .delay import undelay
 from .engine import Engine
 from .generate import Sampling
@@ -111,30 +111,21 @@ def _take(text: str, codes: np.ndarray, wave: np.ndarray | None, ended: bool) ->
     factor, problem = length_problem(text, wave, ended)
     return factor, Speech(wave, codes, ended, problem)
 
-class _Futures(list):
-    "Clips that threads decode; see `codec.Decoding`."
-
-    def done(self) -> bool:
-        "Whether `result` returns at once."
-        return all(f.done() for f in self)
-
-    def result(self) -> list[np.ndarray]:
-        "Return the wave of each clip; waits for them."
-        return [f.result() for f in self]
-
 class _Queue:
     """Decodes codes while the engine works: on a CPU in threads, on a GPU in a stream of its own.
 
-    What is given to a GPU while it is busy is decoded in one go afterwards. Threads would be slower
-    there, since they would wait for Python's lock at every launch of a kernel. On a CPU every clip
-    has a thread of its own, as many at a time as there are cores.
+    What is given to it while it is busy is decoded in one go afterwards. A CPU decodes each clip in
+    a thread, as many at a time as there are cores. On a GPU threads would be slower, since they
+    would wait for Python's lock at every launch of a kernel.
     """
 
     def __init__(self, engine: Engine):
         self.codec, self.config = engine.parts.codec, engine.config
         on_gpu = engine.device.type == "cuda"
         self.stream = torch.cuda.Stream(engine.device) if on_gpu else None
-        self.threads = ThreadPoolExecutor(os.cpu_count())
+        self.threads = ThreadPoolExecutor(
+            os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+        )
         self.waiting, self.taken, self.work = [], [], None
 
     def put(self, ended: list[tuple[int, np.ndarray]]):
@@ -159,10 +150,6 @@ class _Queue:
             if self.waiting: self._start()
         return done
 
-    def _decode(self, codes: np.ndarray) -> np.ndarray:
-        torch.set_num_threads(1)  # of this thread
-        return decode(self.codec, codes)
-
     def _start(self):
         "Begin to decode what waits."
         bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
@@ -170,7 +157,7 @@ class _Queue:
         self.waiting = []
         clips = [codes for _, codes, _ in self.taken if codes.shape[1]]
         if not self.stream:
-            self.work = _Futures([self.threads.submit(self._decode, x) for x in clips])
+            self.work = start_decoding(self.codec, clips, threads=self.threads)
             return
         with torch.cuda.stream(self.stream):
             try: self.work = start_decoding(self.codec, clips)

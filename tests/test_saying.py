@@ -86,7 +86,11 @@ class FakeEngine(Engine):
 @pytest.fixture
 def fake(monkeypatch):
     "Class of a fake engine whose codes sound as a tone of their length."
-    monkeypatch.setattr(speech_part, "decode", lambda codec, codes: sound(codes.shape[1]/25))
+    def start(codec, clips, threads):
+        waves = [sound(codes.shape[1]/25) for codes in clips]
+        return SimpleNamespace(done=lambda: True, result=lambda: waves)
+
+    monkeypatch.setattr(speech_part, "start_decoding", start)
     return FakeEngine
 
 def test_an_odd_take_is_drawn_again_and_the_next_is_taken(fake, capsys):
