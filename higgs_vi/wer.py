@@ -173,10 +173,9 @@ class WordScore:
 
 
 def _hearings(heard: str) -> list[str]:
-    "Return what was heard as normalised words; as it is if it cannot be read, [''] if nothing."
-    if not words(heard): return [""]
+    "Return what was heard as normalised words; as it is if it cannot be read."
     try: return _read(_plain(heard))
-    except ValueError: return [normalise(heard)]  # only signs, or a word of over 200 letters
+    except ValueError: return [normalise(heard)]  # nothing, signs, or a word of over 200 letters
 
 
 def _char_errors(reading: str, heard: str) -> int:
