@@ -70,7 +70,8 @@ def prosody(
     """Measure the prosody of `waves` `(samples,)` at 24 kHz that say `texts`.
 
     `ended` tells of each take whether the model ended it itself (default: all); one that was cut is
-    never too short. Raises `ValueError` if the numbers differ or a wave is not finite.
+    never too short. Raises `ValueError` if the numbers differ, a wave is not finite, or a text has
+    nothing to be read.
     """
     ended = [True] * len(texts) if ended is None else ended
     if not len(waves) == len(texts) == len(ended):
@@ -78,6 +79,9 @@ def prosody(
             f"there are {len(waves)} waves, {len(texts)} texts and {len(ended)} ends: give one of "
             "each per clip"
         )
+    for i, text in enumerate(texts):
+        if not any(c.isalnum() for c in text):
+            raise ValueError(f"text {i} is {text[:60]!r}: a text with a letter or digit is needed")
     return [_measure(*clip) for clip in zip(check_waves(waves), texts, ended, strict=True)]
 
 def _measure(wave: np.ndarray, text: str, ended: bool) -> Prosody:
@@ -217,7 +221,7 @@ LIMITS = dict(
     rate=(2.0, 6.0),  # syllables/s
     longest_pause=(0.0, 1.2),  # s
     start=(0.0, 2.0),  # s
-    end=(0.0, 2.5),  # s
+    end=(0.0, 2.0),  # s
     f0_range=(2.0, 18.0),  # semitones
     clipped=(0.0, 0.001),
 )

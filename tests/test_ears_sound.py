@@ -152,6 +152,7 @@ def test_what_cannot_be_judged_has_nan_and_a_wave_that_is_not_finite_is_named(
         assert len(judge([])) == 0
     with pytest.raises(ValueError, match="wave 1"): compare_f0(VOICE, broken)
     with pytest.raises(ValueError, match="2 waves, 1 texts"): prosody([VOICE] * 2, ["a"])
+    with pytest.raises(ValueError, match="text 1 is ' …'"): prosody([VOICE] * 2, ["a", " …"])
 
 
 def test_a_clipped_and_a_long_clip_are_judged(campplus, distillmos):
