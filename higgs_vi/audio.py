@@ -81,8 +81,8 @@ def check_waves(waves: Sequence[np.ndarray]) -> list[np.ndarray]:
     if isinstance(waves, np.ndarray) and waves.ndim < 2:
         raise ValueError("waves is one array: give a list of waves, as in [wave]")
     checked = []
-    for i, wave in enumerate(waves):
-        x = np.asarray(wave)
+    for i, given in enumerate(waves):
+        x = np.asarray(given)
         if x.ndim != 1 or not np.issubdtype(x.dtype, np.floating):
             raise ValueError(
                 f"wave {i} has shape {x.shape} and type {x.dtype}: one channel of floats between "

@@ -110,10 +110,15 @@ def _load_faster_whisper(folder: str, device: str) -> Callable:
     try: from faster_whisper import WhisperModel  # noqa: I001
     except ImportError as e:
         raise _missing(f"faster-whisper:{folder}", "faster-whisper") from e
-    kind = "float32" if device == "cpu" else "float16"
+    kind, _, index = device.partition(":")
     with reading("recogniser", folder):
         model = WhisperModel(
-            folder, device, compute_type=kind, cpu_threads=1, local_files_only=True
+            folder,
+            kind,
+            device_index=int(index or 0),
+            compute_type="float32" if kind == "cpu" else "float16",
+            cpu_threads=1,
+            local_files_only=True,
         )
 
     def hear(pieces: list[np.ndarray]) -> list[str]:
