@@ -283,10 +283,12 @@ def test_a_pause_is_found_in_noise():
     assert abs(prosody([noisy], ["Xin chào."])[0].longest_pause - 1) < 0.1
 
 
-def test_a_word_in_a_minute_of_silence_is_no_pause():
-    wait = np.zeros(30 * SAMPLE_RATE, np.float32)
-    found = prosody([np.concatenate([wait, VOICE[:24_000], wait])], ["Xin chào."])[0]
-    assert found.pauses == 0 and abs(found.rate - 2) < 0.2 and abs(found.start - 30) < 0.1
+def test_pauses_are_found_beside_a_minute_of_silence():
+    wait, gap = np.zeros(30 * SAMPLE_RATE, np.float32), np.zeros(SAMPLE_RATE, np.float32)
+    wave = np.concatenate([wait, VOICE[:24_000], gap, VOICE[24_000:48_000], wait])
+    found = prosody([wave], ["Một hai ba bốn."])[0]
+    assert found.pauses == 1 and abs(found.longest_pause - 1) < 0.1
+    assert abs(found.rate - 2) < 0.2 and abs(found.start - 30) < 0.1
 
 
 def test_octave_errors_do_not_decide(monkeypatch):
