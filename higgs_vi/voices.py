@@ -6,6 +6,7 @@
 __all__ = ['voice_names', 'voice_files', 'read_transcript', 'load_voice', 'lint_voices', 'make_prompt']
 
 # %% ../nbs/51_voices.ipynb #d54a7420
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,9 @@ def _sound_findings(wave: np.ndarray, text: str) -> list[tuple[str, str]]:
     return found
 
 
-def _voice_findings(folder: Path, name: str) -> list[tuple[str, str]]:
+def _voice_findings(
+    folder: Path, name: str, compare: Callable[[str, np.ndarray], str] | None
+) -> list[tuple[str, str]]:
     "Return what is wrong or odd with the voice `name`, as (fault, sentence)."
     sounds = sorted(f.name for f in _sound_files(folder, name))
     if not sounds: return [("no sound", f"{name}.txt has no {name}.wav beside it")]
@@ -129,13 +132,23 @@ def _voice_findings(folder: Path, name: str) -> list[tuple[str, str]]:
     except ValueError as e: found.append(("no text", str(e)))
     try: wave = read_audio(folder / sounds[0])
     except ValueError as e: return [*found, ("undecodable", str(e))]
-    return found + _sound_findings(wave, text)
+    found += _sound_findings(wave, text)
+    is_speech = not any(fault == "no speech" for fault, _ in found)
+    if compare and text and is_speech and (why := compare(text, wave)):
+        found.append(("heard otherwise", f"{why}: the transcript may belong to another clip"))
+    return found
 
 
-def lint_voices(folder: str | Path, names: list[str] | None = None) -> list[dict]:
+def lint_voices(
+    folder: str | Path,
+    names: list[str] | None = None,
+    compare: Callable[[str, np.ndarray], str] | None = None,
+) -> list[dict]:
     """Return what is wrong or odd with the voices in `folder`, or with those named `names`.
 
-    Each finding is a dictionary of `voice`, `fault` (a word) and `what` (a sentence).
+    `compare` takes a transcript and its clip (24 kHz) and returns what was heard instead, or ''
+    (a part above this one has recognisers). Each finding is a dictionary of `voice`, `fault` (a
+    word) and `what` (a sentence).
     """
     folder = Path(folder)
     if names is None:
@@ -144,7 +157,7 @@ def lint_voices(folder: str | Path, names: list[str] | None = None) -> list[dict
     return [
         dict(voice=name, fault=fault, what=what)
         for name in names
-        for fault, what in _voice_findings(folder, name)
+        for fault, what in _voice_findings(folder, name, compare)
     ]
 
 # %% ../nbs/51_voices.ipynb #ff9a0348

@@ -75,6 +75,24 @@ def test_files_without_partners_and_files_that_cannot_be_read(tmp_path, clip):
         read_transcript(tmp_path, "torn")
 
 
+def test_a_transcript_is_compared_with_its_clip_if_there_are_both(tmp_path, clip):
+    asked = []
+
+    def compare(text, wave):
+        asked.append((text, len(wave)))
+        return "" if text == WORDS else "the recogniser heard 'chào'"
+
+    add_voice(tmp_path, "good", clip, WORDS)
+    add_voice(tmp_path, "other", clip, "Trời hôm nay nhiều mây, gió nhẹ và hơi lạnh.")
+    add_voice(tmp_path, "silent", clip * 0, WORDS)
+    add_voice(tmp_path, "empty", clip, " … ")
+    found = lint_voices(tmp_path, compare=compare)
+    assert [f["voice"] for f in found if f["fault"] == "heard otherwise"] == ["other"]
+    assert "the recogniser heard 'chào': the transcript may belong" in found[1]["what"]
+    assert [n for _, n in asked] == [len(clip)] * 2, "without words or speech nothing is compared"
+    assert {f["voice"] for f in lint_voices(tmp_path)} == {"silent", "empty"}
+
+
 def test_only_the_voices_that_are_used_are_judged(tmp_path, clip):
     add_voice(tmp_path, "good", clip, WORDS)
     add_voice(tmp_path, "bad", clip, "Ừ.")
