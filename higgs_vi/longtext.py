@@ -20,7 +20,7 @@ from .engine import Engine
 from .generate import Sampling
 from .model import Checkpoint, is_small
 from .prompt import Prompt, Reference, scene_lines
-from .speech import Speech, describe_length, say_many
+from .speech import Check, Speech, describe_problem, say_many
 from .turns import speaker_turns, task_of, without_tags
 
 # %% ../nbs/58_longtext.ipynb #4b08e4ef
@@ -224,7 +224,7 @@ class _Text:
     def piece(self, n: int) -> Prompt:
         "Return the prompt of piece `n`, cloned from the first one if that is spoken and fits."
         prompt, first = piece_prompt(self.prompt, self.pieces[n]), self.spoken.get(self.first(n))
-        if prompt.references or prompt.speakers or not first or first.length_problem: return prompt
+        if prompt.references or prompt.speakers or not first or first.problem: return prompt
         reference = Reference(self.pieces[self.first(n)].text, first.codes)
         cloned = task_of(prompt.text, True)
         return replace(prompt, task=cloned, voices=(), references=(reference,))
@@ -233,17 +233,19 @@ class _Text:
         "Join the speech of all pieces."
         spoken = [self.spoken[n] for n in range(len(self.pieces))]
         if len(spoken) == 1 and self.pieces[0].speaker is None: return spoken[0]
-        problems = [
-            f"{piece.text[:40]!r}: {s.length_problem}"
-            for piece, s in zip(self.pieces, spoken, strict=True)
-            if s.length_problem
-        ]
+
+        def first(field: str) -> str:
+            "Return the first problem of this kind, with the text of its piece, or ''."
+            told = zip(self.pieces, (getattr(s, field) for s in spoken), strict=True)
+            return next((f"{piece.text[:40]!r}: {why}" for piece, why in told if why), "")
+
         return Speech(
             join([s.wave for s in spoken], [p.pause for p in self.pieces]),
             np.concatenate([s.codes for s in spoken], axis=1),
             all(s.ended for s in spoken),
-            problems[0] if problems else "",
+            first("length_problem"),
             sum(s.tries for s in spoken),
+            first("word_problem"),
         )
 
 def say_all(
@@ -253,18 +255,20 @@ def say_all(
     piece_words: int = 0,
     keep_voice: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
+    check: Check | None = None,
 ) -> Iterator[tuple[int, Speech | ValueError]]:
     """Speak `prompts` of any length; yield (index, speech) for each as soon as it is finished.
 
     A text is divided into pieces of at most `piece_words` words; 0 means `words_at_once`, also for
     whole dialogues. Each piece has the prompt's scene and its speaker's voice, and is drawn again
-    if its length does not fit. With `keep_voice`, pieces without a reference are cloned from the
-    first piece of their speaker; by default that is so except for the nano. `report` is given a
-    line for each piece of a divided text, and for each of unlikely length.
+    if its length does not fit, or if `check` misses its words (see `say_many`). With `keep_voice`,
+    pieces without a reference are cloned from the first piece of their speaker; by default that is
+    so except for the nano. `report` is given a line for each piece of a divided text, and for each
+    with a problem.
 
-    Of a speech, `ended` is true if every piece ended, `length_problem` is that of the first piece
-    that has one, `tries` counts all takes, and `codes` are those of the pieces in order, without
-    the pauses. If the model says nothing for a piece, the result is a `ValueError` with its text.
+    Of a speech, `ended` is true if every piece ended, each problem is that of the first piece that
+    has one, `tries` counts all takes, and `codes` are those of the pieces in order, without the
+    pauses. If the model says nothing for a piece, the result is a `ValueError` with its text.
     """
     engine = speaker if isinstance(speaker, Engine) else Engine(speaker)
     keep = not is_small(engine.parts.model) if keep_voice is None else keep_voice
@@ -278,19 +282,22 @@ def say_all(
     rest, failed = sorted(set(jobs) - set(first)), set()
     for part in (first, rest):
         part = [job for job in part if job[0] not in failed]
-        yield from _say_pieces(engine, texts, part, failed, report)
+        yield from _say_pieces(engine, texts, part, failed, report, check)
 
-def _say_pieces(engine, texts: list[_Text], jobs: list[tuple[int, int]], failed: set, report):
+def _say_pieces(
+    engine, texts: list[_Text], jobs: list[tuple[int, int]], failed: set, report, check
+):
     "Speak the pieces `jobs` (numbers of text and piece); yield what `say_all` does."
     asked = [texts[i].piece(n) for i, n in jobs]
-    for k, speech in say_many(engine, asked, [texts[i].sampling for i, _ in jobs]):
+    hows = [texts[i].sampling for i, _ in jobs]
+    for k, speech in say_many(engine, asked, hows, check=check):
         (i, n), text = jobs[k], texts[jobs[k][0]]
         if isinstance(speech, ValueError):
             if i not in failed: yield i, speech
             failed.add(i)
             continue
         text.spoken[n] = speech
-        if speech.length_problem: report(describe_length(asked[k], speech))
+        if speech.problem: report(describe_problem(asked[k], speech))
         if len(text.pieces) > 1: report(_describe(text, n))
         if len(text.spoken) == len(text.pieces): yield i, text.joined()
 
@@ -305,13 +312,14 @@ def say_long(
     prompt: Prompt,
     sampling: Sampling | None = None,
     piece_words: int = 0,
+    check: Check | None = None,
 ) -> Speech:
     """Speak one prompt, whose text may be long, as `say_all` does; print a line for each piece.
 
     Raises `ValueError`, with the piece's text, if the model says nothing for a piece.
     """
     line = partial(print, flush=True)
-    found = say_all(speaker, [prompt], [sampling or Sampling()], piece_words, report=line)
-    ((_, speech),) = found
+    how = sampling or Sampling()
+    ((_, speech),) = say_all(speaker, [prompt], [how], piece_words, report=line, check=check)
     if isinstance(speech, ValueError): raise speech
     return speech

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'SaySettings', 'load_speaker', 'pronunciations', 'prepare_text', 'open_cache', 'build_prompt',
-           'sampling_of', 'voice_faults', 'speak', 'describe_speech', 'open_worklist', 'speak_texts', 'main']
+           'sampling_of', 'load_check', 'voice_faults', 'speak', 'describe_speech', 'open_worklist', 'speak_texts',
+           'main']
 
 # %% ../nbs/07_say.ipynb #71559224
 from dataclasses import asdict, dataclass, replace
@@ -65,18 +66,28 @@ class SaySettings(Settings):
         "word, one with capitals for itself alone.")
     aloud: bool = option(  # write numbers, dates and abbreviations as words first
         False, about="As 00_data does; needs higgs-vi[text].")
+    check: bool = option(  # draw again what a recogniser does not hear
+        False, about="At most three times; the take with the fewest wrong characters is kept, and "
+        "a line says what was heard in it. Needs higgs-vi[text]. The voices are compared with "
+        "their transcripts, too.")
+    recogniser: str = option(  # recogniser that checks
+        "vinai/PhoWhisper-small",
+        about="A hub id or folder for transformers, viet-asr (needs higgs-vi[ears]), or "
+        "faster-whisper:FOLDER.")
+    max_cer: float = option(  # character error rate above which check draws again
+        0.2, min=0, max=100)
     scene: str = option(  # scene tag or sentence; none leaves the scene out
         "quiet_room")
     reference_position: str = option(  # place of the reference clips: turns or scene
         "turns", choices=("turns", "scene"))
     top_k: int = option(50, min=0, max=10**6)  # sample from the k most likely codes; 0: from all
-    top_p: float = option(  # sample from the most likely codes with this total probability
+    top_p: float = option(  # sample from the likeliest codes with this probability
         0.95, above=0, max=1)
     ras_win_len: int = option(  # window of repetition-aware sampling; 0: off
         7, min=0, max=31)
     code_cache: str = option("data/codes", path="file")  # folder that caches the voices' codes
     codec: str = option("", path="hub")  # hub id or folder of a codec; empty: the model's own
-    mode: str = option(  # full: 16 bits on a GPU; nf4: 4 bits, for GPUs of 6 to 12 GB
+    mode: str = option(  # full: 16 bits on a GPU; nf4: 4, for GPUs of 6 to 12 GB
         "full", choices=("full", "nf4"),
         about="4 bits need higgs-vi[quant]. On a CPU, full means 32 bits.")
     device: str = option(  # cuda, cpu; auto: cuda if available
@@ -120,6 +131,7 @@ from .prompt import Prompt, Reference, scene_sentence
 from .pronounce import Pronunciations, read_pronunciations
 from .speech import Speech
 from .text import why_foreign
+from .textcheck import ANOTHER_TEXT, TextCheck, load_text_check, mismatch
 from .turns import map_turns
 from higgs_vi.voices import (
     lint_voices,
@@ -207,26 +219,47 @@ def sampling_of(cfg: SaySettings) -> Sampling:
     names = "temperature top_k top_p ras_win_len seed max_seconds guidance_scale".split()
     return Sampling(**{name: getattr(cfg, name) for name in names})
 
-def voice_faults(cfg: SaySettings, work: Worklist | None = None) -> list[dict]:
+def load_check(cfg: SaySettings, work: Worklist | None = None) -> TextCheck | None:
+    """Load the recogniser that checks the speech; None unless `cfg.check`, or without pending rows.
+
+    Raises as `load_text_check` does.
+    """
+    if not cfg.check or (work and not work.pending): return None
+    return load_text_check(cfg.recogniser, cfg.max_cer, cfg.device)
+
+def voice_faults(
+    cfg: SaySettings, work: Worklist | None = None, check: TextCheck | None = None
+) -> list[dict]:
     "Return what is odd with the voices that are cloned for `cfg` or for `work` (`lint_voices`)."
     names = work.voices() if work else list(dict.fromkeys(cfg.voice))
-    return lint_voices(project_root() / cfg.voices_dir, names) if names else []
+    if not names: return []
 
-def speak(cfg: SaySettings, parts: Checkpoint) -> Speech:
-    "Speak the text of `cfg` with `parts`, write `output_file` and return the speech."
+    def compare(text: str, wave: np.ndarray) -> str:
+        "Return what was heard in a voice's clip instead of its transcript, or ''."
+        return mismatch(check.scores([text], [wave])[0], ANOTHER_TEXT)
+
+    return lint_voices(project_root() / cfg.voices_dir, names, compare if check else None)
+
+def speak(cfg: SaySettings, parts: Checkpoint, check: TextCheck | None = None) -> Speech:
+    """Speak the text of `cfg` with `parts`, write `output_file` and return the speech.
+
+    With `check`, what it does not hear is drawn again.
+    """
     for note in prepare_text(cfg.text, cfg.aloud, pronunciations(cfg))[1]: print(note)
     prompt = build_prompt(cfg, open_cache(cfg, parts))
-    speech = say_long(parts, prompt, sampling_of(cfg), cfg.piece_words)
+    speech = say_long(parts, prompt, sampling_of(cfg), cfg.piece_words, check)
     write_wav(project_root() / cfg.output_file, speech.wave)
     return speech
 
 def describe_speech(speech: Speech, path: str) -> str:
-    "Return one line that says how long the speech in `path` is and whether it was cut off."
+    "Return one line that says how long the speech in `path` is, and what is wrong with it."
     cut = "" if speech.ended else "; it did not end by itself and was cut off (max_seconds)"
-    return f"{len(speech.wave) / 24_000:.2f} s written to {path}{cut}"
+    heard = f"; {speech.word_problem}" if speech.word_problem else ""
+    return f"{len(speech.wave) / 24_000:.2f} s written to {path}{cut}{heard}; takes: {speech.tries}"
 
 # %% ../nbs/07_say.ipynb #eb8e56c7
 _NO_SOUND = set("text texts words_file aloud voices_dir output_file code_cache device".split())
+_CHECK = set("check recogniser max_cer".split())
 
 def _model_marks(cfg: SaySettings) -> list:
     "Return the names, sizes and times of the files of the model, the adapter and the codec."
@@ -244,7 +277,8 @@ def _plan(cfg: SaySettings, marks: list, item: Item) -> Plan:
     own = _row_settings(cfg, item)
     prompt, (_, notes) = build_prompt(own), prepare_text(own.text, own.aloud, pronunciations(cfg))
     files = [f for name in own.voice for f in voice_files(project_root() / cfg.voices_dir, name)]
-    decisive = {k: v for k, v in asdict(own).items() if k not in _NO_SOUND}
+    ignored = _NO_SOUND if own.check else _NO_SOUND | _CHECK
+    decisive = {k: v for k, v in asdict(own).items() if k not in ignored}
     voice, profile = "; ".join(own.voice), "; ".join(own.profile)
     model = own.adapter or own.model or "nano"
     return Plan(
@@ -266,8 +300,10 @@ def open_worklist(cfg: SaySettings) -> Worklist:
     work.check_any()
     return work
 
-def speak_texts(cfg: SaySettings, parts: Checkpoint, work: Worklist):
-    """Speak the pending rows of `work`.
+def speak_texts(
+    cfg: SaySettings, parts: Checkpoint, work: Worklist, check: TextCheck | None = None
+):
+    """Speak the pending rows of `work`; what `check` does not hear is drawn again.
 
     Raises `ValueError` if not a single row of the table could be spoken.
     """
@@ -280,7 +316,7 @@ def speak_texts(cfg: SaySettings, parts: Checkpoint, work: Worklist):
         own = _row_settings(cfg, item)
         return build_prompt(own, cache), sampling_of(own)
 
-    work.speak(parts, request, cfg.piece_words)
+    work.speak(parts, request, cfg.piece_words, check)
     work.check_any()
 
 # %% ../nbs/07_say.ipynb #0efb7da8
@@ -288,10 +324,11 @@ def _run(cfg: SaySettings) -> str:
     "Do what the command is asked for, and return a line that says what was done."
     work = open_worklist(cfg) if cfg.texts else None
     if not work: build_prompt(cfg)  # its faults are found before a model is loaded
-    for fault in voice_faults(cfg, work): print(f"voice {fault['voice']}: {fault['what']}")
-    if not work: return describe_speech(speak(cfg, load_speaker(cfg)), cfg.output_file)
+    check = load_check(cfg, work)
+    for fault in voice_faults(cfg, work, check): print(f"voice {fault['voice']}: {fault['what']}")
+    if not work: return describe_speech(speak(cfg, load_speaker(cfg), check), cfg.output_file)
     try:
-        if work.pending: speak_texts(cfg, load_speaker(cfg), work)
+        if work.pending: speak_texts(cfg, load_speaker(cfg), work, check)
     except KeyboardInterrupt:
         raise SystemExit(
             f"higgs-vi-say: interrupted ({work.counts()}); run the command again to go on"
@@ -302,7 +339,8 @@ def main(argv: list[str] | None = None):
     "Run the command higgs-vi-say."
     cfg = from_cli(SaySettings, argv)
     try: done = _run(cfg)
-    except (ValueError, OSError) as error: raise SystemExit(f"higgs-vi-say: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"higgs-vi-say: {error}") from error
     print(done)
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

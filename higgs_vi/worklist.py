@@ -25,7 +25,7 @@ from .longtext import say_all
 from .model import Checkpoint
 from .prompt import Prompt
 from .show import frame_html
-from .speech import Speech
+from .speech import Check, Speech
 from .tables import read_named
 
 # %% ../nbs/59_worklist.ipynb #aff07337
@@ -188,7 +188,7 @@ class Worklist:
             return self._set_aside(item, speech)
         write_wav(self.folder / item.out, speech.wave)
         cut = "" if speech.ended else "it did not end by itself and was cut off (max_seconds)"
-        reason = "; ".join(filter(None, [*self.notes[item.row], speech.length_problem, cut]))
+        reason = "; ".join(filter(None, [*self.notes[item.row], speech.problem, cut]))
         seconds = round(len(speech.wave) / SAMPLE_RATE, 2)
         done = dict(seconds=seconds, tries=speech.tries, status="spoken", reason=reason)
         self.lines[item.row] |= done
@@ -198,16 +198,19 @@ class Worklist:
         parts: Checkpoint,
         request: Callable[[Item], tuple[Prompt, Sampling]],
         piece_words: int = 0,
+        check: Check | None = None,
     ):
         """Speak the pending items, many at once; called again after an interruption, it goes on.
 
         `request` returns what to speak for an item, and raises `ValueError` if it cannot be spoken.
+        `check` compares words and sound (see `speech.say_many`).
         """
         asked = []
         for item in self.pending:
             try: asked.append((item, *request(item)))
             except ValueError as error: self._set_aside(item, error)  # such as a damaged clip
-        spoken = say_all(parts, [a[1] for a in asked], [a[2] for a in asked], piece_words)
+        prompts, hows = [a[1] for a in asked], [a[2] for a in asked]
+        spoken = say_all(parts, prompts, hows, piece_words, check=check)
         bar = tqdm(total=len(asked), desc="texts", unit="text", mininterval=1, file=sys.stdout)
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file, bar:

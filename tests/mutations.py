@@ -691,6 +691,47 @@ MUTATIONS = [
         "test_codec",
         "test_packing_keeps_the_waves",
     ),
+    # texts and sounds
+    plant(
+        "check: an unheard clip ends the run",
+        "check.py",
+        "except Exception as error:",
+        "except OSError as error:",
+        "test_textcheck",
+        "test_a_clip_that_cannot_be_heard_is_reported_and_the_others_are_heard",
+    ),
+    plant(
+        "check: the best clips first",
+        "check.py",
+        'clips.sort_values("cer", ascending=False',
+        'clips.sort_values("cer", ascending=True',
+        "test_textcheck",
+        "test_swapped_texts_are_found_and_sorted_worst_first",
+    ),
+    plant(
+        "speech: words that are off are kept",
+        "speech.py",
+        "takes.found[-1][0] == _FITS",
+        "takes.found[-1][0][1] == 1",
+        "test_saying",
+        "test_what_is_not_heard_is_drawn_again_and_the_take_that_is_heard_is_kept",
+    ),
+    plant(
+        "speech: length counts more than words",
+        "speech.py",
+        "return (off, factor), Speech(",
+        "return (factor - 1, off + 1), Speech(",
+        "test_saying",
+        "test_words_count_more_than_length_and_both_are_said",
+    ),
+    plant(
+        "long text: pieces are not checked",
+        "longtext.py",
+        "say_many(engine, asked, hows, check=check)",
+        "say_many(engine, asked, hows, check=lambda *_: (0.0, ''))",
+        "test_saying",
+        "test_each_piece_is_heard_and_what_stays_wrong_is_reported",
+    ),
     # verdicts
     plant(
         "verdict: plain percentiles of few clusters",

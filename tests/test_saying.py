@@ -108,6 +108,61 @@ def test_what_stays_odd_is_said(fake, capsys):
     assert "words are missing" in speech.length_problem
     assert speech.length_problem in capsys.readouterr().out
 
+@pytest.fixture
+def hears():
+    """Return a check that hears the words of the takes with these seeds only (see `FakeEngine`).
+
+    It is given how far each other take is off, by its length in seconds.
+    """
+    def make(off):
+        def check(text, wave):
+            seconds = min(off, key=lambda s: abs(s + 0.8 - len(wave) / 24_000))
+            asked.append(seconds)
+            return off[seconds], f"heard for {seconds}" if off[seconds] else ""
+
+        asked = check.asked = []
+        return check
+
+    return make
+
+def test_what_is_not_heard_is_drawn_again_and_the_take_that_is_heard_is_kept(fake, hears):
+    engine, check = fake([1.0, 1.2, 1.4, 1.6]), hears({1.0: 0.5, 1.2: 0.0, 1.4: 0.0})
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], check=check)
+    assert engine.seeds == [0, 1] and speech.tries == 2 and check.asked == [1.0, 1.2]
+    assert speech.codes[0, 0] == 1 and speech.word_problem == speech.problem == ""
+
+def test_takes_that_are_never_heard_are_bounded_and_the_best_is_kept(fake, hears):
+    engine, check = fake([1.0, 1.2, 1.4, 1.6, 1.8]), hears({1.0: 0.5, 1.2: 0.7, 1.4: 0.2, 1.6: 0.3})
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], check=check)
+    assert engine.seeds == [0, 1, 2, 3] and speech.tries == 4
+    assert speech.codes[0, 0] == 2 and speech.word_problem == "heard for 1.4"
+    engine = fake([1.0, 1.2])
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], max_retries=1, check=check)
+    assert engine.seeds == [0, 1] and speech.codes[0, 0] == 0
+    engine = fake([1.0])
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], GREEDY, check=check)
+    assert engine.seeds == [0] and speech.word_problem == "heard for 1.0"
+
+def test_words_count_more_than_length_and_both_are_said(fake, hears):
+    "The first take has its words but is too long, the others have other words."
+    engine, check = fake([9, 1.2, 1.4, 1.6]), hears({9: 0.0, 1.2: 0.1, 1.4: 0.1, 1.6: 0.1})
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], check=check)
+    assert len(engine.seeds) == 4 and speech.codes[0, 0] == 0
+    assert speech.length_problem == speech.problem
+    engine, check = fake([9] * 4), hears({9: 0.3})
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], check=check)
+    assert speech.problem == f"{speech.word_problem}; {speech.length_problem}"
+
+def test_a_take_whose_words_cannot_be_checked_is_kept_and_says_so(fake):
+    engine = fake([1.0, 1.2])
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], check=lambda *_: (0, "why"))
+    assert engine.seeds == [0] and speech.word_problem == "why"
+
+def test_silent_takes_are_not_heard(fake, hears):
+    engine, check = fake([0, 1.2]), hears({1.2: 0.0})
+    ((_, speech),) = say_many(engine, [Prompt("Xin chào các bạn.")], check=check)
+    assert check.asked == [1.2] and speech.tries == 2
+
 def test_a_greedy_take_is_drawn_once_and_none_is_drawn_again_on_request(fake):
     for how, again in ((GREEDY, 3), (Sampling(), 0)):
         engine = fake([0.2])
@@ -158,7 +213,7 @@ def pieces_said(monkeypatch):
         wave = np.concatenate([np.zeros(12_000, np.float32), wave, np.zeros(9_600, np.float32)])
         return Speech(wave, np.full((8, 10), n), n != 3, late, tries=2)
 
-    def tones(engine, prompts, samplings):
+    def tones(engine, prompts, samplings, check=None):
         yield from enumerate([tone(*asked) for asked in zip(prompts, samplings, strict=True)])
 
     monkeypatch.setattr("higgs_vi.longtext.say_many", tones)
@@ -259,6 +314,31 @@ def test_many_texts_are_spoken_at_once_and_one_that_fails_harms_no_other(parts, 
     n = len(divide(LONG, 10))
     assert len([x for x in lines if x.startswith("piece ")]) == 2 * n - 1
     assert [how.seed for _, how in pieces_said] == sorted(how.seed for _, how in pieces_said)
+
+
+def test_each_piece_is_heard_and_what_stays_wrong_is_reported(parts, monkeypatch, capsys):
+    "The check reaches the pieces of a long text; the first piece that is off names itself."
+    asked = []
+
+    def takes(engine, prompts, samplings, check=None):
+        for i, prompt in enumerate(prompts):
+            wave = np.sin(np.arange(24_000) * 0.1).astype(np.float32)
+            off, why = check(prompt.text, wave)
+            yield i, Speech(wave, np.zeros((8, 5)), True, "", 4 if off else 1, why)
+
+    def check(text, wave):
+        asked.append(text)
+        return (0.5, "other words") if "bà đứng" in text or "Hai người" in text else (0.0, "")
+
+    monkeypatch.setattr("higgs_vi.longtext.say_many", takes)
+    speech = say_long(parts, make_prompt(LONG), check=check)
+    pieces = [p.text for p in divide(LONG, 10)]
+    bad = [p for p in pieces if "bà đứng" in p or "Hai người" in p]
+    assert asked == pieces and len(bad) == 2 and speech.tries == len(pieces) + 6
+    assert speech.word_problem == f"{bad[0][:40]!r}: other words" and not speech.length_problem
+    said = capsys.readouterr().out
+    for text in bad: assert f"other words after 4 take(s) of {text[:40]!r}: other words" in said
+    assert said.count("take(s)") == 2
 
 
 def test_the_number_of_words_reaches_the_pieces(parts, pieces_said, tmp_path):

@@ -5,7 +5,9 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from higgs_vi.check import ODD, CheckSettings, check
 from higgs_vi.check import main as check_command
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.manifest import read_manifest
-from higgs_vi.recognise import Recogniser
+from higgs_vi.recognise import PHOWHISPER, Recogniser
+from higgs_vi.say import SaySettings, describe_speech, load_check, speak, voice_faults
 from higgs_vi.text import words
 from higgs_vi.textcheck import ANOTHER_TEXT, TextCheck, load_text_check, mismatch
 from higgs_vi.wer import score_words
@@ -240,3 +243,48 @@ def test_planted_texts_are_found_in_clips_of_people(tmp_path, n):
 
 def test_the_default_is_the_limit_of_the_part():
     assert CheckSettings().max_cer == ANOTHER_TEXT and not CheckSettings().recogniser
+
+
+# 07_say
+
+def test_the_default_recogniser_and_limits_are_those_of_the_parts():
+    assert SaySettings().recogniser == PHOWHISPER and not SaySettings().check
+
+
+def test_speech_is_drawn_again_until_it_is_heard(parts, tmp_path, monkeypatch, capsys):
+    "The nano speaks; a fake recogniser hears the text in the second take only."
+    heard = ["một hai", "xin chào các bạn"]
+    monkeypatch.setattr(
+        textcheck, "load_recogniser", lambda name, device: lambda waves: [heard.pop(0)]
+    )
+    cfg = SaySettings(output_file=str(tmp_path / "a.wav"), max_seconds=1.0, check=True)
+    monkeypatch.setattr("higgs_vi.speech.length_problem", lambda *_: (1.0, ""))
+    speech = speak(cfg, parts, load_check(cfg))
+    assert speech.tries == 2 and not heard and not speech.word_problem
+    plain = speak(replace(cfg, seed=1, check=False), parts)
+    assert (plain.codes == speech.codes).all() and plain.tries == 1, "the take with the next seed"
+    assert "takes: 2" in describe_speech(speech, "a.wav")
+    heard[:] = ["một hai", "xin chào bạn", "ba", "bốn"]
+    speech = speak(cfg, parts, load_check(cfg))
+    assert speech.tries == 4 and "heard 'xin chào bạn': CER" in speech.word_problem
+    assert (plain.codes == speech.codes).all(), "the best take"
+    assert "other words after 4 take(s) of 'Xin chào các bạn.'" in capsys.readouterr().out
+    assert "heard 'xin chào bạn': CER" in describe_speech(speech, "a.wav")
+
+
+def test_without_check_no_recogniser_is_loaded(monkeypatch):
+    monkeypatch.setattr(textcheck, "load_recogniser", None)
+    assert load_check(SaySettings()) is None
+    assert load_check(SaySettings(check=True), SimpleNamespace(pending=[])) is None
+
+
+def test_voices_are_compared_with_their_transcripts(tmp_path):
+    shutil.copy(DEMO / "clips/thu_026.ogg", tmp_path / "a.ogg")
+    (tmp_path / "a.txt").write_text("Bức tranh treo ở phòng khách là của bà ngoại.", "utf-8")
+    cfg = SaySettings(voices_dir=str(tmp_path), voice=["a"])
+    wave = read_audio(tmp_path / "a.ogg")
+    heard = Ear({len(wave): "bức tranh treo ở phòng khách"})
+    assert voice_faults(cfg, check=TextCheck(heard, 0.1)) == voice_faults(cfg) == []
+    heard.said[len(wave)] = "trời mưa"
+    (fault,) = voice_faults(cfg, check=TextCheck(heard, 0.1))
+    assert fault["fault"] == "heard otherwise" and "heard 'trời mưa'" in fault["what"]

@@ -1,6 +1,7 @@
 """Many texts at once: what is spoken, kept and set aside, and what is spoken again."""
 import csv
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,13 +26,15 @@ def spoken(monkeypatch, tmp_path):
     """
     asked = []
 
-    def fake(parts, prompts, samplings, piece_words=0):
+    def fake(parts, prompts, samplings, piece_words=0, check=None):
         for i in reversed(range(len(prompts))):
             text, codes = prompts[i].text, [r.codes.shape for r in prompts[i].references]
             asked.append((text, samplings[i].seed, codes))
             wave = np.sin(np.arange(2400 * len(text)) * 0.1).astype(np.float32) / 3
             silent = ValueError("the model said nothing")
-            yield i, silent if "câm" in text else Speech(wave, np.zeros((8, 1)), True, tries=2)
+            heard = check(text, wave)[1] if check else ""
+            speech = Speech(wave, np.zeros((8, 1)), True, tries=2, word_problem=heard)
+            yield i, silent if "câm" in text else speech
             if "ngắt" in text: raise KeyboardInterrupt
 
     def load_speaker(cfg):
@@ -149,6 +152,50 @@ def test_another_model_or_setting_speaks_all_again_and_another_device_none(spoke
         del spoken[:]
         run(TABLE, "--model=model")
         assert len(spoken) == 4
+
+
+@pytest.fixture
+def ear(monkeypatch):
+    "Replace the recogniser by one that hears 'xin chào' in everything; returns what is loaded."
+    loaded = []
+
+    def load(name, device):
+        loaded.append((name, device))
+        return lambda waves: ["xin chào"] * len(waves)
+
+    monkeypatch.setattr("higgs_vi.textcheck.load_recogniser", load)
+    return loaded
+
+
+def test_rows_are_checked_and_the_reason_says_what_was_heard(spoken, ear, capsys):
+    rows = ["Xin chào.,,,", "Tạm biệt anh.,,,"]
+    first = run(rows)
+    assert not ear and not any(line["reason"] for line in first.values()), "off by default"
+    found = run(rows, "--check", "true", "--recogniser", "viet-asr", "--device", "cpu")
+    assert ear == [("viet-asr", "cpu")] and [r["status"] for r in found.values()] == ["spoken"] * 2
+    assert found["1"]["reason"] == "" and "heard 'xin chào': CER" in found["2"]["reason"]
+    del spoken[:], ear[:]
+    kept = run(rows, "--check", "true", "--recogniser", "viet-asr")
+    assert not spoken and not ear, "nothing is pending: neither model nor recogniser is loaded"
+    assert [r["status"] for r in kept.values()] == ["kept"] * 2
+    run(rows, "--check", "true", "--recogniser", "viet-asr", "--max_cer", "5")
+    assert len(spoken) == 3, "another limit speaks again"
+
+
+def test_parameters_of_the_check_do_not_speak_again_while_it_is_off(spoken):
+    run(["Xin chào.,,,"])
+    del spoken[:]
+    found = run(["Xin chào.,,,"], "--recogniser", "viet-asr", "--max_cer", "0.5")
+    assert not spoken and found["1"]["status"] == "kept"
+
+
+def test_a_missing_recogniser_ends_the_run_before_a_model_is_loaded(spoken, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vietasr", None)
+    for texts in ([], ["--texts", "a.csv"]):
+        Path("a.csv").write_text("text\nXin chào.\n", encoding="utf-8")
+        with pytest.raises(SystemExit, match="higgs-vi-say: .*pip install .*or name another"):
+            main([*texts, "--check", "true", "--recogniser", "viet-asr"])
+    assert not spoken
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(spoken, capsys):
