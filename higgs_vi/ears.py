@@ -7,9 +7,11 @@ __all__ = ['SCORES', 'HEARING', 'Voices', 'Take', 'Ears', 'load_ears', 'hearing'
 
 # %% ../nbs/67_ears.ipynb #36dc2390
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from .naturalness import Naturalness, load_naturalness
 from .prosody import compare_f0, prosody
@@ -112,17 +114,30 @@ class Ears:
         """
         there = [i for i, take in enumerate(takes) if _has_sound(take) and _has_words(take)]
         lines = [self._unheard(take) for take in takes]
-        waves, texts = [takes[i].wave for i in there], [takes[i].text for i in there]
-        every = zip(*(hear(waves) for hear in self.recognisers), strict=True)
-        heard = list(every) if self.recognisers else [None] * len(there)
-        vectors = self.voiceprint(waves) if self.voiceprint and there else [None] * len(there)
-        marks = self.naturalness(waves) if self.naturalness else [np.nan] * len(there)
-        measured = prosody(waves, texts, [takes[i].ended for i in there])
-        for i, h, v, mark, p in zip(there, heard, vectors, marks, measured, strict=True):
-            lines[i] = _words(takes[i].text, h) | dict(naturalness=mark)
-            lines[i] |= _voice(takes[i], v) | _prosody(p) | _melody(takes[i])
+        heard = self._hear([takes[i] for i in there])
+        for i, words, vector, mark, p, melody in zip(there, *heard, strict=True):
+            lines[i] = _words(takes[i].text, words or None) | dict(naturalness=mark)
+            lines[i] |= _voice(takes[i], vector) | _prosody(p) | melody
             lines[i]["fault"] = "; ".join(filter(None, [lines[i]["fault"], p.fault]))
         return lines
+
+    def _hear(self, takes: list[Take]) -> tuple:
+        "Return what each judge says of each take. Every judge has a thread of its own."
+        waves, texts = [take.wave for take in takes], [take.text for take in takes]
+        n, print_of, mark_of = len(takes), self.voiceprint, self.naturalness
+        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            words = [threads.submit(hear, waves) for hear in self.recognisers]
+            vectors = threads.submit(print_of, waves) if print_of and n else None
+            marks = threads.submit(mark_of, waves) if mark_of else None
+            measured = threads.submit(prosody, waves, texts, [take.ended for take in takes])
+            melodies = threads.submit(lambda: [_melody(take) for take in takes])
+            return (
+                list(zip(*(w.result() for w in words), strict=True)) or [()] * n,
+                vectors.result() if vectors else [None] * n,
+                marks.result() if marks else [np.nan] * n,
+                measured.result(),
+                melodies.result(),
+            )
 
     def _unheard(self, take: Take) -> dict:
         "Return the line of a take without sound, or without words in its text."
