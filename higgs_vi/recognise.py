@@ -6,7 +6,9 @@
 __all__ = ['LONGEST', 'SHORTEST', 'SILENT', 'PHOWHISPER', 'cut_at_quiet', 'Recogniser', 'load_recogniser']
 
 # %% ../nbs/60_recognise.ipynb #261ab6ba
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def _missing(name: str, package: str) -> ImportError:
 
 
 def _load_viet_asr() -> Callable:
-    "Return the `hear` of a `Recogniser`: by the package viet-asr, on the CPU in one thread."
+    "Return the `hear` of a `Recogniser`: by the package viet-asr, on the CPU, in threads."
     try:
         from vietasr import Pipeline
         from vietasr.ffi import native
@@ -88,8 +90,9 @@ def _load_viet_asr() -> Callable:
 
     def hear(pieces: list[np.ndarray]) -> list[str]:
         "Return the texts of sounds at 16 kHz, of which it takes 16-bit integers."
-        pcm = (np.clip(np.rint(p * 2**15), -(2**15), 2**15 - 1).astype(np.int16) for p in pieces)
-        return [pipeline.transcribe(p, 16_000).text for p in pcm]
+        pcm = [np.clip(np.rint(p * 2**15), -(2**15), 2**15 - 1).astype(np.int16) for p in pieces]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # the texts are those of one thread
+            return list(threads.map(lambda p: pipeline.transcribe(p, 16_000).text, pcm))
 
     return hear
 

@@ -1,0 +1,225 @@
+"""09_judge: what is spoken and judged again, what is left out, and what the figures say."""
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from higgs_vi import judge as step
+from higgs_vi.audio import DEMO, read_audio
+from higgs_vi.data import DataSettings, prepare
+from higgs_vi.ears import Ears, Take, Voices
+from higgs_vi.judge import JudgeSettings, judge, list_systems, read_lines
+from higgs_vi.model import NANO, load_checkpoint
+from higgs_vi.recognise import Recogniser
+from higgs_vi.scoreboard import Clip, Scoreboard, differences, figures
+from higgs_vi.speech import Speech
+
+
+class Mouth:
+    "Stands in for `say_all`: each text takes 0.2 s a word; counts what was spoken."
+
+    def __init__(self, fails=()):
+        self.said, self.fails = [], fails
+
+    def __call__(self, engine, prompts, samplings):
+        for i in reversed(range(len(prompts))):  # in any order
+            self.said.append((prompts[i].text, samplings[i].seed))
+            if any(word in prompts[i].text for word in self.fails):
+                yield i, ValueError("the model said nothing")
+                continue
+            n = int(4800 * len(prompts[i].text.split()))
+            wave = np.sin(np.arange(n) / 20, dtype=np.float32) / 4
+            yield i, Speech(wave, np.zeros((8, 5), int), True)
+
+
+@pytest.fixture
+def mouth(monkeypatch):
+    said = Mouth()
+    monkeypatch.setattr(step, "say_all", said)
+    monkeypatch.setattr(step, "Engine", lambda parts: parts)
+    monkeypatch.setattr(step, "load_system", lambda cfg, system: load_checkpoint(NANO))
+    return said
+
+
+@pytest.fixture
+def ears(monkeypatch):
+    "Ears that hear 'xin chào', and the number of pieces they heard."
+    heard = []
+
+    def hear(pieces):
+        heard.extend(pieces)
+        return ["xin chào"] * len(pieces)
+
+    monkeypatch.setattr(step, "load_ears", lambda *_: Ears([Recogniser("polite", hear)]))
+    return heard
+
+
+def settings(tmp_path, **more):
+    options = dict(output_dir=str(tmp_path / "out"), seeds=2, max_sentences=8) | more
+    return JudgeSettings(**options)
+
+
+def test_a_second_run_speaks_and_judges_nothing(tmp_path, mouth, ears):
+    table, page = judge(settings(tmp_path))
+    assert len(table) == len(mouth.said) == 16 and len({seed for _, seed in mouth.said}) == 16
+    assert table["group"].nunique() == 8 and set(table["row"]) == {"base"}
+    said, heard = len(mouth.said), len(ears)
+    again, same = judge(settings(tmp_path))
+    assert len(mouth.said) == said and len(ears) == heard and same == page
+    pd.testing.assert_frame_equal(again, table, check_dtype=False)
+    for name in ("clips.csv", "figures.csv", "groups.csv", "differences.csv", "index.html"):
+        assert (tmp_path / "out" / name).is_file()
+
+
+def test_what_is_new_is_spoken_and_the_rest_stays(tmp_path, mouth, ears):
+    judge(settings(tmp_path, seeds=1))
+    judge(settings(tmp_path, seeds=2))
+    assert len(mouth.said) == 16
+    judge(settings(tmp_path, seeds=2, temperature=0.7))
+    assert len(mouth.said) == 32, "another temperature sounds otherwise"
+
+
+def test_an_interrupted_run_goes_on(tmp_path, mouth, ears, monkeypatch):
+    add, n = Scoreboard.add, []
+
+    def stop(self, *args):
+        n.append(1)
+        if len(n) == 6: raise KeyboardInterrupt
+        add(self, *args)
+
+    monkeypatch.setattr(Scoreboard, "add", stop)
+    with pytest.raises(KeyboardInterrupt): judge(settings(tmp_path))
+    monkeypatch.setattr(Scoreboard, "add", add)
+    table, _ = judge(settings(tmp_path))
+    assert len(table) == 16 and len(mouth.said) == 6 + 16 - 5
+
+
+def test_a_text_that_the_model_does_not_say_is_all_wrong(tmp_path, mouth, ears):
+    mouth.fails = [""]
+    table, page = judge(settings(tmp_path, seeds=1))
+    found = figures(table).set_index("score")
+    assert found.loc["cer", "value"] == 1 and found.loc["odd_length", "value"] == 1
+    assert set(table["fault"]) == {"the model said nothing"} and "the model said nothing" in page
+    assert not ears
+
+
+def test_people_and_codec_come_first_with_recordings(tmp_path, mouth, ears):
+    prepare(DataSettings(output_dir=str(tmp_path / "demo")))
+    cfg = settings(tmp_path, data=str(tmp_path / "demo"), seeds=1, max_sentences=6)
+    table, _ = judge(cfg)
+    assert list(table["row"].unique()) == ["people", "codec", "base"] and len(table) == 18
+    assert table["speaker"].all() and (table["row"] == "people").sum() == 6
+    melody = table.groupby("row")["melody"].count()
+    assert melody["people"] == 0 and melody["codec"] > 0
+    assert (tmp_path / "out/speakers.csv").is_file()
+
+
+def test_a_cloned_sentence_is_never_its_own_reference(tmp_path):
+    prepare(DataSettings(output_dir=str(tmp_path / "demo")))
+    lines = read_lines(settings(tmp_path, data=str(tmp_path / "demo"), clone=True, max_sentences=0))
+    assert len(lines) == 80
+    assert all(x.reference.id != x.id for x in lines)
+    assert all(x.reference.speaker_id == x.sample.speaker_id for x in lines)
+
+
+@pytest.fixture
+def run(tmp_path):
+    "A run folder with two checkpoints and a kept adapter; the weights are not read."
+    folder = tmp_path / "run"
+    for name in ("checkpoints/step-000010", "checkpoints/step-000020", "adapter"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "adapter_config.json").write_text("{}")
+        (folder / name / "complete").write_text("{}")
+    (folder / "base.json").write_text(json.dumps(dict(base="", fingerprint={})))
+    return folder
+
+
+def test_every_checkpoint_of_a_run_is_a_row(tmp_path, run, mouth, ears):
+    table, page = judge(settings(tmp_path, run=str(run), seeds=1))
+    assert list(table["row"].unique()) == ["base", "step-000010", "step-000020", "kept"]
+    assert len(differences(table, "base")["b"].unique()) == 3
+    said = len(mouth.said)
+    (run / "checkpoints/step-000010/adapter_config.json").write_text("{ }")
+    judge(settings(tmp_path, run=str(run), seeds=1))
+    assert len(mouth.said) == said + 8, "only the changed checkpoint is spoken again"
+
+
+def test_a_damaged_checkpoint_is_left_out_and_named(tmp_path, run, mouth, ears, monkeypatch):
+    def load(cfg, system):
+        if system.name == "step-000010": raise step.Damaged("weights", "they are damaged", "copy")
+        return load_checkpoint(NANO)
+
+    monkeypatch.setattr(step, "load_system", load)
+    lines = []
+    table, _ = judge(settings(tmp_path, run=str(run), seeds=1), lines.append)
+    assert "step-000010" not in set(table["row"]) and table["row"].nunique() == 3
+    assert any("step-000010 is left out" in line and "damaged" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (dict(run="nowhere"), "no run folder"),
+        (dict(merged="nowhere"), "no folder"),
+        (dict(sentences="nowhere.csv"), "nowhere.csv"),
+        (dict(data="nowhere"), "nowhere"),
+    ],
+)
+def test_a_wrong_path_is_named_before_anything_is_loaded(tmp_path, mouth, ears, more, said):
+    with pytest.raises(ValueError, match=said): judge(settings(tmp_path, **more))
+    assert not mouth.said
+
+
+@pytest.mark.parametrize("more", [dict(recogniser=[]), dict(clone=True), dict(seeds=0),
+                                  dict(data="a", sentences="b")])
+def test_settings_that_clash_are_refused(tmp_path, more):
+    with pytest.raises(ValueError): settings(tmp_path, **more)
+
+
+def test_another_table_in_the_folder_is_not_overwritten(tmp_path, mouth, ears):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/clips.csv").write_text("name,age\nLan,7\n")
+    with pytest.raises(ValueError, match="is not a table of scores"): judge(settings(tmp_path))
+    assert (tmp_path / "out/clips.csv").read_text() == "name,age\nLan,7\n"
+
+
+def test_names_cannot_leave_the_folder(tmp_path):
+    board = Scoreboard(tmp_path / "out")
+    clip = Clip("../../x", "../../../etc/y", "Xin chào.", stamp="a")
+    board.add(clip, np.zeros(2400, np.float32))
+    files = [p for p in tmp_path.rglob("*.wav")]
+    assert len(files) == 1 and files[0].is_relative_to(tmp_path / "out")
+
+
+def test_the_table_is_written_into_a_page(tmp_path, mouth, ears):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- judge:out -->\n<!-- /judge:out -->\nb\n")
+    judge(settings(tmp_path, seeds=1, table_in=str(page)))
+    text = page.read_text()
+    assert text.startswith("a\n<!-- judge:out -->\n|  | cer") and "| base | " in text
+    shutil.rmtree(tmp_path / "out")
+
+
+def test_voices_leave_out_the_sentence_and_the_reference():
+    vectors = {i: np.eye(4)[k] for k, i in enumerate("abcd")}
+    voices = Voices(dict(a="Lan", b="Lan", c="Lan", d="Sơn"), vectors)
+    assert (voices.of("Lan", ["a", "b"]) == vectors["c"]).all()
+    assert voices.of("Sơn", ["d"]) is None and voices.of("nobody") is None
+
+
+def test_the_judges_do_not_change_what_each_hears():
+    x = read_audio(DEMO / "clips/minh_000.ogg")
+    loud = Recogniser("length", lambda pieces: [str(len(p)) for p in pieces])
+    takes = [Take("Xin chào.", x[: 24_000 + 2400 * i]) for i in range(7)]
+    every = Ears([loud]).judge(takes)
+    for take, line in zip(takes, every, strict=True):
+        (alone,) = Ears([loud]).judge([take])
+        assert str(alone) == str(line)
+
+
+def test_systems_name_their_base(tmp_path, run):
+    assert [s.name for s in list_systems(settings(tmp_path))] == ["base"]
+    systems = list_systems(settings(tmp_path, run=str(run)))
+    assert all(s.source == NANO for s in systems) and systems[1].trained.name == "step-000010"
