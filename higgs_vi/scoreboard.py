@@ -91,6 +91,7 @@ class Scoreboard:
 
     @staticmethod
     def _key(line: Mapping) -> tuple:
+        "Return what names a clip."
         return line["row"], line["sentence"], line["speaker"], str(line["seed"])
 
     def _line(self, clip: Clip) -> dict | None:
@@ -210,6 +211,7 @@ _PLACES = dict(cer=3, wer=3, tones=2, likeness=2, naturalness=2, odd_length=3, m
 def markdown_table(found: pd.DataFrame) -> str:
     "Return what `figures` found by row as a Markdown table: value, and the interval in brackets."
     def cell(line) -> str:
+        "Return value and interval."
         if not line.n: return ""
         places = _PLACES.get(line.score, 1)
         value = f"{line.value:.{places}f}"
