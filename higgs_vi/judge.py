@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['JudgeSettings', 'Line', 'read_lines', 'System', 'list_systems', 'load_system', 'list_clips', 'add_people',
-           'speak_clips', 'read_voices', 'summary_lines', 'report', 'write_results', 'judge', 'main']
+           'speak_clips', 'read_voices', 'summary_lines', 'report', 'samples_to_hear', 'write_results', 'judge', 'main']
 
 # %% ../nbs/09_judge.ipynb #3987ed3f
+import html
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from .manifest import Sample, has_manifest, load_texts, read_samples
 from higgs_vi.settings import (
@@ -348,6 +350,41 @@ def report(table: pd.DataFrame, base: str, floors: tuple[float, float]) -> str:
         + html_table(figures(table, ["row", "group"]))
     )
 
+def samples_to_hear(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one clip of each group and row: the first sentence of the group, the first seed.
+
+    The columns are text, and for each row a line of the table, or NaN.
+    """
+    first = table.drop_duplicates(["row", "sentence"])
+    chosen = first.drop_duplicates("group")["sentence"]
+    lines = []
+    for sentence in chosen:
+        own = first[first["sentence"] == sentence]
+        lines.append(dict(text=own["text"].iloc[0]) | {r["row"]: r for _, r in own.iterrows()})
+    return pd.DataFrame(lines)
+
+def _players(table: pd.DataFrame) -> str:
+    "Return players for `samples_to_hear`, whose sounds lie beside the page."
+    def cell(line) -> str:
+        "Return a player and what was heard."
+        if not isinstance(line, pd.Series): return ""
+        heard = f"<br><small>{html.escape(line['heard'] or line['fault'])}</small>"
+        if not line["file"]: return heard
+        return f'<audio controls preload="none" src="{quote(line["file"])}"></audio>{heard}'
+
+    found = samples_to_hear(table)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in found.columns)
+    rows = "".join(
+        f"<tr><td>{html.escape(r['text'])}</td>"
+        + "".join(f"<td>{cell(r[name])}</td>" for name in found.columns[1:])
+        + "</tr>"
+        for _, r in found.iterrows()
+    )
+    return (
+        "<h3>To hear</h3><p>Below each player stands what the recogniser heard.</p>"
+        f'<div style="overflow-x:auto"><table><tr>{head}</tr>{rows}</table></div>'
+    )
+
 def write_results(cfg: JudgeSettings, table: pd.DataFrame, page: str):
     "Write the figures as CSV, the page, and the table in `table_in`."
     out = project_root() / cfg.output_dir
@@ -359,9 +396,11 @@ def write_results(cfg: JudgeSettings, table: pd.DataFrame, page: str):
     style = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         "<style>:root{color-scheme:light dark}body{font:1rem sans-serif;margin:1rem;"
-        "max-width:90rem}</style>"
+        "max-width:90rem}td,th{text-align:left;vertical-align:top;padding:.2rem .6rem .2rem 0}"
+        "</style>"
     )
-    with atomic(out / "index.html") as tmp: tmp.write_text(f"{style}<h1>Scores</h1>{page}")
+    whole = f"{style}<h1>Scores</h1>{page}{_players(table)}"
+    with atomic(out / "index.html") as tmp: tmp.write_text(whole, encoding="utf-8")
     if cfg.table_in:
         name = f"judge:{out.name}"
         put_between(project_root() / cfg.table_in, name, markdown_table(figures(table)))

@@ -1,6 +1,8 @@
 """09_judge: what is spoken and judged again, what is left out, and what the figures say."""
 import json
+import re
 import shutil
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -69,6 +71,9 @@ def test_a_second_run_speaks_and_judges_nothing(tmp_path, mouth, ears):
     again, same = judge(settings(tmp_path))
     assert len(mouth.said) == said and len(ears) == heard and same == page
     pd.testing.assert_frame_equal(again, table, check_dtype=False)
+    html = (tmp_path / "out/index.html").read_text()
+    assert html.count("<audio") == 8 and "xin chào" in html
+    for src in re.findall('src="([^"]+)"', html): assert (tmp_path / "out" / unquote(src)).is_file()
     for name in ("clips.csv", "figures.csv", "groups.csv", "differences.csv", "index.html"):
         assert (tmp_path / "out" / name).is_file()
 
