@@ -195,10 +195,10 @@ def load_state(folder: Path, model, optimizer) -> dict:
     return state
 
 # %% ../nbs/44_checkpoint.ipynb #16cda9b9
-def delete_old_checkpoints(run: Path, keep: int, best: int):
-    "Delete all checkpoints but the last `keep` and that of step `best`, and all incomplete ones."
+def delete_old_checkpoints(run: Path, keep: int, *best: int):
+    "Delete all checkpoints but the last `keep` and those of the steps `best`, and incomplete ones."
     complete = checkpoints(run)
-    stay = {*complete[-keep:], run/"checkpoints"/f"step-{best:06d}"}
+    stay = {*complete[-keep:], *(run / "checkpoints" / f"step-{step:06d}" for step in best)}
     for p in (run/"checkpoints").glob("*"):
         if p not in stay: shutil.rmtree(p, ignore_errors=True)
 
@@ -337,7 +337,7 @@ def lock_run(run: Path, create: bool = True) -> FileLock:
             f"{run} is in use by {holder}: wait for it, stop it, or choose another folder "
             "(parameter output_dir)"
         ) from e
-    for folder in (run, run / "checkpoints", run / "samples"):
+    for folder in (run, run / "checkpoints", run / "samples", run / "hearing"):
         remove_stale_files(folder)
     command = " ".join(sys.argv)[:200]
     holder = dict(pid=os.getpid(), host=socket.gethostname(), command=command)

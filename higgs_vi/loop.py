@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'BATCHES', 'TOTAL', 'DTYPES', 'check_folder', 'batches_per_step', 'check_base', 'store_start',
            'trains_in_fp32', 'product_dtype', 'divides_weights', 'load_parts', 'build_model', 'find_device', 'Run',
-           'Stopped', 'print_now', 'open_run', 'resume_if_stopped', 'run_fingerprint', 'resume_from',
+           'Listener', 'Stopped', 'print_now', 'open_run', 'resume_if_stopped', 'run_fingerprint', 'resume_from',
            'resume_from_last', 'open_logs', 'close_logs', 'autocast', 'validate', 'validation_row', 'load_step',
            'one_step', 'catch_signals', 'all_reduce_stop', 'stop_error', 'log_metrics', 'log_step', 'evaluate_before',
-           'evaluate', 'save_run', 'train', 'load_best', 'whole_parts', 'save_best']
+           'evaluate', 'listen', 'save_run', 'train', 'load_best', 'whole_parts', 'with_whole_model', 'save_best']
 
 # %% ../nbs/46_loop.ipynb #84f9561b
 import io
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -87,6 +88,7 @@ from .settings import local_or_id, project_root
 from .shard import is_sharded, shard_place, trained_parts, whole_model
 from higgs_vi.step import (
     BatchLoss,
+    OutOfMemory,
     build_optimizer,
     codebook_weights,
     data_parallel,
@@ -105,6 +107,8 @@ MAY_CHANGE = set(
     "early_stopping_patience sample_sentences code_cache device output_dir model codec data "
     "replay_data".split()
 )
+# Settings on which a panel's scores depend.
+_HEARING = "panel_sentences", "recogniser", "voiceprint", "naturalness", "hearing_weights"
 BATCHES, TOTAL = "batches_per_step", "total_steps"  # keys of settings.json that are no settings
 # A start that fails writes nothing else: the lists of clips that were left out.
 _LEFT_BY_FAILED_START = {"left_out.csv", "replay"}
@@ -114,6 +118,11 @@ def _way_out(cfg: TrainSettings, run: Path, parameter: str) -> str:
 
     `run` is the folder of that run.
     """
+    if parameter in _HEARING:
+        return (
+            "its scores so far could not be compared with later ones; resume it with that value, "
+            "or start another run (parameter output_dir)"
+        )
     if parameter not in ("max_steps", "num_train_epochs"):
         return "resume it with that value, or start another run (parameter output_dir)"
     trained = run / "model" if cfg.mode == "full" else "its merged adapter (05_merge)"
@@ -331,15 +340,46 @@ class Run:
     best: float = math.inf  # lowest validation loss so far
     best_step: int = 0
     evals_since_best: int = 0
-    stop: str = ""  # why the run ends before `total`: signal, patience; empty: it does not
+    best_hearing: float = -math.inf  # highest hearing score so far
+    hearing_step: int = 0  # its step; 0: none yet
+    hearing_before: float | None = None  # hearing score before the first step
+    hearing_falls: bool = False  # beyond chance
+    train_seconds: float = 0.0  # spent in optimiser steps
+    listen_seconds: float = 0.0  # spent in `listen`
+    stop: str = ""  # why the run ends before `total`: signal, patience, hearing; empty: it does not
     lock: object = None  # keeps other processes out of `folder`
     speak: Callable[["Run", str], None] | None = None  # called every cfg.sample_steps
+    listen: "Listener | None" = None  # called after every validation
     signal_number: int = 0  # the signal that this process received; 0: none
     loss_before: float | None = None  # validation loss before the first step
     stopped_state: dict | None = None  # random state in which a stopped run continues
     metrics: Metrics | None = None
     board: object = None  # TensorBoard's SummaryWriter
     figure: LiveFigure | None = None
+
+class Listener(Protocol):
+    "What a run calls to speak held-out sentences and judge them: `Panel` of 68_panel."
+
+    def load(self, cfg: TrainSettings, device: torch.device):
+        "Load the judges, before anything else; called on rank 0. Raises for a missing one."
+
+    def open(self, run: Run):
+        """Prepare the sentences of `run`, before a new run is stored; called on rank 0.
+
+        Of a resumed run, what was written after its step is dropped.
+        """
+
+    def __call__(self, run: Run) -> dict | None:
+        """Speak and judge with the present weights; called on every rank.
+
+        Returns the metrics on rank 0 (with `score`, the mean hearing score), None on others.
+        """
+
+    def falls(self, run: Run) -> bool:
+        "Whether hearing at this step is worse than at an earlier one, beyond chance; on rank 0."
+
+    def report(self, run: Run, written: int = 0):
+        "Write what is known so far; `written` is the step whose weights the run has written."
 
 _STOPPED: set[Path] = set()  # folders of runs that a signal stopped in this process
 
@@ -373,12 +413,14 @@ def open_run(
     cfg: TrainSettings,
     load_rows: Callable[[TrainSettings], list[Sample]],
     speak: Callable[["Run", str], None] | None = None,
+    listen: Listener | None = None,
 ) -> Run:
     """Open a run at its first step or, on resuming, after its last complete checkpoint.
 
     Every rank must call this. `load_rows(cfg)` returns the rows of the Higgs folder `cfg.data`.
-    `speak(run, "during")` is called every `cfg.sample_steps` steps, to speak samples. A run that a
-    signal stopped in this process is resumed even without `resume_from_checkpoint`.
+    `speak(run, "during")` is called every `cfg.sample_steps` steps, to speak samples, and `listen`
+    before training and after every validation. A run that a signal stopped in this process is
+    resumed even without `resume_from_checkpoint`.
     """
     cfg, lock = resume_if_stopped(cfg), None
     accelerator, folder = find_device(cfg), (project_root()/cfg.output_dir).resolve()
@@ -387,7 +429,8 @@ def open_run(
             if accelerator.is_main_process:
                 lock = lock_run(folder, create=not cfg.resume_from_checkpoint)
                 check_folder(cfg, accelerator.num_processes)
-        return _build_run(cfg, accelerator, folder, lock, load_rows, speak)
+                if listen: listen.load(cfg, accelerator.device)
+        return _build_run(cfg, accelerator, folder, lock, load_rows, speak, listen)
     except BaseException:
         if lock: unlock_run(lock)
         raise
@@ -420,7 +463,7 @@ def _load_data(cfg: TrainSettings, parts: Checkpoint, folder: Path, load_rows) -
     return data
 
 def _build_run(
-    cfg: TrainSettings, accelerator: Accelerator, folder: Path, lock, load_rows, speak
+    cfg: TrainSettings, accelerator: Accelerator, folder: Path, lock, load_rows, speak, listen
 ) -> Run:
     "Build the run for `open_run`, which has locked `folder`; `lock` is None on ranks other than 0."
     main, world = accelerator.is_main_process, accelerator.num_processes
@@ -443,7 +486,7 @@ def _build_run(
     batches = batches_per_step(cfg, folder, world)
     total = total_steps(cfg, data, batches)
     run = Run(cfg, folder, parts, data, model, optimizer, accelerator, scaler, total, batches)
-    run.lock, run.speak = lock, speak
+    run.lock, run.speak, run.listen = lock, speak, listen
     if cfg.ema_decay: run.average = Average(params, cfg.ema_decay)
     with main_first():  # rank 0 sets damaged checkpoints aside
         if cfg.resume_from_checkpoint and (found := checkpoints(folder)):
@@ -453,6 +496,8 @@ def _build_run(
                 f"resume_from_checkpoint is true, but {folder} holds no checkpoint yet: the run "
                 "starts at its first step"
             )
+    with main_first():
+        if main and listen: listen.open(run)
     if several(): run.parallel = parallel or data_parallel(model)
     if main:
         store_start(cfg, folder, base, batches, total)
@@ -498,8 +543,8 @@ def resume_from(run: Run, checkpoint: Path):
         )
     for name, value in state.items():
         setattr(run, name, value)
-    if _out_of_patience(run):
-        run.stop = "patience"
+    if _out_of_patience(run): run.stop = "patience"
+    elif run.hearing_falls: run.stop = "hearing"
 
 def resume_from_last(run: Run, found: list[Path]):
     """Restore a run from the newest of the checkpoints `found` that can be read.
@@ -709,7 +754,7 @@ def log_metrics(run: Run, row: dict):
     for key, value in row.items():
         if isinstance(value, float):
             run.board.add_scalar(f"{row['kind']}/{key}", value, run.step)
-    for k, value in enumerate(row["by_codebook"]):
+    for k, value in enumerate(row.get("by_codebook", ())):
         run.board.add_scalar(f"{row['kind']}/codebook_{k}", value, run.step)
     run.board.flush()  # so that a killed run keeps what was logged
     if run.figure:
@@ -796,6 +841,52 @@ def evaluate(run: Run, epoch: int):
         f"eos {row['eos_loss']:.3f}  {news}"
     )
 
+def listen(run: Run, epoch: int):
+    """Let `run.listen` speak and judge, and update the best step by hearing.
+
+    Every rank must call this. Training is not changed: random states and the model's mode stay as
+    they were. Stops the run if hearing falls beyond chance.
+    """
+    start, device = time.perf_counter(), run.accelerator.device
+    state = random_state(device)
+    with run.average.applied() if run.average else nullcontext():
+        found = run.listen(run)
+    set_random_state(state, device)
+    run.model.train()
+    falls = run.step > 0 and run.accelerator.is_main_process and run.listen.falls(run)
+    row, run.hearing_falls = from_main((found, falls))
+    seconds = time.perf_counter() - start
+    run.listen_seconds += seconds
+    score = -math.inf if row["score"] is None else row["score"]
+    if not run.step: run.hearing_before = row["score"]
+    # of equal scores, such as 0 while nothing is intelligible, the one with the lower loss
+    elif score > run.best_hearing or score == run.best_hearing and run.step == run.best_step:
+        run.best_hearing, run.hearing_step = score, run.step
+    if run.hearing_falls: run.stop = run.stop or "hearing"
+    if not run.accelerator.is_main_process: return
+    share = run.listen_seconds / run.train_seconds if run.train_seconds else None
+    row = dict(step=run.step, epoch=epoch, kind="hearing", **row, seconds=seconds, share=share)
+    run.listen.report(run)
+    log_metrics(run, row)
+    print_now(_hearing_line(run, row))
+
+def _hearing_line(run: Run, row: dict) -> str:
+    "Return the line of the log for a metrics row of hearing."
+    def shown(name: str) -> str:
+        return "none" if row[name] is None else f"{row[name]:.3f}"
+    news = "before training"
+    if run.step:
+        best = run.hearing_step == run.step
+        news = "best so far" if best else f"the best is that of step {run.hearing_step}"
+        if best and row["score"] is not None and row["score"] < (run.hearing_before or 0):
+            news += f", but worse than before training ({run.hearing_before:.3f})"
+        if run.stop == "hearing": news += ", and it falls beyond chance: stopping"
+    cost = "" if row["share"] is None else f", {row['share']:.1%} of the training time"
+    return (
+        f"step {run.step}/{run.total}  hearing {shown('score')}  CER {shown('cer')}  {news}  "
+        f"({row['seconds']:.1f} s{cost})"
+    )
+
 def save_run(run: Run):
     """Write a checkpoint of this step, with the random states of all ranks, and delete old ones.
 
@@ -805,7 +896,8 @@ def save_run(run: Run):
     if run.accelerator.is_main_process or is_sharded(run.model):
         with lost_ranks(): _write_checkpoint(run, rng)
     if run.accelerator.is_main_process:
-        delete_old_checkpoints(run.folder, run.cfg.save_total_limit, run.best_step)
+        best = run.best_step, run.hearing_step
+        delete_old_checkpoints(run.folder, run.cfg.save_total_limit, *best)
     from_main()  # the other ranks wait here until the checkpoint is written
 
 def _write_checkpoint(run: Run, rng: list[dict]):
@@ -814,6 +906,12 @@ def _write_checkpoint(run: Run, rng: list[dict]):
         best=run.best,
         best_step=run.best_step,
         evals_since_best=run.evals_since_best,
+        best_hearing=run.best_hearing,
+        hearing_step=run.hearing_step,
+        hearing_before=run.hearing_before,
+        hearing_falls=run.hearing_falls,
+        train_seconds=run.train_seconds,
+        listen_seconds=run.listen_seconds,
         plan=run_fingerprint(run),
         rng=rng,
         scaler=run.scaler.state_dict(),
@@ -824,11 +922,12 @@ def _write_checkpoint(run: Run, rng: list[dict]):
 
 # %% ../nbs/46_loop.ipynb #bb7cdb54
 def train(run: Run) -> Run:
-    """Train to the last step, until `early_stopping_patience` is used up, or until a signal.
+    """Train to the last step, until `early_stopping_patience` is used up, hearing falls, or a
+    signal.
 
     Returns the run.
 
-    Logs, validates and saves on the way. After a signal the current step is finished and saved, and
+    Logs, validates, listens and saves on the way. After a signal the current step is finished and saved, and
     `Stopped` is raised; called again, it continues from there. Raises `OutOfMemory` and
     `FloatingPointError` (40_step); earlier checkpoints stay.
     """
@@ -836,11 +935,13 @@ def train(run: Run) -> Run:
     if run.stopped_state:
         set_random_state(run.stopped_state, run.accelerator.device)
     run.stopped_state, run.signal_number = None, 0
-    run.stop = run.stop if run.stop == "patience" else ""
+    run.stop = run.stop if run.stop in ("patience", "hearing") else ""
     from_main()  # until rank 0 has spoken the samples before training
     with catch_signals(run):
         if run.data.valid and not run.step and run.loss_before is None:
             evaluate_before(run)
+        if run.listen and not run.step and run.hearing_before is None:
+            listen(run, 0)
         t0 = time.perf_counter()
         plan = plan_after(cfg, run.data, run.step, run.batches)
         for (epoch, _), loaded in prefetch(plan, lambda step: load_step(run, *step)):
@@ -852,6 +953,7 @@ def train(run: Run) -> Run:
                 run.average.update(run.step)
             all_reduce_stop(run)
             seconds = time.perf_counter() - t0
+            run.train_seconds += seconds
             seen.update(
                 steps=1, samples=report["samples"], tokens=report["tokens"], seconds=seconds
             )
@@ -861,7 +963,9 @@ def train(run: Run) -> Run:
                 seen = Counter()
             if run.data.valid and (run.step % cfg.eval_steps == 0 or last):
                 evaluate(run, epoch)
-            if run.step % cfg.save_steps == 0 or run.step == run.best_step or last or run.stop:
+                if run.listen: listen(run, epoch)
+            best = run.step in (run.best_step, run.hearing_step)
+            if run.step % cfg.save_steps == 0 or best or last or run.stop:
                 save_run(run)
             if run.speak and cfg.sample_steps and run.step % cfg.sample_steps == 0:
                 run.speak(run, "during")
@@ -873,13 +977,15 @@ def train(run: Run) -> Run:
     _STOPPED.discard(run.folder)
     return run
 
-def load_best(run: Run):
-    """Load the weights of the best checkpoint (or, without validation, of the last) into the model.
+def load_best(run: Run) -> int:
+    """Load the weights of the best checkpoint into the model; return its step.
 
-    If that checkpoint is damaged, the newest readable one is loaded, with a message. Raises
-    `ValueError` if none can be read.
+    The best is that with the highest hearing score, without a panel that with the lowest validation
+    loss, without validation the last. If it is damaged, the next of these is loaded, or the newest
+    readable one, with a message. Raises `ValueError` if none can be read.
     """
-    best = [run.folder/"checkpoints"/f"step-{run.best_step:06d}"] if run.best_step else []
+    steps = filter(None, (run.hearing_step, run.best_step))
+    best = [run.folder / "checkpoints" / f"step-{step:06d}" for step in steps]
     for checkpoint in [*best, *reversed(checkpoints(run.folder))]:
         try:
             verify(checkpoint)
@@ -887,7 +993,7 @@ def load_best(run: Run):
                 state = read_trainer(checkpoint, *shard_place(run.model))
                 run.average.copy_to_model(state["average"])
             else: load_trained_weights(run.model, checkpoint)
-            return
+            return int(checkpoint.name.removeprefix("step-"))
         except Damaged as e:
             print_now(f"{e}; the adapter or model is written from another checkpoint")
     raise ValueError(
@@ -903,11 +1009,28 @@ def whole_parts(run: Run) -> Checkpoint:
     if not is_sharded(run.model): return run.parts
     with lost_ranks(): return replace(run.parts, model=whole_model(run.model))
 
+def with_whole_model(run: Run) -> Run:
+    """Return `run` with a model that can speak: on rank 0, a copy of a sharded model as a whole.
+
+    The copy lies on rank 0's device, in `precision`. Every rank must call this. Raises
+    `OutOfMemory` if the copy does not fit.
+    """
+    parts = whole_parts(run)
+    if parts is not run.parts and run.accelerator.is_main_process:
+        try: parts.model.to(run.accelerator.device, DTYPES[run.cfg.precision])
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                "the whole model, which speaks held-out sentences, does not fit into the memory of "
+                "the first GPU beside that GPU's part: set sample_sentences and panel_sentences "
+                "to 0"
+            ) from error
+    return replace(run, parts=parts)
+
 def save_best(run: Run) -> Path:
     """Load the best checkpoint (see `load_best`) and write `adapter/`, or `model/` after full
     training; returns that folder. Every rank must call this.
     """
-    load_best(run)
+    step = load_best(run)
     parts = whole_parts(run)
     out = run.folder/("model" if run.cfg.mode == "full" else "adapter")
     if run.accelerator.is_main_process:
@@ -915,4 +1038,16 @@ def save_best(run: Run) -> Path:
         if run.cfg.mode == "full": save_checkpoint(out, parts)
         else:
             with atomic_folder(out) as tmp: save_adapter(run.model, tmp, run.cfg.model)
+        if run.listen:
+            run.listen.report(run, step)
+            print_now(_which_is_written(run, out.name, step))
     return out
+
+def _which_is_written(run: Run, name: str, step: int) -> str:
+    "Return a line that says of which step the folder `name` is, and whether loss and hearing agree."
+    why = "the best by hearing" if step == run.hearing_step else "not the best by hearing"
+    if step == run.best_step: return f"{name}/ is of step {step}, {why}, with the lowest loss too"
+    return (
+        f"{name}/ is of step {step}, {why}; the lowest loss is that of step {run.best_step}, "
+        f"which stays in checkpoints/step-{run.best_step:06d}"
+    )

@@ -159,12 +159,38 @@ class TrainSettings(Settings):
     sample_steps: int = option(  # steps between samples; 0: only before and after
         0, min=0, max=10**9, about="The samples can be heard in TensorBoard.")
 
+    # Best by hearing
+    panel_sentences: int = option(  # held-out sentences to judge at each validation; 0: none
+        0, min=0, max=10_000,
+        about="40 or more tell something. The checkpoint with the best score is then kept and "
+        "written, and training stops when hearing falls beyond chance.")
+    recogniser: str = option(  # writes down what is heard: hub id, folder, viet-asr
+        "vinai/PhoWhisper-small", path="hub",
+        about="Or faster-whisper:FOLDER. It stays in the GPU's memory: this one takes 0.5 GiB.")
+    voiceprint: str = option(  # compares voices: hub id, folder, campplus; empty: none
+        "", path="hub", about="It scores the likeness to other clips of the speaker.")
+    naturalness: str = option(  # marks naturalness from 1 to 5: distillmos, dnsmos; empty: none
+        "", choices=("", "distillmos", "dnsmos"))
+    hearing_weights: list = option(  # weights of words, likeness and naturalness
+        (1.0, 0.5, 0.1), each=float, min=0, max=1e6,
+        about="hearing = 1.0 (1 - CER) + 0.5 likeness + 0.1 naturalness, of the judges named.")
+
     def __post_init__(self):
         super().__post_init__()
         if self.gpu_memory: check_gpu_memory(self.gpu_memory)
         if not self.target_modules and self.mode != "full":
             raise ValueError(
                 "the parameter target_modules is empty: choose from attention, text_ffn, audio_ffn"
+            )
+        if len(self.hearing_weights) != 3:
+            raise ValueError(
+                f"the parameter hearing_weights has {len(self.hearing_weights)} value(s): it takes "
+                "three, for words, likeness and naturalness"
+            )
+        if self.panel_sentences and not self.recogniser:
+            raise ValueError(
+                "panel_sentences is above 0 and the parameter recogniser is empty: name one, such "
+                "as vinai/PhoWhisper-small, or set panel_sentences 0"
             )
 
 # %% ../nbs/41_recipe.ipynb #56b54ab6

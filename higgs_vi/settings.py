@@ -289,7 +289,7 @@ def _parser(cls: type[Settings]) -> argparse.ArgumentParser:
     "Build a parser with one option per field of `cls`."
     parser, notes = _Parser(description=cls.__doc__, allow_abbrev=False), comments(cls)
     for f in fields(cls):
-        default = ",".join(f.default) if f.type is list else f.default
+        default = ",".join(map(str, f.default)) if f.type is list else f.default
         limits = f"; {rule}" if (rule := describe_limits(f.metadata)) else ""
         about = f"{notes.get(f.name, '')} (default: {str(default) or 'none'}{limits})"
         if more := f.metadata.get("about"): about += f". {more}"
