@@ -489,13 +489,7 @@ def _build_run(
     run.lock, run.speak, run.listen = lock, speak, listen
     if cfg.ema_decay: run.average = Average(params, cfg.ema_decay)
     with main_first():  # rank 0 sets damaged checkpoints aside
-        if cfg.resume_from_checkpoint and (found := checkpoints(folder)):
-            resume_from_last(run, found)
-        elif cfg.resume_from_checkpoint and main:
-            print_now(
-                f"resume_from_checkpoint is true, but {folder} holds no checkpoint yet: the run "
-                "starts at its first step"
-            )
+        if cfg.resume_from_checkpoint: _resume(run)
     with main_first():
         if main and listen: listen.open(run)
     if several(): run.parallel = parallel or data_parallel(model)
@@ -545,6 +539,15 @@ def resume_from(run: Run, checkpoint: Path):
         setattr(run, name, value)
     if _out_of_patience(run): run.stop = "patience"
     elif run.hearing_falls: run.stop = "hearing"
+
+def _resume(run: Run):
+    "Restore a run from its last checkpoint, if there is one."
+    if found := checkpoints(run.folder): resume_from_last(run, found)
+    elif run.accelerator.is_main_process:
+        print_now(
+            f"resume_from_checkpoint is true, but {run.folder} holds no checkpoint yet: the run "
+            "starts at its first step"
+        )
 
 def resume_from_last(run: Run, found: list[Path]):
     """Restore a run from the newest of the checkpoints `found` that can be read.
@@ -873,6 +876,7 @@ def listen(run: Run, epoch: int):
 def _hearing_line(run: Run, row: dict) -> str:
     "Return the line of the log for a metrics row of hearing."
     def shown(name: str) -> str:
+        "Return a score with three decimals."
         return "none" if row[name] is None else f"{row[name]:.3f}"
     news = "before training"
     if run.step:
@@ -927,8 +931,8 @@ def train(run: Run) -> Run:
 
     Returns the run.
 
-    Logs, validates, listens and saves on the way. After a signal the current step is finished and saved, and
-    `Stopped` is raised; called again, it continues from there. Raises `OutOfMemory` and
+    Logs, validates, listens and saves on the way. After a signal the current step is finished and
+    saved, and `Stopped` is raised; called again, it continues from there. Raises `OutOfMemory` and
     `FloatingPointError` (40_step); earlier checkpoints stay.
     """
     cfg, seen = run.cfg, Counter()
@@ -1044,7 +1048,7 @@ def save_best(run: Run) -> Path:
     return out
 
 def _which_is_written(run: Run, name: str, step: int) -> str:
-    "Return a line that says of which step the folder `name` is, and whether loss and hearing agree."
+    "Return a line that says of which step the folder `name` is, and where the lowest loss is."
     why = "the best by hearing" if step == run.hearing_step else "not the best by hearing"
     if step == run.best_step: return f"{name}/ is of step {step}, {why}, with the lowest loss too"
     return (

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 from .data import DataSettings, prepare
 from .manifest import Sample, has_manifest, read_samples

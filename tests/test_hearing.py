@@ -61,7 +61,7 @@ class FakeEars:
 
 
 def say_quickly(engine, prompts, how, max_retries):
-    "What `say_many` yields, without a model: half a second of noise, for the fourth prompt nothing."
+    "What `say_many` yields, without a model: noise, and for the fourth prompt nothing."
     assert max_retries == 0
     for i in range(len(prompts)):
         wave = np.random.default_rng(i).normal(0, 0.1, 12_000).astype(np.float32)
@@ -282,7 +282,8 @@ def test_likeness_is_to_other_clips_of_the_speaker(monkeypatch, tmp_path):
     most 20 are taken.
     """
     def row(name, speaker="lan", **more):
-        return Sample(id=name, audio_file=f"{name}.wav", speaker_id=speaker, folder=tmp_path, **more)
+        more |= dict(audio_file=f"{name}.wav", speaker_id=speaker, folder=tmp_path)
+        return Sample(id=name, **more)
 
     clips = [row("c0"), row("c1"), row("c2", pair_of=["s"]), row("c3"), row("x", "minh")]
     held_out = [row("s", ref_audio_file="c1.wav"), row("h")]
