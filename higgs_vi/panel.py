@@ -29,7 +29,6 @@ from .prompt import encode_prompt
 from .recipe import TrainSettings
 from .settings import local_or_id
 from .speech import say_many
-from .turns import as_list
 from .verdict import falling, paired, summary, verdict
 
 # %% ../nbs/68_panel.ipynb #d92c86cb

@@ -270,6 +270,25 @@ def test_the_panel_speaks_with_the_weights_of_its_step(spoken):
             assert kept.shape == speech.wave.shape and np.abs(kept - speech.wave).max() < 1e-3
 
 
+def test_the_average_is_spoken(place, monkeypatch):
+    "With `ema_decay`, the panel is spoken with the averaged weights, and the model's own stay."
+    judged(monkeypatch, RISES)
+    seen = []
+
+    def whole(run):
+        seen.append(all(torch.equal(p, m) for p, m in zip(
+            run.average.params, run.average.mean, strict=True
+        )))
+        return run
+
+    monkeypatch.setattr(panel, "with_whole_model", whole)
+    cfg = with_panel(place, place / "average", ema_decay=0.5, max_steps=3, eval_steps=3)
+    run = execute(cfg)
+    assert seen == [True, True] and run.step == 3
+    plain = execute(replace(cfg, output_dir=str(place / "average_plain"), panel_sentences=0))
+    assert weights_of(run.folder / "adapter") == weights_of(plain.folder / "adapter")
+
+
 def test_memory_for_keys_and_values_is_limited(parts):
     config = parts.model.config
     size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
