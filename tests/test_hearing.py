@@ -20,7 +20,7 @@ import torch
 
 from higgs_vi import panel, recognise
 from higgs_vi.audio import read_audio
-from higgs_vi.checkpoint import checkpoints, read_metrics
+from higgs_vi.checkpoint import checkpoints, read_metrics, read_trainer
 from higgs_vi.ears import HEARING, Ears
 from higgs_vi.loop import close_logs, load_best
 from higgs_vi.manifest import Sample
@@ -252,6 +252,8 @@ def test_training_does_not_notice_a_panel(spoken):
     assert rows == steps_of(plain.folder)
     last = "checkpoints/step-000006"
     assert weights_of(run.folder / last) == weights_of(plain.folder / last)
+    drawn = [read_trainer(r.folder / last)["rng"][0]["cpu"] for r in spoken]
+    assert torch.equal(*drawn)  # the random state that a resumed run begins with
     assert [r["step"] for r in heard(run.folder)] == [0, 3, 6]
     assert not (plain.folder / "hearing").exists() and not (plain.folder / "hearing.json").exists()
 
