@@ -75,7 +75,7 @@ class SaySettings(Settings):
         about="A hub id or folder for transformers, viet-asr (needs higgs-vi[ears]), or "
         "faster-whisper:FOLDER.")
     max_cer: float = option(  # character error rate above which check draws again
-        0.2, min=0, max=100)
+        0.4, min=0, max=100)
     scene: str = option(  # scene tag or sentence; none leaves the scene out
         "quiet_room")
     reference_position: str = option(  # place of the reference clips: turns or scene
