@@ -169,8 +169,7 @@ class TrainSettings(Settings):
         about="Or faster-whisper:FOLDER. It stays in the GPU's memory: this one takes 0.5 GiB.")
     voiceprint: str = option(  # compares voices: hub id, folder, campplus; empty: none
         "", path="hub", about="It scores the likeness to other clips of the speaker.")
-    naturalness: str = option(  # marks naturalness from 1 to 5: distillmos, dnsmos; empty: none
-        "", choices=("", "distillmos", "dnsmos"))
+    naturalness: str = ""  # marks naturalness from 1 to 5: distillmos, dnsmos; empty: none
     hearing_weights: list = option(  # weights of words, likeness and naturalness
         (1.0, 0.5, 0.1), each=float, min=0, max=1e6,
         about="hearing = 1.0 (1 - CER) + 0.5 likeness + 0.1 naturalness, of the judges named.")

@@ -414,7 +414,6 @@ def test_divided_weights_are_spoken_as_a_whole(place, tmp_path):
     (dict(hearing_weights=[1, 1]), "takes three"),
     (dict(hearing_weights=[1, 1, -1]), "hearing_weights"),
     (dict(recogniser="", panel_sentences=4), "recogniser is empty"),
-    (dict(naturalness="mos"), "distillmos"),
 ])
 def test_wrong_values_are_named(change, message):
     with pytest.raises(ValueError, match=message): TrainSettings(**change)
