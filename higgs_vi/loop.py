@@ -858,8 +858,6 @@ def listen(run: Run, epoch: int):
     run.model.train()
     falls = run.step > 0 and run.accelerator.is_main_process and run.listen.falls(run)
     row, run.hearing_falls = from_main((found, falls))
-    seconds = time.perf_counter() - start
-    run.listen_seconds += seconds
     score = -math.inf if row["score"] is None else row["score"]
     if not run.step: run.hearing_before = row["score"]
     # of equal scores, such as 0 while nothing is intelligible, the one with the lower loss
@@ -867,9 +865,11 @@ def listen(run: Run, epoch: int):
         run.best_hearing, run.hearing_step = score, run.step
     if run.hearing_falls: run.stop = run.stop or "hearing"
     if not run.accelerator.is_main_process: return
+    run.listen.report(run)
+    seconds = time.perf_counter() - start
+    run.listen_seconds += seconds
     share = run.listen_seconds / run.train_seconds if run.train_seconds else None
     row = dict(step=run.step, epoch=epoch, kind="hearing", **row, seconds=seconds, share=share)
-    run.listen.report(run)
     log_metrics(run, row)
     print_now(_hearing_line(run, row))
 
