@@ -138,6 +138,8 @@ class Engine:
         self.cache, self.state, self.submitted = None, {}, 0
         on_gpu = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device, priority=-1) if on_gpu else None
+        # one for all calls: PyTorch keeps a workspace for products in every stream
+        self.codec_stream = torch.cuda.Stream(self.device) if on_gpu else None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by the number of rows
         codebooks = self.config.num_codebooks
         self.one_kernel = (  # whether kernels.draw_frame draws

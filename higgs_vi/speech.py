@@ -136,8 +136,7 @@ class _Queue:
 
     def __init__(self, engine: Engine):
         self.codec, self.config = engine.parts.codec, engine.config
-        on_gpu = engine.device.type == "cuda"
-        self.stream = torch.cuda.Stream(engine.device) if on_gpu else None
+        self.stream = engine.codec_stream
         self.threads = ThreadPoolExecutor(
             os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
         )

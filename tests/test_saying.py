@@ -70,6 +70,7 @@ class FakeEngine(Engine):
         self.rows, self.submitted = [], 0
         self.config = SimpleNamespace(audio_stream_bos_id=1024, audio_stream_eos_id=1025)
         self.parts, self.device = SimpleNamespace(codec=None), torch.device("cpu")
+        self.codec_stream = None
 
     def submit(self, prompt, how, adapter=None):
         self.seeds.append(how.seed)
