@@ -9,6 +9,7 @@ __all__ = ['GRAMMAR', 'count', 'digits', 'number', 'spell', 'roman', 'abbreviati
 # %% ../nbs/14_aloud.ipynb #2219ce96
 import itertools
 import re
+import textwrap
 import unicodedata
 from functools import lru_cache
 
@@ -1790,12 +1791,16 @@ def spoken(text: str) -> str:
     return clean_text(_read(text))
 
 # %% ../nbs/14_aloud.ipynb #5a7b510a
+_ENGINE_MOST = 4000  # characters; sea-g2p stops the program somewhere above 12,000
+
 def engine_reading(text: str) -> str:
     """Return `text` as sea-g2p alone reads it, in lower case; '' if it reads nothing.
 
     Raises `ImportError` if sea-g2p is not installed.
     """
-    said = nfc(re.sub("</?en>", " ", _engine().normalize(text)))
+    pieces = [text] if len(text) <= _ENGINE_MOST else textwrap.wrap(text, _ENGINE_MOST)
+    said = " ".join(_engine().normalize(piece) for piece in pieces)
+    said = nfc(re.sub("</?en>", " ", said))
     return clean_text(said) if any(c.isalnum() for c in said) else ""
 
 # %% ../nbs/14_aloud.ipynb #9aa2180c

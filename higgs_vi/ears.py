@@ -18,7 +18,7 @@ from .prosody import compare_f0, prosody
 from .recognise import Recogniser, load_recogniser
 from .verdict import word_columns
 from .voiceprint import Voiceprint, load_voiceprint
-from .wer import score_words
+from .wer import readings, score_words
 
 # %% ../nbs/67_ears.ipynb #b6596e9e
 class Voices:
@@ -151,7 +151,10 @@ _MEANS = [n for n in SCORES if n not in ("cer", "wer", "tones")]
 
 def _has_sound(take: Take) -> bool: return take.wave is not None and len(take.wave) > 0
 
-def _has_words(take: Take) -> bool: return any(c.isalnum() for c in take.text)
+def _has_words(take: Take) -> bool:
+    "Return whether the text can be read aloud; its readings are kept for the scores."
+    try: return bool(readings(take.text))
+    except ValueError: return False
 
 def _words(text: str, heard: Sequence[str] | None) -> dict:
     "Return the columns of a take's words; all NaN without a recogniser (`heard` is None)."
@@ -189,8 +192,10 @@ def load_ears(
     """Load the judges by their names; an empty name leaves one out.
 
     See `load_recogniser`, `load_voiceprint` and `load_naturalness`, also for what they raise. With
-    several recognisers, the text nearest to the right one counts.
+    several recognisers, the text nearest to the right one counts. Raises `ImportError` if sea-g2p
+    is not installed, without which no text can be compared.
     """
+    readings("một")
     return Ears(
         [load_recogniser(name, device) for name in recognisers],
         load_voiceprint(voiceprint, device) if voiceprint else None,

@@ -91,11 +91,11 @@ from tqdm import tqdm
 
 from .adapters import load_adapter, read_base
 from .audio import read_audio
-from .checkpoint import checkpoints, load_trained_weights
+from .checkpoint import checkpoints, load_trained_weights, lock_run, unlock_run
 from .codec import decode_all, encode
 from .ears import Voices, load_ears
 from .engine import Engine
-from .files import Damaged, atomic, read_json
+from .files import Damaged, atomic, make_folder, read_json
 from .generate import Sampling
 from .journal import file_mark, row_stamp
 from .longtext import say_all
@@ -108,8 +108,10 @@ from higgs_vi.scoreboard import (
     figures,
     markdown_table,
     put_between,
+    split_at_marks,
 )
 from .sentences import group_of, read_sentences
+from .turns import speaker_turns
 from .verdict import html_table, write_csv
 from .voiceprint import Voiceprint
 from .voices import make_prompt
@@ -136,8 +138,8 @@ def _evenly(lines: list[Line], most: int) -> list[Line]:
     groups, place = {}, {}
     for line in lines:
         place[line.id] = groups[line.group] = groups.get(line.group, -1) + 1
-    chosen = sorted(lines, key=lambda line: place[line.id])[:most]
-    return [line for line in lines if line in chosen]
+    chosen = {line.id for line in sorted(lines, key=lambda line: place[line.id])[:most]}
+    return [line for line in lines if line.id in chosen]
 
 def _recorded(folder: Path, clone: bool) -> list[Line]:
     "Return the sentences of a Higgs folder, without those of dialogues."
@@ -154,12 +156,23 @@ def _recorded(folder: Path, clone: bool) -> list[Line]:
         raise ValueError(f"{folder} has no usable sentence (parameter data): it needs {need}")
     return lines
 
+def _voices_of(text: str) -> int:
+    "Return how many voices a sentence needs, numbered from SPEAKER0."
+    return 1 + max(number or 0 for number, _ in speaker_turns(text))
+
 def read_lines(cfg: JudgeSettings) -> list[Line]:
     "Return the sentences to speak. Raises `ValueError` if the table or folder cannot be used."
     if cfg.data: return _evenly(_recorded(project_root() / cfg.data, cfg.clone), cfg.max_sentences)
     path = project_root() / cfg.sentences if cfg.sentences else None
     rows = read_sentences(path).to_dict("records")
-    return _evenly([Line(r["id"], r["text"], r["group"]) for r in rows], cfg.max_sentences)
+    lines = _evenly([Line(r["id"], r["text"], r["group"]) for r in rows], cfg.max_sentences)
+    for line in lines:
+        if cfg.profile and (needed := _voices_of(line.text)) > len(cfg.profile):
+            raise ValueError(
+                f"the sentence {line.id} has {needed} speakers, but the parameter profile "
+                f"describes {len(cfg.profile)}: give one description for each"
+            )
+    return lines
 
 # %% ../nbs/09_judge.ipynb #cbf60b19
 @dataclass(frozen=True)
@@ -267,21 +280,28 @@ def _prompt(cfg: JudgeSettings, line: Line, codec) -> Prompt:
     "Return the prompt of a sentence."
     r = line.reference
     references = [Reference(r.text, encode(codec, [read_audio(r.audio_path)])[0])] if r else []
-    return make_prompt(line.text, references, cfg.profile)
+    return make_prompt(line.text, references, cfg.profile[: _voices_of(line.text)])
 
-def add_people(board: Scoreboard, clips: list[Clip], codec: Callable):
-    "Add people's recordings, and what is left of them after the codec that `codec()` loads."
+def add_people(board: Scoreboard, clips: list[Clip], codec: Callable) -> dict[str, str]:
+    """Add people's recordings, and what is left of them after the codec that `codec()` loads.
+
+    Returns by the sentence's id why a recording cannot be read.
+    """
+    lost = {}
     for clip in (todo := board.unspoken(c for c in clips if c.row == "people")):
-        board.add(clip, read_audio(clip.person))
+        try: wave = read_audio(clip.person)
+        except (ValueError, OSError) as error: lost[clip.sentence] = str(error)
+        else: board.add(clip, wave)
     if todo: board.write()
-    todo = board.unspoken(c for c in clips if c.row == "codec")
-    if not todo: return
+    todo = board.unspoken(c for c in clips if c.row == "codec" and c.sentence not in lost)
+    if not todo: return lost
     codec = codec()
     for i in range(0, len(todo), 32):
         part = todo[i : i + 32]
         waves = decode_all(codec, encode(codec, [read_audio(c.person) for c in part]))
         for clip, wave in zip(part, waves, strict=True): board.add(clip, wave)
     board.write()
+    return lost
 
 def speak_clips(
     cfg: JudgeSettings, board: Scoreboard, clips: list[Clip], lines: dict[str, Line], parts
@@ -332,17 +352,18 @@ def summary_lines(table: pd.DataFrame, base: str) -> list[str]:
 
 def report(table: pd.DataFrame, base: str, floors: tuple[float, float]) -> str:
     "Return the result as HTML: sentences, figures by system, and figures by group."
-    lines = "".join(f"<li>{line}</li>" for line in summary_lines(table, base))
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary_lines(table, base))
     faults = table[table["fault"] != ""]
     aside = "".join(
-        f"<li>{n} clip(s): {fault}</li>" for fault, n in faults["fault"].value_counts().items()
+        f"<li>{n} clip(s): {html.escape(fault)}</li>"
+        for fault, n in faults["fault"].value_counts().items()
     )
     near = ""
     if not np.isnan(floors[0]):
         near = f"<p>Likeness of two recordings of one person {floors[0]:.2f}"
         near += f", of two people {floors[1]:.2f}.</p>" if not np.isnan(floors[1]) else ".</p>"
     return (
-        (f"<p>Compared with {base}:</p><ul>{lines}</ul>" if lines else "")
+        (f"<p>Compared with {html.escape(base)}:</p><ul>{lines}</ul>" if lines else "")
         + html_table(figures(table))
         + near
         + (f"<p>Not scored in every respect:</p><ul>{aside}</ul>" if aside else "")
@@ -414,15 +435,37 @@ def judge(cfg: JudgeSettings, progress: Callable[[str], None] = print) -> tuple[
     """Speak and judge what is missing; return the table of clips and the result as HTML.
 
     `progress` is given a line before each system. Raises `ValueError` for what cannot be used;
-    what was spoken and judged by then is kept.
+    what was spoken and judged by then is kept. Two processes cannot use one `output_dir`.
     """
     lines, systems = read_lines(cfg), list_systems(cfg)
+    out = make_folder(project_root() / cfg.output_dir, "output_dir")
+    if cfg.table_in: split_at_marks(project_root() / cfg.table_in, f"judge:{out.name}")
+    lock = lock_run(out)
+    try: return _judge(cfg, out, lines, systems, progress)
+    finally: unlock_run(lock)
+
+def _readable(
+    cfg: JudgeSettings, board: Scoreboard, lines: list[Line], first: System, progress: Callable
+) -> list[Line]:
+    "Add people's recordings to `board`; return the lines whose recordings can be read."
+    lost = add_people(
+        board, list_clips(cfg, [first], lines), lambda: load_system(cfg, first).codec
+    )
+    for id, why in lost.items(): progress(f"the sentence {id} is left out: {why}")
+    kept = [x for x in lines if not {s.id for s in (x.sample, x.reference) if s} & set(lost)]
+    if not kept:
+        raise ValueError(f"no recording in {cfg.data} can be read: the lines above give the reasons")
+    return kept
+
+def _judge(
+    cfg: JudgeSettings, out: Path, lines: list[Line], systems: list[System], progress: Callable
+) -> tuple[pd.DataFrame, str]:
+    "Do the work of `judge` in the folder `out`, which no other process uses."
     ears = load_ears(cfg.recogniser, cfg.voiceprint, cfg.naturalness, cfg.device)
-    board = Scoreboard(project_root() / cfg.output_dir)
+    board, failed = Scoreboard(out), []
+    if cfg.data: lines = _readable(cfg, board, lines, systems[0], progress)
     clips, by_id = list_clips(cfg, systems, lines), {line.id: line for line in lines}
-    voices, failed = read_voices(cfg, lines, ears.voiceprint), []
-    first = systems[0]
-    if cfg.data: add_people(board, clips, lambda: load_system(cfg, first).codec)
+    voices = read_voices(cfg, lines, ears.voiceprint)
     for system in systems:
         own = [c for c in clips if c.row == system.name]
         todo = board.unspoken(own)

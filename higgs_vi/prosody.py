@@ -16,6 +16,7 @@ from .aloud import spoken
 from .audio import SAMPLE_RATE, check_waves, clipped_share, frame_levels
 from .show import pitch
 from .speech import length_problem, syllables_to_say
+from .turns import without_tags
 from .voiceprint import speech_span, why_not_scored
 
 # %% ../nbs/64_prosody.ipynb #66b21f8f
@@ -95,8 +96,9 @@ def _measure(wave: np.ndarray, text: str, ended: bool) -> Prosody:
     hz = pitch(wave, *_RANGE)
     hz = hz[np.isfinite(hz)]
     low, high = np.percentile(hz, [10, 90]) if len(hz) else (np.nan, np.nan)
+    syllables = float(np.mean(syllables_to_say(spoken(without_tags(text)))))
     return Prosody(
-        rate=float(np.mean(syllables_to_say(spoken(text))) / (seconds - sum(lengths))),
+        rate=syllables / (seconds - sum(lengths)),
         pauses=len(found),
         longest_pause=max(lengths, default=0.0),
         pause_share=float(sum(lengths) / seconds),

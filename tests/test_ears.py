@@ -211,6 +211,12 @@ def test_a_huge_text_takes_seconds():
     assert 2000 <= score.char_errors <= 2001 and score.n_words == len(said.split()) > 5_000
 
 
+def test_a_chapter_in_one_cell_is_read_in_pieces():
+    text = "hôm nay trời đẹp, " * 3000  # at once, it stops sea-g2p
+    assert set(score_words(text, text).reading.split()) == set("hôm nay trời đẹp".split())
+    assert score_words(text, text).cer == 0
+
+
 def test_no_text_of_any_letters_ends_in_an_unexpected_error():
     draw = random.Random(0)
     pieces = "chào 25 3,5 [SPEAKER0] [speaker < > <b> ** 😀 - / . TP. VTV % № a\u0301 1/2 ١ 中 _ |"

@@ -278,6 +278,12 @@ def test_dead_air_pauses_and_length_are_those_that_were_planted():
     assert abs(faster.rate / plain.rate - 2) < 0.1
 
 
+def test_tags_of_speakers_are_no_syllables():
+    x = read_audio(DEMO / "clips/minh_000.ogg")
+    plain, tagged = prosody([x, x], ["Chào chị. Ờ.", "[SPEAKER0] Chào chị. [SPEAKER1] Ờ."])
+    assert plain.rate == tagged.rate > 0
+
+
 def test_a_pause_is_found_in_noise():
     noisy = add_noise(np.concatenate([VOICE, np.zeros(24_000, np.float32), VOICE]), 15)
     assert abs(prosody([noisy], ["Xin chào."])[0].longest_pause - 1) < 0.1

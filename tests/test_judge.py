@@ -2,6 +2,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from urllib.parse import unquote
 
 import numpy as np
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 
 from higgs_vi import judge as step
-from higgs_vi.audio import DEMO, read_audio
+from higgs_vi.audio import DEMO, read_audio, write_wav
 from higgs_vi.data import DataSettings, prepare
 from higgs_vi.ears import Ears, Take, Voices
 from higgs_vi.judge import JudgeSettings, judge, list_systems, read_lines
@@ -58,6 +60,11 @@ def ears(monkeypatch):
     return heard
 
 
+def table_of(tmp_path, text):
+    (tmp_path / "sentences.csv").write_text(text, encoding="utf-8")
+    return str(tmp_path / "sentences.csv")
+
+
 def settings(tmp_path, **more):
     options = dict(output_dir=str(tmp_path / "out"), seeds=2, max_sentences=8) | more
     return JudgeSettings(**options)
@@ -70,7 +77,7 @@ def test_a_second_run_speaks_and_judges_nothing(tmp_path, mouth, ears):
     said, heard = len(mouth.said), len(ears)
     again, same = judge(settings(tmp_path))
     assert len(mouth.said) == said and len(ears) == heard and same == page
-    pd.testing.assert_frame_equal(again, table, check_dtype=False)
+    pd.testing.assert_frame_equal(again, table, check_dtype=False, check_exact=True)
     html = (tmp_path / "out/index.html").read_text()
     assert html.count("<audio") == 8 and "xin chào" in html
     for src in re.findall('src="([^"]+)"', html): assert (tmp_path / "out" / unquote(src)).is_file()
@@ -190,6 +197,109 @@ def test_another_table_in_the_folder_is_not_overwritten(tmp_path, mouth, ears):
     assert (tmp_path / "out/clips.csv").read_text() == "name,age\nLan,7\n"
 
 
+@pytest.mark.parametrize("column", ["char_errors", "ended", "odd_length"])
+def test_a_cell_without_a_number_is_named(tmp_path, mouth, ears, column):
+    judge(settings(tmp_path))
+    table = pd.read_csv(tmp_path / "out/clips.csv", dtype=str)
+    table.loc[0, column] = "x"
+    table.to_csv(tmp_path / "out/clips.csv", index=False)
+    with pytest.raises(ValueError, match=f"clips.csv has a cell in the column {column}"):
+        judge(settings(tmp_path))
+
+
+def test_another_file_of_the_computer_is_no_sound_of_the_board(tmp_path, mouth, ears):
+    judge(settings(tmp_path))
+    table, said = pd.read_csv(tmp_path / "out/clips.csv", dtype=str), len(mouth.said)
+    table.loc[0, "file"] = str(DEMO / "clips/minh_000.ogg")
+    table.to_csv(tmp_path / "out/clips.csv", index=False)
+    judge(settings(tmp_path))
+    assert len(mouth.said) == said + 1
+
+
+def test_sentences_called_na_are_not_spoken_again(tmp_path, mouth, ears):
+    rows = "id,group,text\nNA,None,null\nnan,NA,Xin chào các bạn.\n"
+    cfg = settings(tmp_path, seeds=1, sentences=table_of(tmp_path, rows))
+    judge(cfg)
+    table, _ = judge(cfg)
+    assert len(mouth.said) == 2 and list(table["sentence"]) == ["NA", "nan"]
+
+
+def test_a_sound_that_was_replaced_is_judged_again(tmp_path, mouth, ears):
+    table, _ = judge(settings(tmp_path, seeds=1))
+    assert (table["heard"] == "xin chào").all()
+    (name, other), heard = table["file"][:2], len(ears)
+    write_wav(tmp_path / "out" / name, np.zeros(48_000, np.float32))
+    table, _ = judge(settings(tmp_path, seeds=1))
+    first = table.iloc[0]
+    assert first["char_errors"] == first["chars"] and "nothing was heard" in first["fault"]
+    assert len(ears) == heard, "the others are not judged again"
+    (tmp_path / "out" / other).write_bytes(b"RIFF")
+    with pytest.raises(ValueError, match="once it is deleted, it is made again"):
+        judge(settings(tmp_path, seeds=1))
+
+
+def test_a_recording_that_cannot_be_read_leaves_only_its_sentence_out(tmp_path, mouth, ears):
+    prepare(DataSettings(output_dir=str(tmp_path / "demo")))
+    cfg = settings(tmp_path, data=str(tmp_path / "demo"), seeds=1, max_sentences=4)
+    first, second, *_ = (line.sample for line in read_lines(cfg))
+    first.audio_path.unlink()
+    second.audio_path.write_bytes(b"no sound")
+    lines = []
+    table, _ = judge(cfg, lines.append)
+    assert set(table["sentence"]).isdisjoint({first.id, second.id}) and len(table) == 6
+    said = [line for line in lines if "is left out" in line]
+    assert len(said) == 2 and first.id in said[0] and str(second.audio_path) in said[1]
+    for line in read_lines(cfg): line.sample.audio_path.unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="no recording"): judge(cfg, lines.append)
+
+
+def test_people_are_compared_with_the_mean_of_all_takes(tmp_path, mouth, ears):
+    prepare(DataSettings(output_dir=str(tmp_path / "demo")))
+    table, _ = judge(settings(tmp_path, data=str(tmp_path / "demo"), seeds=3, max_sentences=6))
+    table.loc[table["row"] == "base", "char_errors"] = table["seed"].astype(float) * table["chars"]
+    found = differences(table, "base").set_index(["b", "score"]).loc[("people", "cer")]
+    assert found["value_a"] == 1 and found["n"] == 6 and found["n_missing"] == 0
+
+
+def test_a_page_shows_signs_of_a_text_as_they_are(tmp_path, mouth, ears):
+    mouth.fails = [""]
+    rows = "text\nChữ <b>đậm</b> & nghiêng\n"
+    cfg = settings(tmp_path, seeds=1, sentences=table_of(tmp_path, rows))
+    table, page = judge(cfg)
+    table["fault"] = "nothing for '<b>'"
+    assert "<b>đậm" not in page and "'<b>'" not in step.report(table, "base", (np.nan, np.nan))
+    assert "<b>đậm" not in (tmp_path / "out/index.html").read_text()
+
+
+def test_each_sentence_gets_as_many_descriptions_as_it_has_speakers(tmp_path, mouth, ears):
+    rows = "text\nXin chào.\n[SPEAKER0] Chào chị. [SPEAKER1] Chào em.\n"
+    options = dict(seeds=1, sentences=table_of(tmp_path, rows))
+    judge(settings(tmp_path, profile=["feminine", "masculine"], **options))
+    assert len(mouth.said) == 2
+    with pytest.raises(ValueError, match="2 has 2 speakers, but the parameter profile"):
+        judge(settings(tmp_path, profile=["feminine"], **options))
+
+
+def test_a_page_without_marks_is_refused_before_anything_is_spoken(tmp_path, mouth, ears):
+    (tmp_path / "page.md").write_text("no marks")
+    with pytest.raises(ValueError, match="table_in"):
+        judge(settings(tmp_path, table_in=str(tmp_path / "page.md")))
+    assert not mouth.said
+
+
+def test_a_folder_that_another_process_uses_is_refused(tmp_path, mouth, ears):
+    hold = "from pathlib import Path; from higgs_vi.checkpoint import lock_run; import sys\n"
+    hold += "lock = lock_run(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "out")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="is in use by process"): judge(settings(tmp_path))
+        other.stdin.close()
+    judge(settings(tmp_path))
+    assert mouth.said
+
+
 def test_names_cannot_leave_the_folder(tmp_path):
     board = Scoreboard(tmp_path / "out")
     clip = Clip("../../x", "../../../etc/y", "Xin chào.", stamp="a")
@@ -222,6 +332,17 @@ def test_the_judges_do_not_change_what_each_hears():
     for take, line in zip(takes, every, strict=True):
         (alone,) = Ears([loud]).judge([take])
         assert str(alone) == str(line)
+
+
+@pytest.mark.parametrize("text", ["<laugh>", "1" * 500, "😀", "[SPEAKER0] ...", ""])
+def test_a_text_that_cannot_be_read_has_no_score_and_ends_nothing(text):
+    x = read_audio(DEMO / "clips/minh_000.ogg")
+    ears = Ears([Recogniser("polite", lambda pieces: ["xin chào"] * len(pieces))])
+    for wave in (x, np.zeros(24_000, np.float32), None):
+        bad, good = ears.judge([Take(text, wave), Take("Xin chào.", x)])
+        scores = [bad.get(n) for n in ("chars", "char_errors", "syllables", "odd_length", "rate")]
+        assert np.isnan(scores).all() and bad["fault"].startswith("no words"), bad
+        assert good["chars"] == 8
 
 
 def test_systems_name_their_base(tmp_path, run):
