@@ -454,7 +454,7 @@ def _readable(
     for id, why in lost.items(): progress(f"the sentence {id} is left out: {why}")
     kept = [x for x in lines if not {s.id for s in (x.sample, x.reference) if s} & set(lost)]
     if not kept:
-        raise ValueError(f"no recording in {cfg.data} can be read: the lines above give the reasons")
+        raise ValueError(f"no recording in {cfg.data} can be read: the lines above say why")
     return kept
 
 def _judge(
