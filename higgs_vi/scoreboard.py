@@ -182,6 +182,7 @@ class Scoreboard:
 
     def write(self):
         "Write `clips.csv`, completely or not at all."
+        if not self.lines: return  # interrupted before the first clip
         table = pd.DataFrame(list(self.lines.values()))
         write_text(self.folder / CLIPS, table.to_csv(index=False))
 

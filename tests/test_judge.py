@@ -300,6 +300,11 @@ def test_a_folder_that_another_process_uses_is_refused(tmp_path, mouth, ears):
     assert mouth.said
 
 
+def test_a_run_interrupted_before_its_first_clip_goes_on(tmp_path):
+    Scoreboard(tmp_path / "out").write()
+    assert Scoreboard(tmp_path / "out").lines == {}
+
+
 def test_names_cannot_leave_the_folder(tmp_path):
     board = Scoreboard(tmp_path / "out")
     clip = Clip("../../x", "../../../etc/y", "Xin chào.", stamp="a")
