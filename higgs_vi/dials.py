@@ -34,7 +34,7 @@ def _widget(settings: Settings, name: str, span: tuple[float, float, float] | No
         description=name,
         tooltip=comments(type(settings)).get(name, ""),
         style=dict(description_width="9rem"),
-        layout=dict(width="36rem"),
+        layout=dict(width="36rem", max_width="100%"),  # narrow windows
     )
     if span:
         low, high, step = span

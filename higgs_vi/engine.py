@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -86,6 +87,14 @@ def _new_state(rows: int, frames: int, codebooks: int, device) -> dict[str, torc
     )
 
 # %% ../nbs/56_engine.ipynb #0d5aa3c3
+@cache
+def _streams(device: torch.device) -> tuple:
+    """Return the CUDA streams of all engines on a GPU: one to generate in, one for the codec.
+
+    PyTorch keeps a workspace for products, 32 MiB or more, in every stream that was ever used.
+    """
+    return torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device)
+
 def _up(n: int, step: int) -> int:
     "Round `n` up to a multiple of `step`."
     return -(-n // step) * step
@@ -137,9 +146,7 @@ class Engine:
         self.rows: list[_Row | None] = []
         self.cache, self.state, self.submitted = None, {}, 0
         on_gpu = self.device.type == "cuda"
-        self.stream = torch.cuda.Stream(self.device, priority=-1) if on_gpu else None
-        # one for all calls: PyTorch keeps a workspace for products in every stream
-        self.codec_stream = torch.cuda.Stream(self.device) if on_gpu else None
+        self.stream, self.codec_stream = _streams(self.device) if on_gpu else (None, None)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by the number of rows
         codebooks = self.config.num_codebooks
         self.one_kernel = (  # whether kernels.draw_frame draws

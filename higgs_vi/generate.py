@@ -26,8 +26,8 @@ class Sampling:
     `temperature`, `top_k` and `top_p` are HF's; temperature 0 is greedy. `ras_win_len` is the
     window of repetition-aware sampling (RAS) in frames, at most 31; 0 switches RAS off.
     `max_seconds` limits the length of the speech. `guidance_scale` 1 is no guidance, a larger
-    value holds the speech
-    closer to the text (see `Guidance`), and 0 takes the checkpoint's value.
+    value makes the speech follow the text more closely (see `Guidance`), and 0 takes the
+    checkpoint's value.
     """
 
     temperature: float = 0.5
@@ -215,7 +215,7 @@ def draw_codes(
     `s` holds for each row (`R` first): `seed`, `frame` (number of the frame to draw),
     `temperature` (0: the most likely code), `top_k`, `top_p`, `ras_win_len`, and `past`
     `(R, W, K)`, where frame f stands at f modulo W. `most` is the number of candidates (see
-    `candidates`), `bos` the lowest id that is no code, `repeats` the number of repetitions from
+    `candidates`), `bos` the lowest id that is not a code, `repeats` the number of repetitions at
     which RAS draws again.
     """
     R, K, V = logits.shape

@@ -20,7 +20,7 @@ from .engine import Engine
 from .generate import Sampling
 from .model import Checkpoint, is_small
 from .prompt import Prompt, Reference, scene_lines
-from .speech import Check, Speech, describe_problem, say_many
+from .speech import Check, Speech, describe_problem, loud_part, say_many
 from .turns import speaker_turns, task_of, without_tags
 
 # %% ../nbs/58_longtext.ipynb #4b08e4ef
@@ -33,6 +33,10 @@ _ABBREVIATION = re.compile(
 _CONJUNCTIONS = set(
     "và nhưng mà thì nên vì để khi nếu hoặc hay rồi còn bởi do tuy dù song với của trong trên từ "
     "cho đến như là".split()
+)
+_NUMERALS = set(
+    "không một mốt hai ba bốn tư năm lăm nhăm sáu bảy bẩy tám chín mười mươi trăm nghìn ngàn vạn "
+    "triệu tỷ tỉ linh lẻ phẩy".split()
 )
 _OPEN, _CLOSE = "\"'“‘«([{", "\"'”’»)]}"
 
@@ -56,6 +60,8 @@ def _rank(token: str, following: str) -> int:
     if bare.endswith((",", ";", ":")) or following in "-–—" or token in "-–—":
         return CLAUSE
     if any(c.isdigit() for c in token + following) or bare.endswith("."):
+        return NUMBER
+    if token.lower() in _NUMERALS and following.lower().rstrip(".,;:!?…" + _CLOSE) in _NUMERALS:
         return NUMBER
     return CONJUNCTION if start.lower() in _CONJUNCTIONS else WORD
 
@@ -140,15 +146,12 @@ def divide(text: str, most_words: int) -> list[Piece]:
 
 # %% ../nbs/58_longtext.ipynb #21b0e129
 def trim(wave: np.ndarray, margin: float = 0.04) -> np.ndarray:
-    """Cut silence from both ends of `wave` (24 kHz), all but `margin` seconds.
+    """Cut silence from both ends of `wave` (24 kHz), but keep `margin` seconds of it.
 
     A frame of 20 ms is silence if it is more than 40 dB below the loudest one.
     """
-    levels = frame_levels(wave)
-    if not len(levels): return wave
-    loud, frame = np.flatnonzero(levels >= levels.max() - 40), round(0.02 * SAMPLE_RATE)
-    extra = round(margin * SAMPLE_RATE)
-    return wave[max(0, loud[0] * frame - extra) : (loud[-1] + 1) * frame + extra]
+    (start, end), extra = loud_part(wave, 40), round(margin * SAMPLE_RATE)
+    return wave[max(0, start - extra) : end + extra]
 
 def _level(wave: np.ndarray) -> float:
     "Return the mean level of the loud frames of `wave` in dBFS."
@@ -173,9 +176,9 @@ def join(waves: list[np.ndarray], pauses: list[float]) -> np.ndarray:
 
 # %% ../nbs/58_longtext.ipynb #b9741141
 def words_at_once(parts: Checkpoint, dialogue: bool = False) -> int:
-    """Return how many words the model of `parts` is given at once: 10 for the nano, else 40.
+    """Return the most words that the model of `parts` speaks at once: 10 for the nano, else 40.
 
-    A `dialogue` of several turns is never given to the nano at once.
+    For a `dialogue` of several turns it is 0 for the nano, which speaks each turn alone.
     """
     return 40 if not is_small(parts.model) else 0 if dialogue else 10
 
@@ -232,7 +235,6 @@ class _Text:
     def joined(self) -> Speech:
         "Join the speech of all pieces."
         spoken = [self.spoken[n] for n in range(len(self.pieces))]
-        if len(spoken) == 1 and self.pieces[0].speaker is None: return spoken[0]
 
         def first(field: str) -> str:
             "Return the first problem of this kind, with the text of its piece, or ''."

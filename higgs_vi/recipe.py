@@ -160,7 +160,7 @@ class TrainSettings(Settings):
         0, min=0, max=10**9, about="The samples can be heard in TensorBoard.")
 
     # Best by hearing
-    panel_sentences: int = option(  # held-out sentences to judge at each validation; 0: none
+    panel_sentences: int = option(  # held-out sentences to judge at validations; 0: none
         0, min=0, max=10_000,
         about="40 or more tell something. The checkpoint with the best score is then kept and "
         "written, and training stops when hearing falls beyond chance.")
@@ -169,7 +169,7 @@ class TrainSettings(Settings):
         about="Or faster-whisper:FOLDER. It stays in the GPU's memory: this one takes 0.5 GiB.")
     voiceprint: str = option(  # compares voices: hub id, folder, campplus; empty: none
         "", path="hub", about="It scores the likeness to other clips of the speaker.")
-    naturalness: str = ""  # marks naturalness from 1 to 5: distillmos, dnsmos; empty: none
+    naturalness: str = ""  # marks naturalness: distillmos, dnsmos; empty: none
     hearing_weights: list = option(  # weights of words, likeness and naturalness
         (1.0, 0.5, 0.1), each=float, min=0, max=1e6,
         about="hearing = 1.0 (1 - CER) + 0.5 likeness + 0.1 naturalness, of the judges named.")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'SaySettings', 'load_speaker', 'pronunciations', 'prepare_text', 'open_cache', 'build_prompt',
-           'sampling_of', 'load_check', 'voice_faults', 'speak', 'describe_speech', 'open_worklist', 'speak_texts',
-           'main']
+           'check_request', 'sampling_of', 'load_check', 'voice_faults', 'speak', 'describe_speech', 'open_worklist',
+           'speak_texts', 'main']
 
 # %% ../nbs/07_say.ipynb #71559224
 from dataclasses import asdict, dataclass, replace
@@ -105,6 +105,11 @@ class SaySettings(Settings):
                 f"the parameter text is {printable(self.text, 60)!r}: it must hold at least one "
                 "word to speak"
             )
+        if self.piece_words in (1, 2):
+            raise ValueError(
+                f"the parameter piece_words is {self.piece_words}: it takes 0 (what the model "
+                "bears) or at least 3"
+            )
         if Path(self.output_file).suffix.lower() != ".wav":
             raise ValueError(
                 f"the parameter output_file is {self.output_file!r}: it takes a file name that "
@@ -122,11 +127,13 @@ from .adapters import load_adapter
 from .aloud import spoken
 from .audio import write_wav
 from .cache import CodeCache
+from .engine import Engine
+from .files import check_file
 from .generate import Sampling
 from .journal import file_mark, row_stamp
 from .longtext import say_long
 from .merge import base_name, find_adapter
-from .model import NANO, Checkpoint, load_checkpoint
+from .model import NANO, load_checkpoint
 from .prompt import Prompt, Reference, scene_sentence
 from .pronounce import Pronunciations, read_pronunciations
 from .speech import Speech
@@ -143,11 +150,12 @@ from higgs_vi.voices import (
 from .worklist import Item, Plan, Worklist
 
 # %% ../nbs/07_say.ipynb #96e232bc
-def load_speaker(cfg: SaySettings) -> Checkpoint:
-    """Load the checkpoint to speak with: in bf16 on a GPU and fp32 on a CPU, or in 4 bits.
+def load_speaker(cfg: SaySettings) -> Engine:
+    """Return an engine with the checkpoint of `cfg`: in bf16 on a GPU, fp32 on a CPU, or in 4 bits.
 
-    A named adapter is attached to its base without merging. Raises `ValueError` if `device` is cuda
-    and there is no GPU.
+    A named adapter is attached to its base without merging. An engine prepares weights, memory and,
+    on a GPU, graphs once, so keep it for all that is spoken with this checkpoint. Raises
+    `ValueError` if `device` is cuda and there is no GPU.
     """
     has_gpu = torch.cuda.is_available()
     if cfg.device == "cuda" and not has_gpu:
@@ -161,7 +169,7 @@ def load_speaker(cfg: SaySettings) -> Checkpoint:
     )
     if folder:
         parts.model = load_adapter(parts.model, folder)
-    return parts
+    return Engine(parts)
 
 _NO_CODES = np.zeros((8, 0), np.int64)  # of a reference that only has to be checked
 
@@ -196,10 +204,10 @@ def prepare_text(
         )
     return text, notes
 
-def open_cache(cfg: SaySettings, parts: Checkpoint) -> CodeCache | None:
-    "Open the cache of codes for the codec of `parts`; None if no voice is cloned."
+def open_cache(cfg: SaySettings, engine: Engine) -> CodeCache | None:
+    "Open the cache of codes for the engine's codec; None if no voice is cloned."
     if not cfg.voice: return None
-    return CodeCache(project_root() / cfg.code_cache, parts.codec, replace_damaged=True)
+    return CodeCache(project_root() / cfg.code_cache, engine.parts.codec, replace_damaged=True)
 
 def build_prompt(cfg: SaySettings, cache: CodeCache | None = None) -> Prompt:
     """Return the prompt for the text of `cfg`, with the voices' codes from `cache`.
@@ -214,8 +222,16 @@ def build_prompt(cfg: SaySettings, cache: CodeCache | None = None) -> Prompt:
     text, _ = prepare_text(cfg.text, cfg.aloud, pronunciations(cfg))
     return make_prompt(text, references, cfg.profile, scene, cfg.reference_position)
 
+def check_request(cfg: SaySettings):
+    """Find what is wrong with the text, the voices and the output file before a model is loaded.
+
+    Raises `ValueError` as `build_prompt` does, or if `output_file` cannot be written.
+    """
+    build_prompt(cfg)
+    check_file(project_root() / cfg.output_file, "output_file")
+
 def sampling_of(cfg: SaySettings) -> Sampling:
-    "Return how `cfg` draws codes."
+    "Return the sampling settings of `cfg`."
     names = "temperature top_k top_p ras_win_len seed max_seconds guidance_scale".split()
     return Sampling(**{name: getattr(cfg, name) for name in names})
 
@@ -230,7 +246,7 @@ def load_check(cfg: SaySettings, work: Worklist | None = None) -> TextCheck | No
 def voice_faults(
     cfg: SaySettings, work: Worklist | None = None, check: TextCheck | None = None
 ) -> list[dict]:
-    "Return what is odd with the voices that are cloned for `cfg` or for `work` (`lint_voices`)."
+    "Return the faults of the voices that are cloned for `cfg` or for `work` (`lint_voices`)."
     names = work.voices() if work else list(dict.fromkeys(cfg.voice))
     if not names: return []
 
@@ -240,14 +256,14 @@ def voice_faults(
 
     return lint_voices(project_root() / cfg.voices_dir, names, compare if check else None)
 
-def speak(cfg: SaySettings, parts: Checkpoint, check: TextCheck | None = None) -> Speech:
-    """Speak the text of `cfg` with `parts`, write `output_file` and return the speech.
+def speak(cfg: SaySettings, engine: Engine, check: TextCheck | None = None) -> Speech:
+    """Speak the text of `cfg`, write `output_file` and return the speech.
 
     With `check`, what it does not hear is drawn again.
     """
     for note in prepare_text(cfg.text, cfg.aloud, pronunciations(cfg))[1]: print(note)
-    prompt = build_prompt(cfg, open_cache(cfg, parts))
-    speech = say_long(parts, prompt, sampling_of(cfg), cfg.piece_words, check)
+    prompt = build_prompt(cfg, open_cache(cfg, engine))
+    speech = say_long(engine, prompt, sampling_of(cfg), cfg.piece_words, check)
     write_wav(project_root() / cfg.output_file, speech.wave)
     return speech
 
@@ -301,7 +317,7 @@ def open_worklist(cfg: SaySettings) -> Worklist:
     return work
 
 def speak_texts(
-    cfg: SaySettings, parts: Checkpoint, work: Worklist, check: TextCheck | None = None
+    cfg: SaySettings, engine: Engine, work: Worklist, check: TextCheck | None = None
 ):
     """Speak the pending rows of `work`; what `check` does not hear is drawn again.
 
@@ -309,29 +325,31 @@ def speak_texts(
     """
 
     cfg = replace(cfg, **cfg.resolved())
-    cache = open_cache(replace(cfg, voice=work.voices()), parts)
+    cache = open_cache(replace(cfg, voice=work.voices()), engine)
 
     def request(item: Item) -> tuple[Prompt, Sampling]:
         "Return what to speak for a row, and how."
         own = _row_settings(cfg, item)
         return build_prompt(own, cache), sampling_of(own)
 
-    work.speak(parts, request, cfg.piece_words, check)
+    work.speak(engine, request, cfg.piece_words, check)
     work.check_any()
 
 # %% ../nbs/07_say.ipynb #0efb7da8
 def _run(cfg: SaySettings) -> str:
     "Do what the command is asked for, and return a line that says what was done."
     work = open_worklist(cfg) if cfg.texts else None
-    if not work: build_prompt(cfg)  # its faults are found before a model is loaded
+    if not work: check_request(cfg)
     check = load_check(cfg, work)
     for fault in voice_faults(cfg, work, check): print(f"voice {fault['voice']}: {fault['what']}")
-    if not work: return describe_speech(speak(cfg, load_speaker(cfg), check), cfg.output_file)
     try:
+        if not work: return describe_speech(speak(cfg, load_speaker(cfg), check), cfg.output_file)
         if work.pending: speak_texts(cfg, load_speaker(cfg), work, check)
     except KeyboardInterrupt:
+        done = work.counts() if work else f"{cfg.output_file} is not written"
+        again = "to go on" if work else "to speak the text from its beginning"
         raise SystemExit(
-            f"higgs-vi-say: interrupted ({work.counts()}); run the command again to go on"
+            f"higgs-vi-say: interrupted ({done}); run the command again {again}"
         ) from None
     return f"{work.counts()}; see {work.path}"
 

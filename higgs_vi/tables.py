@@ -1638,7 +1638,7 @@ def read_named(path: str | Path, needed: list[str], parameter: str) -> list[dict
     if not path.is_file():
         raise ValueError(
             f"there is no file {path} (parameter {parameter}): name a CSV, TSV or JSONL file with "
-            f"the columns {', '.join(needed)}"
+            f"the column(s) {', '.join(needed)}"
         )
     is_json = path.suffix.lower() in (".jsonl", ".json", ".ndjson")
     raw = read_jsonl(path) if is_json else read_delimited(path, chosen=wanted)

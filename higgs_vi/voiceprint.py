@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio import SAMPLE_RATE, check_waves, frame_levels, to_16k
-from .speech import loud_seconds
+from .audio import SAMPLE_RATE, check_waves, to_16k
+from .speech import loud_part, loud_seconds
 
 # %% ../nbs/62_voiceprint.ipynb #53a389ed
 MIN_SECONDS = 0.5  # of a clip, from its first to its last loud frame
@@ -27,10 +27,8 @@ def speech_span(wave: np.ndarray) -> np.ndarray:
 
     A frame is loud if it is at most 20 dB below the loudest, as in `speech.loud_seconds`.
     """
-    n, levels = int(0.02 * SAMPLE_RATE), frame_levels(wave)
-    if not loud_seconds(wave): return wave[:0]
-    loud = np.flatnonzero(levels >= levels.max() - 20)
-    return wave[n * loud[0] : n * (loud[-1] + 1)]
+    start, end = loud_part(wave)
+    return wave[start:end]
 
 def why_not_scored(wave: np.ndarray) -> str:
     "Return why `wave` (24 kHz) is too short or too quiet to be judged, or ''."

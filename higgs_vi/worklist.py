@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from .audio import SAMPLE_RATE, write_wav
 from .cells import printable, why_type
+from .engine import Engine
 from .files import atomic, check_file, make_folder, path_inside
 from .generate import Sampling
 from .longtext import say_all
-from .model import Checkpoint
 from .prompt import Prompt
 from .show import frame_html
 from .speech import Check, Speech
@@ -100,7 +100,7 @@ COLUMNS = "row text voice profile seed model out seconds tries status reason sta
 
 
 def _read_results(path: Path) -> dict[str, dict]:
-    """Return the lines of an earlier `results.csv` by the name of their sound.
+    """Return the lines of spoken texts in an earlier `results.csv`, by the name of their sound.
 
     A line that was cut off is left out. Raises `ValueError` for a file that is not such a table.
     """
@@ -113,12 +113,12 @@ def _read_results(path: Path) -> dict[str, dict]:
             "another folder (parameter output_file), or move the file away"
         )
     found = [dict(zip(COLUMNS, line, strict=True)) for line in lines if len(line) == len(COLUMNS)]
-    return {line["out"]: line for line in found[1:]}
+    return {line["out"]: line for line in found[1:] if line["status"] in ("spoken", "kept")}
 
 
 def _is_kept(line: dict, stamp: str, sound: Path) -> bool:
-    "Return whether an earlier line has this stamp, and its sound the length that it says."
-    if line.get("stamp") != stamp or line["status"] not in ("spoken", "kept"): return False
+    "Return whether an earlier line has this stamp, and its sound file the recorded length."
+    if line.get("stamp") != stamp: return False
     try:
         return abs(sf.info(sound).duration - float(line["seconds"])) < 0.01
     except (sf.LibsndfileError, ValueError):
@@ -195,7 +195,7 @@ class Worklist:
 
     def speak(
         self,
-        parts: Checkpoint,
+        engine: Engine,
         request: Callable[[Item], tuple[Prompt, Sampling]],
         piece_words: int = 0,
         check: Check | None = None,
@@ -210,7 +210,7 @@ class Worklist:
             try: asked.append((item, *request(item)))
             except ValueError as error: self._set_aside(item, error)  # such as a damaged clip
         prompts, hows = [a[1] for a in asked], [a[2] for a in asked]
-        spoken = say_all(parts, prompts, hows, piece_words, check=check)
+        spoken = say_all(engine, prompts, hows, piece_words, check=check)
         bar = tqdm(total=len(asked), desc="texts", unit="text", mininterval=1, file=sys.stdout)
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file, bar:

@@ -53,6 +53,11 @@ def test_a_slider_reaches_a_value_beyond_its_range(said):
     assert (made.children[0].value, made.children[0].max) == (3, 3)
 
 
+def test_a_dial_is_not_wider_than_a_narrow_window(said):
+    widgets, _ = box(said, text=None, temperature=(0, 1.5, 0.05), seed=None)
+    assert {w.layout.max_width for w in widgets.values()} == {"100%"}
+
+
 def test_only_a_frontend_that_can_be_asked_is_live(monkeypatch):
     "Jupyter's frontends let a cell ask for input; nbclient (papermill, nbconvert) does not."
     assert not is_live()

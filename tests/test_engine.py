@@ -341,7 +341,7 @@ def test_a_caller_that_needs_no_more_leaves_the_engine_free(parts, prompts):
 
 def test_a_base_in_four_bits_speaks_like_hf(place, prompts):
     "Also with an adapter, whose codes differ; `mode nf4` of 07 loads such a base."
-    own = load_speaker(SaySettings(model=str(place / "nano"), mode="nf4", device="cpu"))
+    own = load_speaker(SaySettings(model=str(place / "nano"), mode="nf4", device="cpu")).parts
     assert "4bit" in type(own.model.model.layers[0].mlp.up_proj).__name__
     how, cloned = greedy(0.3), prompts[1]  # bitsandbytes' CPU code crashes without a reference
     found = generated(own, [cloned], [how])[0]

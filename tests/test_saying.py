@@ -1,18 +1,22 @@
 """The length guard (which takes `say` draws again, and what it reports), and long texts."""
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import higgs_vi.engine as engine_part
 import higgs_vi.speech as speech_part
+from higgs_vi.adapters import add_lora, lora_config
 from higgs_vi.delay import delay
 from higgs_vi.engine import Engine
 from higgs_vi.generate import GREEDY, Sampling
 from higgs_vi.longtext import divide, say_all, say_long
+from higgs_vi.model import load_checkpoint
 from higgs_vi.prompt import Prompt, Reference, scene_lines
-from higgs_vi.say import SaySettings, prepare_text, speak
+from higgs_vi.say import SaySettings, load_speaker, main, prepare_text, speak
 from higgs_vi.speech import Speech, length_problem, loud_seconds, say, say_many, syllables_to_say
 from higgs_vi.voices import make_prompt
 
@@ -240,7 +244,7 @@ def test_a_short_text_and_a_short_dialogue_are_spoken_at_once(
     parts, pieces_said, text, monkeypatch
 ):
     prompt = make_prompt(text)
-    assert len(say_long(parts, prompt, piece_words=10).wave) == 33_600  # not trimmed
+    assert len(say_long(parts, prompt, piece_words=10).wave) == 13_920  # silence is cut
     assert [p for p, _ in pieces_said] == [prompt]
     if not prompt.speakers: return
     say_long(parts, prompt)  # the nano gets no dialogue at once, a large model does
@@ -343,7 +347,62 @@ def test_each_piece_is_heard_and_what_stays_wrong_is_reported(parts, monkeypatch
 
 
 def test_the_number_of_words_reaches_the_pieces(parts, pieces_said, tmp_path):
-    speak(SaySettings(text=LONG, piece_words=5, output_file=str(tmp_path / "a.wav")), parts)
+    cfg = SaySettings(text=LONG, piece_words=5, output_file=str(tmp_path / "a.wav"))
+    speak(cfg, Engine(parts))
     assert max(len(p.text.split()) for p, _ in pieces_said) == 5
-    with pytest.raises(ValueError, match="parameter piece_words"):
-        speak(SaySettings(text=LONG, piece_words=2, output_file=str(tmp_path / "a.wav")), parts)
+    with pytest.raises(ValueError, match="parameter piece_words is 2: it takes 0 .* at least 3"):
+        replace(cfg, piece_words=2)
+
+
+def test_the_words_of_a_number_stay_together():
+    text, _ = prepare_text("Năm 2024 có 365 ngày, và năm 1995 cũng vậy.", aloud=True)
+    pieces = [piece.text for piece in divide(text, 10)]
+    assert " ".join(pieces) == text and len(pieces) > 2
+    for number in ("hai nghìn không trăm hai mươi tư", "ba trăm sáu mươi lăm"):
+        assert sum(number in piece for piece in pieces) == 1
+
+
+def test_an_engine_is_prepared_once_and_anew_for_another_model_or_adapter(
+    place, tmp_path, monkeypatch
+):
+    "A second press of the button in 07_say speaks with the engine of the first."
+    made, prepare = [], engine_part.Decoder.__init__
+    monkeypatch.setattr(
+        engine_part.Decoder, "__init__", lambda self, *a: made.append(self) or prepare(self, *a)
+    )
+    cfg = SaySettings(
+        text="Chào.", model=str(place / "nano"), output_file=str(tmp_path / "a.wav"),
+        max_seconds=0.2, device="cpu",
+    )
+    engine = load_speaker(cfg)
+    first, hotter, again = (speak(replace(cfg, temperature=t), engine) for t in (0.5, 1.5, 0.5))
+    assert len(made) == 1 and not engine.busy
+    assert np.array_equal(first.wave, again.wave)
+    assert not np.array_equal(first.codes, hotter.codes)
+    adapter = tmp_path / "adapter"
+    adapted = add_lora(load_checkpoint(place / "nano").model, lora_config(4))
+    for name, p in adapted.named_parameters():
+        if "lora_B" in name: p.data += 0.05
+    adapted.save_pretrained(adapter)
+    tuned = load_speaker(replace(cfg, adapter=str(adapter)))
+    assert len(made) == 2 and not np.array_equal(speak(cfg, tuned).codes, first.codes)
+    assert len(made) == 2
+
+
+def test_an_output_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("higgs_vi.say.load_speaker", None)
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "file").touch()
+    for path, why in (("folder.wav", "is a folder"), ("file/a.wav", "file is a file")):
+        with pytest.raises(SystemExit, match=f"{why}.*parameter output_file"):
+            main(["--text", "Chào.", "--output_file", str(tmp_path / path)])
+
+
+def test_an_interruption_is_one_line(tmp_path, monkeypatch):
+    def interrupt(cfg): raise KeyboardInterrupt
+
+    monkeypatch.setattr("higgs_vi.say.load_speaker", interrupt)
+    with pytest.raises(SystemExit, match="interrupted .*a.wav is not written.*again"):
+        main(["--text", "Chào.", "--output_file", str(tmp_path / "a.wav")])

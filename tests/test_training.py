@@ -958,7 +958,7 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         max_seconds=1.0,
         device="cpu",
     )
-    parts = load_speaker(base)
+    engine = load_speaker(base)
     for change in (
         dict(profile=["feminine"]),
         dict(scene="outdoor"),
@@ -969,7 +969,7 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         dict(text="[SPEAKER0] Chào. [SPEAKER1] Vâng."),
     ):
         (place / "v.wav").unlink(missing_ok=True)
-        speech = speak(replace(base, **change), parts)
+        speech = speak(replace(base, **change), engine)
         assert len(read_audio(place / "v.wav")) == len(speech.wave) > 0
     for change, message in (
         (
@@ -987,7 +987,7 @@ def test_every_kind_of_voice_speaks(place, by_heart):
         (dict(text="[SPEAKER0]"), "text is '.SPEAKER0.': it must hold at least one word"),
     ):
         with pytest.raises(ValueError, match=message):
-            speak(replace(base, **change), parts)
+            speak(replace(base, **change), engine)
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -119,12 +119,13 @@ def test_a_voice_is_encoded_once(parts, encoded, tmp_path, clip, monkeypatch):
     )
     monkeypatch.setattr(say, "write_wav", lambda *_: None)
     cfg = SaySettings(voices_dir=str(tmp_path), voice=["a"], code_cache=str(tmp_path / "codes"))
+    engine = SimpleNamespace(parts=parts)
     del encoded[:]
-    said = [speak(cfg, parts).wave for _ in range(3)]
+    said = [speak(cfg, engine).wave for _ in range(3)]
     assert len(encoded) == 1 and all((codes == plain.codes).all() for codes in said)
     assert read_transcript(tmp_path, "a") == WORDS == plain.text
     add_voice(tmp_path, "a", clip[:48_000], WORDS)  # another clip under the same name
-    assert speak(cfg, parts).wave.shape[1] < plain.codes.shape[1] and len(encoded) == 2
+    assert speak(cfg, engine).wave.shape[1] < plain.codes.shape[1] and len(encoded) == 2
 
 
 def test_a_damaged_cache_file_is_replaced_and_one_that_may_not_be_read_is_not(

@@ -16,6 +16,8 @@ from higgs_vi.say import SaySettings, main, open_worklist
 from higgs_vi.speech import Speech
 from higgs_vi.worklist import COLUMNS, read_items
 
+ENGINE = SimpleNamespace(parts=SimpleNamespace(codec="codec"))
+
 
 @pytest.fixture
 def spoken(monkeypatch, tmp_path):
@@ -26,7 +28,7 @@ def spoken(monkeypatch, tmp_path):
     """
     asked = []
 
-    def fake(parts, prompts, samplings, piece_words=0, check=None):
+    def fake(engine, prompts, samplings, piece_words=0, check=None):
         for i in reversed(range(len(prompts))):
             text, codes = prompts[i].text, [r.codes.shape for r in prompts[i].references]
             asked.append((text, samplings[i].seed, codes))
@@ -39,7 +41,7 @@ def spoken(monkeypatch, tmp_path):
 
     def load_speaker(cfg):
         asked.append("load")
-        return SimpleNamespace(codec="codec")
+        return ENGINE
 
     def load_voice(codec, folder, name, cache):
         return Reference(say.read_transcript(folder, name), np.zeros((8, 5), int))
@@ -211,11 +213,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(spoken, capsys):
 def test_a_cell_that_was_interrupted_goes_on_when_it_is_run_again(spoken, tmp_path):
     Path("a.csv").write_text("text\nMột.\nHai ngắt.\nBa.\n", encoding="utf-8")
     cfg = SaySettings(texts=str(tmp_path / "a.csv"), output_file=str(tmp_path / "data/b.wav"))
-    work, parts = open_worklist(cfg), SimpleNamespace(codec="codec")
-    with pytest.raises(KeyboardInterrupt): say.speak_texts(cfg, parts, work)
+    work = open_worklist(cfg)
+    with pytest.raises(KeyboardInterrupt): say.speak_texts(cfg, ENGINE, work)
     del spoken[:]
-    say.speak_texts(cfg, parts, work)
+    say.speak_texts(cfg, ENGINE, work)
     assert spoken == [("Một.", 0, [])] and work.pending == []
+
+
+def test_a_row_that_repeats_a_name_does_not_make_the_first_one_be_spoken_again(spoken):
+    rows = ["Một.,,,x.wav", "Hai.,,,x.wav"]
+    for first in ("spoken", "kept", "kept"):
+        assert [line["status"] for line in run(rows).values()] == [first, "set aside"]
+    assert spoken == ["load", ("Một.", 0, [])]
 
 
 def test_a_killed_run_keeps_the_lines_it_wrote(spoken):
