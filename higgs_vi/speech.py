@@ -42,7 +42,7 @@ def syllables_to_say(text: str) -> tuple[int, int]:
     return least, most
 
 def loud_part(wave: np.ndarray, below: float = 20.0) -> tuple[int, int]:
-    """Return where in `wave` (24 kHz) the first loud frame begins and the last one ends, in samples.
+    """Return the samples at which the loud part of `wave` (24 kHz) begins and ends.
 
     A frame of 20 ms is loud if it is at most `below` dB below the loudest. `(0, 0)` for silence, a
     wave whose loudest frame is below -80 dBFS.
