@@ -171,6 +171,7 @@ def test_every_step_runs_as_a_module(tmp_path):
         listen="run",
         say="adapter",
         check="data",
+        judge="run",
     )
     code = """
 steps, nowhere = sys.argv[1].split(","), sys.argv[2]
@@ -180,7 +181,7 @@ for step, option in (s.split(":") for s in steps):
 """
     steps = [module_of(p) for p in STEPS]
     lines = in_one_process(code, ",".join(f"{s}:{wrong[s]}" for s in steps), f"{tmp_path}/nowhere")
-    assert len(steps) == len(lines) == 9
+    assert len(steps) == len(lines) == 10
     for step, line in zip(steps, lines, strict=True):
         assert line.startswith(f"{step} higgs-vi-{step}: ") and "nowhere" in line
 
