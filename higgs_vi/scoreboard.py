@@ -232,22 +232,22 @@ def differences(table: pd.DataFrame, base: str) -> pd.DataFrame:
     ]
     return every.assign(verdict=words)
 
-_PLACES = dict(cer=3, wer=3, tones=2, likeness=2, naturalness=2, odd_length=3, melody=2)
+_MAIN = dict(cer=3, tones=2, likeness=2, naturalness=2, melody=2)  # decimals
 
 def markdown_table(found: pd.DataFrame) -> str:
-    "Return what `figures` found by row as a Markdown table: value, and the interval in brackets."
+    "Return the main scores that `figures` found by row as a Markdown table, with intervals."
     def cell(line) -> str:
         "Return value and interval."
         if not line.n: return ""
-        places = _PLACES.get(line.score, 1)
+        places = _MAIN[line.score]
         value = f"{line.value:.{places}f}"
         if np.isnan(line.low): return value
         return f"{value} ({line.low:.{places}f} to {line.high:.{places}f})"
 
-    names = list(dict.fromkeys(found["score"]))
+    names = [name for name in _MAIN if name in set(found["score"])]
     lines = [["", *names], ["---"] * (len(names) + 1)]
     for row, part in found.groupby("row", sort=False):
-        cells = {line.score: cell(line) for line in part.itertuples()}
+        cells = {line.score: cell(line) for line in part.itertuples() if line.score in _MAIN}
         lines.append([row, *(cells.get(name, "") for name in names)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
