@@ -388,6 +388,7 @@ def on_two_ranks(tmp_path, cfg, *args):
     return json.loads(line.removeprefix("seen "))
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_at_the_same_step(place, tmp_path):
     cfg = with_panel(place, tmp_path / "run", max_steps=8, gradient_accumulation_steps=1)
     first, second = on_two_ranks(tmp_path, replace(cfg, eval_steps=4), "falls", "quickly")
