@@ -75,8 +75,6 @@ class JudgeSettings(Settings):
         super().__post_init__()
         if not self.recogniser:
             raise ValueError("the parameter recogniser is empty: name at least one")
-        if self.clone and not self.data:
-            raise ValueError("clone needs recordings: name a Higgs folder (parameter data)")
         if self.sentences and self.data:
             raise ValueError("give sentences or data, not both: data brings its own sentences")
 
@@ -162,6 +160,8 @@ def _voices_of(text: str) -> int:
 
 def read_lines(cfg: JudgeSettings) -> list[Line]:
     "Return the sentences to speak. Raises `ValueError` if the table or folder cannot be used."
+    if cfg.clone and not cfg.data:
+        raise ValueError("clone needs recordings: name a Higgs folder (parameter data)")
     if cfg.data: return _evenly(_recorded(project_root() / cfg.data, cfg.clone), cfg.max_sentences)
     path = project_root() / cfg.sentences if cfg.sentences else None
     rows = read_sentences(path).to_dict("records")

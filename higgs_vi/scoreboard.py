@@ -72,13 +72,8 @@ def _read_clips(path: Path) -> pd.DataFrame:
     "Read a scoreboard's table. Raises `ValueError` if it cannot be used."
     texts = [*KEYS, *_TEXTS]
     try:
-        found = pd.read_csv(
-            path,
-            dtype=dict.fromkeys(texts, str),
-            keep_default_na=False,  # a sentence may be called NA
-            na_values=[""],
-            float_precision="round_trip",  # a second run has the first one's figures
-        )
+        # a sentence may be called NA
+        found = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}): move it away") from error
     if missing := [name for name in texts if name not in found]:
@@ -86,12 +81,13 @@ def _read_clips(path: Path) -> pd.DataFrame:
             f"{path} is not a table of scores, it has no column {missing[0]}: choose another "
             "folder (parameter output_dir), or move the file away"
         )
-    numbers = found.columns.difference(texts)
-    if wrong := [n for n in numbers if not pd.api.types.is_numeric_dtype(found[n])]:
-        raise ValueError(
-            f"{path} has a cell in the column {wrong[0]} that is no number: correct it, or move "
-            "the file away"
-        )
+    for name in found.columns.difference(texts):
+        try: found[name] = found[name].astype(float)  # exact, so the figures stay the same
+        except ValueError as error:
+            raise ValueError(
+                f"{path} has a cell in the column {name} that is no number ({error}): correct it, "
+                "or move the file away"
+            ) from error
     return found.assign(**found[texts].fillna(""))
 
 

@@ -177,6 +177,7 @@ def test_a_damaged_checkpoint_is_left_out_and_named(tmp_path, run, mouth, ears, 
         (dict(merged="nowhere"), "no folder"),
         (dict(sentences="nowhere.csv"), "nowhere.csv"),
         (dict(data="nowhere"), "nowhere"),
+        (dict(clone=True), "clone needs recordings"),
     ],
 )
 def test_a_wrong_path_is_named_before_anything_is_loaded(tmp_path, mouth, ears, more, said):
@@ -184,7 +185,7 @@ def test_a_wrong_path_is_named_before_anything_is_loaded(tmp_path, mouth, ears, 
     assert not mouth.said
 
 
-@pytest.mark.parametrize("more", [dict(recogniser=[]), dict(clone=True), dict(seeds=0),
+@pytest.mark.parametrize("more", [dict(recogniser=[]), dict(seeds=0),
                                   dict(data="a", sentences="b")])
 def test_settings_that_clash_are_refused(tmp_path, more):
     with pytest.raises(ValueError): settings(tmp_path, **more)

@@ -424,6 +424,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_shards_of_three_ranks(place):
     """Sizes that three ranks cannot share evenly, and an idle rank: the gradients are those of one
     process, whether autocast, recomputed or compiled (one graph serves all nine layers). A step

@@ -68,7 +68,7 @@ def another(cls, f):
     tries = ["another", "7", "another.wav"]
     if f.type is bool: tries = ["false" if default else "true"]
     elif "choices" in f.metadata: tries = f.metadata["choices"]
-    elif f.type is int: tries = [default + 1, default - 1]
+    elif f.type is int: tries = [default + 1, default - 1, default + 10]
     elif f.type is float: tries = [default*1.01 + 0.01, default*0.99 - 0.01]
     elif f.metadata.get("each") is float: tries = ["1.5", "2", "1.5,1,1"]
     for value in map(str, tries):
