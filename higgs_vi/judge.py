@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['JudgeSettings', 'Line', 'read_lines', 'System', 'list_systems', 'load_system', 'list_clips', 'add_people',
-           'speak_clips', 'read_voices', 'summary_lines', 'report', 'samples_to_hear', 'write_results', 'judge', 'main']
+           'speak_clips', 'read_voices', 'Results', 'summary_lines', 'report', 'samples_to_hear', 'write_results',
+           'judge', 'main']
 
 # %% ../nbs/09_judge.ipynb #3987ed3f
 import html
@@ -97,7 +98,7 @@ from .files import Damaged, atomic, make_folder, read_json
 from .generate import Sampling
 from .journal import file_mark, row_stamp
 from .longtext import say_all
-from .model import NANO, Checkpoint, load_checkpoint
+from .model import NANO, Checkpoint, load_to_speak
 from .prompt import Prompt, Reference
 from higgs_vi.scoreboard import (
     Clip,
@@ -225,14 +226,7 @@ def list_systems(cfg: JudgeSettings) -> list[System]:
 
 def load_system(cfg: JudgeSettings, system: System) -> Checkpoint:
     "Load a system: in bf16 on a GPU and fp32 on a CPU, or in 4 bits."
-    has_gpu = torch.cuda.is_available()
-    if cfg.device == "cuda" and not has_gpu:
-        raise ValueError("device is cuda but torch sees no GPU: set device cpu")
-    on_gpu = has_gpu and cfg.device != "cpu"
-    dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
-    parts = load_checkpoint(
-        system.source, cfg.codec or None, dtype, device, quantised=cfg.mode == "nf4"
-    )
+    parts = load_to_speak(system.source, cfg.codec or None, cfg.device, cfg.mode == "nf4")
     if not system.trained: return parts
     if (system.trained / "adapter_config.json").is_file():
         return replace(parts, model=load_adapter(parts.model, system.trained))
@@ -344,15 +338,30 @@ def read_voices(cfg: JudgeSettings, lines: list[Line], hear: Voiceprint | None) 
     return Voices(speakers, dict(zip(samples, vectors, strict=True)))
 
 # %% ../nbs/09_judge.ipynb #13d2e5ed
-def summary_lines(table: pd.DataFrame, base: str) -> list[str]:
-    "Return a sentence for each row and each of its main scores: better or worse than `base`."
-    found = differences(table, base)
+@dataclass(frozen=True)
+class Results:
+    "The figures of a table of clips, by row and by row and group, and differences from `base`."
+
+    base: str
+    rows: pd.DataFrame
+    groups: pd.DataFrame
+    differences: pd.DataFrame
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> "Results":
+        "Compute the results; resampling takes seconds. The base is the row base, or the first."
+        base = "base" if (table["row"] == "base").any() else table["row"].iloc[0]
+        groups = figures(table, ["row", "group"])
+        return cls(base, figures(table), groups, differences(table, base))
+
+def summary_lines(found: pd.DataFrame) -> list[str]:
+    "Return a sentence for each row and main score of `differences`: better or worse than the base."
     found = found[found["score"].isin(["cer", "tones", "likeness", "naturalness", "odd_length"])]
     return [f"{d.b}, {d.score}: {d.verdict}" for d in found.itertuples()]
 
-def report(table: pd.DataFrame, base: str, floors: tuple[float, float]) -> str:
+def report(table: pd.DataFrame, results: Results, floors: tuple[float, float]) -> str:
     "Return the result as HTML: sentences, figures by system, and figures by group."
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary_lines(table, base))
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in summary_lines(results.differences))
     faults = table[table["fault"] != ""]
     aside = "".join(
         f"<li>{n} clip(s): {html.escape(fault)}</li>"
@@ -363,12 +372,12 @@ def report(table: pd.DataFrame, base: str, floors: tuple[float, float]) -> str:
         near = f"<p>Likeness of two recordings of one person {floors[0]:.2f}"
         near += f", of two people {floors[1]:.2f}.</p>" if not np.isnan(floors[1]) else ".</p>"
     return (
-        (f"<p>Compared with {html.escape(base)}:</p><ul>{lines}</ul>" if lines else "")
-        + html_table(figures(table))
+        (f"<p>Compared with {html.escape(results.base)}:</p><ul>{lines}</ul>" if lines else "")
+        + html_table(results.rows)
         + near
         + (f"<p>Not scored in every respect:</p><ul>{aside}</ul>" if aside else "")
         + "<h3>By group</h3>"
-        + html_table(figures(table, ["row", "group"]))
+        + html_table(results.groups)
     )
 
 def samples_to_hear(table: pd.DataFrame) -> pd.DataFrame:
@@ -406,14 +415,14 @@ def _players(table: pd.DataFrame) -> str:
         f'<div style="overflow-x:auto"><table><tr>{head}</tr>{rows}</table></div>'
     )
 
-def write_results(cfg: JudgeSettings, table: pd.DataFrame, page: str):
+def write_results(cfg: JudgeSettings, table: pd.DataFrame, results: Results, page: str):
     "Write the figures as CSV, the page, and the table in `table_in`."
     out = project_root() / cfg.output_dir
-    write_csv(out / "figures.csv", figures(table))
-    write_csv(out / "groups.csv", figures(table, ["row", "group"]))
+    write_csv(out / "figures.csv", results.rows)
+    write_csv(out / "groups.csv", results.groups)
     for name in ("speaker", "region"):
         if table[name].any(): write_csv(out / f"{name}s.csv", figures(table, ["row", name]))
-    write_csv(out / "differences.csv", differences(table, _base_row(table)))
+    write_csv(out / "differences.csv", results.differences)
     style = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         "<style>:root{color-scheme:light dark}body{font:1rem sans-serif;margin:1rem;"
@@ -424,11 +433,7 @@ def write_results(cfg: JudgeSettings, table: pd.DataFrame, page: str):
     with atomic(out / "index.html") as tmp: tmp.write_text(whole, encoding="utf-8")
     if cfg.table_in:
         name = f"judge:{out.name}"
-        put_between(project_root() / cfg.table_in, name, markdown_table(figures(table)))
-
-def _base_row(table: pd.DataFrame) -> str:
-    "Return the row that the others are compared with: the base, or the first."
-    return "base" if (table["row"] == "base").any() else table["row"].iloc[0]
+        put_between(project_root() / cfg.table_in, name, markdown_table(results.rows))
 
 # %% ../nbs/09_judge.ipynb #116f61b7
 def judge(cfg: JudgeSettings, progress: Callable[[str], None] = print) -> tuple[pd.DataFrame, str]:
@@ -479,8 +484,9 @@ def _judge(
     if not clips: raise ValueError("no system could be loaded: the lines above give the reasons")
     board.judge(clips, ears, voices)
     table = board.table(clips)
-    page = report(table, _base_row(table), voices.floors() if voices else (np.nan, np.nan))
-    write_results(cfg, table, page)
+    results = Results.of(table)
+    page = report(table, results, voices.floors() if voices else (np.nan, np.nan))
+    write_results(cfg, table, results, page)
     return table, page
 
 def _speak(cfg: JudgeSettings, board: Scoreboard, clips: list[Clip], lines: dict, parts):
@@ -495,14 +501,15 @@ def _speak(cfg: JudgeSettings, board: Scoreboard, clips: list[Clip], lines: dict
 def main(argv: list[str] | None = None):
     "Run the command higgs-vi-judge."
     cfg = from_cli(JudgeSettings, argv)
-    try: table, _ = judge(cfg)
+    try: judge(cfg)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"higgs-vi-judge: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit(
             "higgs-vi-judge: interrupted; run the command again, and it goes on"
         ) from None
-    for line in summary_lines(table, _base_row(table)): print(line)
+    path = project_root() / cfg.output_dir / "differences.csv"
+    for line in summary_lines(pd.read_csv(path, dtype=str, keep_default_na=False)): print(line)
     print(f"written to {cfg.output_dir}/index.html")
 
 if __name__ == "__main__" and "get_ipython" not in globals(): main()

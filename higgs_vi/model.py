@@ -6,7 +6,7 @@
 __all__ = ['NANO', 'unwrap_peft', 'is_small', 'route_positions', 'RoutedLayer', 'add_routing', 'generation_settings',
            'load_tokenizer', 'load_model', 'need_bitsandbytes', 'nf4_arguments', 'HostEmbedding', 'device_map_for',
            'keep_text_on_host', 'find_codec', 'build_processor', 'load_processor', 'check_parts', 'Checkpoint',
-           'load_checkpoint', 'save_checkpoint', 'nano_config', 'random_model', 'nano', 'write_nano']
+           'load_checkpoint', 'load_to_speak', 'save_checkpoint', 'nano_config', 'random_model', 'nano', 'write_nano']
 
 # %% ../nbs/36_model.ipynb #fa345fca
 import logging
@@ -504,6 +504,21 @@ def load_checkpoint(
     )
     check_parts(parts.model.config, parts.tokenizer, parts.codec)
     return parts
+
+def load_to_speak(
+    source: str | Path, codec: str | Path | None, device: str, quantised: bool
+) -> Checkpoint:
+    """Load a checkpoint to speak with: in bf16 on a GPU and fp32 on a CPU, or in 4 bits.
+
+    `device` is cuda, cpu, or auto for a GPU if there is one. Raises `ValueError` for cuda without
+    a GPU, and as `load_checkpoint` does.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ValueError("device is cuda but torch sees no GPU: set device cpu")
+    on_gpu = has_gpu and device != "cpu"
+    dtype, place = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
+    return load_checkpoint(source, codec, dtype, place, quantised)
 
 @no_progress_bars()
 def save_checkpoint(folder: str | Path, parts: Checkpoint):

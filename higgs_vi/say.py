@@ -121,7 +121,6 @@ read_options_first(SaySettings, __name__)
 
 # %% ../nbs/07_say.ipynb #a23d2dc8
 import numpy as np
-import torch
 
 from .adapters import load_adapter
 from .aloud import spoken
@@ -133,7 +132,7 @@ from .generate import Sampling
 from .journal import file_mark, row_stamp
 from .longtext import say_long
 from .merge import base_name, find_adapter
-from .model import NANO, load_checkpoint
+from .model import NANO, load_to_speak
 from .prompt import Prompt, Reference, scene_sentence
 from .pronounce import Pronunciations, read_pronunciations
 from .speech import Speech
@@ -157,16 +156,9 @@ def load_speaker(cfg: SaySettings) -> Engine:
     on a GPU, graphs once, so keep it for all that is spoken with this checkpoint. Raises
     `ValueError` if `device` is cuda and there is no GPU.
     """
-    has_gpu = torch.cuda.is_available()
-    if cfg.device == "cuda" and not has_gpu:
-        raise ValueError("device is cuda but torch sees no GPU: set device cpu")
-    on_gpu = has_gpu and cfg.device != "cpu"
     folder = find_adapter(cfg.adapter) if cfg.adapter else None
     source = base_name(folder, cfg.model, "model") if folder else local_or_id(cfg.model) or NANO
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    parts = load_checkpoint(
-        source, cfg.codec or None, dtype, "cuda" if on_gpu else "cpu", quantised=cfg.mode == "nf4"
-    )
+    parts = load_to_speak(source, cfg.codec or None, cfg.device, cfg.mode == "nf4")
     if folder:
         parts.model = load_adapter(parts.model, folder)
     return Engine(parts)
