@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['tiny_codec_config', 'without_tf32', 'pad_to_frames', 'fill_codebooks', 'tiny_codec', 'padded_size', 'batch_by_length',
-           'ignore_padding', 'encode', 'first_differences', 'pack', 'Decoding', 'start_decoding', 'decode_all',
-           'decode', 'load_codec']
+           'ignore_padding', 'encode', 'first_differences', 'pack', 'StreamDecoder', 'Decoding', 'start_decoding',
+           'decode_all', 'decode', 'load_codec']
 
 # %% ../nbs/34_codec.ipynb #695f2512
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import conv1d, conv_transpose1d
 from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
 from .boson import codec_config, codec_from_boson
@@ -286,11 +288,8 @@ def pack(frames: list[int], size: int) -> list[list[tuple[int, int]]]:
         used[r] += need
     return rows
 
-def _batches(frames: list[int], on_gpu: bool, seconds: float) -> list[tuple[list, int]]:
+def _batches(frames: list[int], seconds: float) -> list[tuple[list, int]]:
     "Divide clips into batches: returns the rows of each, as `pack` does, and their length."
-    if not on_gpu:
-        order = sorted(range(len(frames)), key=frames.__getitem__)
-        return [([[(i, 0)]], -(-frames[i] // 32) * 32) for i in order]
     size, batches = min(_ROW, max(1, int(25 * seconds))), []
     rows, most = pack(frames, size), max(1, int(25 * seconds) // size)
     used = [max(start + frames[i] for i, start in row) for row in rows]
@@ -318,29 +317,26 @@ class _Places:
         inside = np.zeros((len(rows), size), np.float32)
         for places, row in zip(rows, inside, strict=True):
             for i, start in places: row[start : start + frames[i]] = 1
-        self.size, self.outside = size, []
-        for b, row in enumerate(inside):
-            edges = np.flatnonzero(np.diff(row, prepend=1, append=1)).tolist()
-            self.outside += [(b, *edge) for edge in zip(edges[::2], edges[1::2], strict=True)]
+        self.size = size
         self.inside = _to_device(torch.from_numpy(inside), device)  # (B, size)
 
     def clear(self, x: torch.Tensor) -> torch.Tensor:
         "Set what lies outside the clips in `x` `(B, C, n)` to zero, in place; return `x`."
-        view = x.view(*x.shape[:2], self.size, -1)
-        if x.is_cuda: view.mul_(self.inside[:, None, :, None])
-        else:
-            for b, start, end in self.outside: view[b, :, start:end] = 0
+        x.view(*x.shape[:2], self.size, -1).mul_(self.inside[:, None, :, None])
         return x
 
-def _snake(m: torch.nn.Module, x: torch.Tensor, places: _Places) -> torch.Tensor:
-    """Return what HF's `Snake1d` `m` makes of `x` `(B, C, n)`, zero outside the clips.
+def _activate(m: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return what HF's `Snake1d` `m` makes of `x` `(B, C, n)`.
 
-    The same operations on one new tensor instead of five, or one kernel on a GPU.
+    The same operations on one new tensor instead of five.
     """
-    if x.is_cuda and find_spec("triton"): return _snake_kernel(m, x, places)
     y = m.alpha * x
-    y.sin_().square_().mul_((m.alpha + 1e-9).reciprocal()).add_(x)
-    return places.clear(y)
+    return y.sin_().square_().mul_((m.alpha + 1e-9).reciprocal()).add_(x)
+
+def _snake(m: torch.nn.Module, x: torch.Tensor, places: _Places) -> torch.Tensor:
+    "Return `_activate(m, x)`, zero outside the clips; on a GPU by one kernel."
+    if x.is_cuda and find_spec("triton"): return _snake_kernel(m, x, places)
+    return places.clear(_activate(m, x))
 
 def _decoder(m: torch.nn.Module, x: torch.Tensor, places: _Places) -> torch.Tensor:
     """Return what HF's `DacDecoder` `m` makes of `x` `(B, C, size)`, for each clip as if alone.
@@ -355,12 +351,15 @@ def _decoder(m: torch.nn.Module, x: torch.Tensor, places: _Places) -> torch.Tens
             x = unit.conv2(_snake(unit.snake2, y, places)).add_(x)
     return m.tanh(m.conv2(_snake(m.snake1, x, places)))
 
+def _embed_codes(codec, x: torch.Tensor) -> torch.Tensor:
+    "Return the acoustic decoder's input `(B, C, T)` for the codes `x` `(B, K, T)`."
+    x = codec.quantizer.decode(x.transpose(0, 1))
+    return codec.fc2(x.transpose(1, 2)).transpose(1, 2).contiguous()
+
 @torch.inference_mode()
 def _decode_batch(codec, x: torch.Tensor, places: _Places) -> torch.Tensor:
     "Decode the codes `x` `(B, K, size)` to waves `(B, size*960)`, float32."
-    x = codec.quantizer.decode(x.transpose(0, 1))  # (B, C, size)
-    x = codec.fc2(x.transpose(1, 2)).transpose(1, 2).contiguous()
-    return _decoder(codec.acoustic_decoder, x, places)[:, 0].float()
+    return _decoder(codec.acoustic_decoder, _embed_codes(codec, x), places)[:, 0].float()
 
 # %% ../nbs/34_codec.ipynb #1fef1a2d
 if find_spec("triton"):
@@ -389,6 +388,84 @@ if find_spec("triton"):
         return out
 
 # %% ../nbs/34_codec.ipynb #e4935a3a
+class StreamDecoder:
+    """Decodes the codes of one clip as they come, 16 frames at a time.
+
+    The wave equals, up to rounding, that of HF's `codec.decode` of the whole clip. It does not
+    depend on how the codes are divided among the calls of `add`.
+    """
+
+    def __init__(self, codec):
+        self.codec, self.chunk = codec, 16
+        self.left = np.zeros((codec.config.num_quantizers, 0), np.int64)
+        self.at, self.end = 0, None  # frames decoded; frames of the clip, when they are known
+        self.held, self.waves, self.late = {}, [], 0  # late: samples that the wave is behind
+
+    @property
+    def frames(self) -> int:
+        "Number of frames that were added."
+        return self.at + self.left.shape[1]
+
+    def add(self, codes: np.ndarray):
+        "Add codes `(K, T)`, at least 0 frames, and decode what fills chunks."
+        if self.end is not None: raise ValueError("the clip has ended: begin another")
+        self.left = np.concatenate([self.left, codes], 1)
+        while self.left.shape[1] >= self.chunk: self._decode(self.chunk)
+
+    def finish(self) -> np.ndarray:
+        "Decode the rest; return the clip's wave, float32 `(T*960,)`."
+        self.end, hop = self.frames, self.codec.config.hop_length
+        if not self.end: return np.zeros(0, np.float32)
+        while (missing := (self.end - self.at) * hop + self.late) > 0:
+            half = self.chunk // 2
+            self._decode(half if missing <= half * hop else self.chunk)
+        return np.concatenate(self.waves)[self.late :][: self.end * hop]
+
+    def _keep(self, layer: torch.nn.Module, x: torch.Tensor, n: int) -> torch.Tensor:
+        "Put the `n` values before `x` in front of it, zeros at first; keep its last `n`."
+        before = self.held[layer] if layer in self.held else x.new_zeros(*x.shape[:2], n)
+        x = torch.cat([before, x], 2)
+        self.held[layer] = x[..., -n:].clone()
+        return x
+
+    def _clear(self, x: torch.Tensor, at: int, rate: int) -> torch.Tensor:
+        "Set to zero what lies outside the clip in `x` `(1, C, n)`, which begins at place `at`."
+        if at < 0: x[..., :-at] = 0
+        if self.end is not None: x[..., max(0, self.end * rate - at) :] = 0
+        return x
+
+    def _conv(self, m: torch.nn.Conv1d, x: torch.Tensor, at: int, rate: int) -> tuple:
+        "Return the result of the convolution `m`, and where it begins."
+        reach, x = (m.kernel_size[0] - 1) * m.dilation[0], self._clear(x, at, rate)
+        if not reach: return m(x), at
+        x = self._keep(m, x, reach)
+        return conv1d(x, m.weight, m.bias, dilation=m.dilation), at - reach // 2
+
+    @torch.inference_mode()
+    def _decode(self, n: int):
+        "Decode the next `n` frames, filled up with code 0 at the end of the clip."
+        codes, self.left = self.left[:, :n], self.left[:, n:]
+        codes = np.pad(codes, ((0, 0), (0, n - codes.shape[1])))
+        m, at, rate = self.codec.acoustic_decoder, self.at, 1  # rate: values a frame
+        x = _embed_codes(self.codec, torch.from_numpy(codes)[None].to(self.codec.device))
+        x, at = self._conv(m.conv1, x, at, rate)
+        for block in m.block:
+            up, length = block.conv_t1, x.shape[2]
+            step = up.stride[0]  # a result depends on two values of the input
+            x = self._keep(up, self._clear(_activate(block.snake1, x), at, rate), 1)
+            x = conv_transpose1d(x, up.weight, up.bias, step)[..., step : step * (length + 1)]
+            at, rate = at * step - up.padding[0], rate * step
+            for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
+                y, start = self._conv(unit.conv1, _activate(unit.snake1, x), at, rate)
+                y, _ = self._conv(unit.conv2, _activate(unit.snake2, y), start, rate)
+                x = y.add_(self._keep(unit, x, at - start)[..., : x.shape[2]])
+                at = start
+        x, at = self._conv(m.conv2, _activate(m.snake1, x), at, rate)
+        self.waves.append(m.tanh(x)[0, 0].float().cpu().numpy())
+        self.late = self.at * rate - at
+        self.at += n
+
+# %% ../nbs/34_codec.ipynb #ca7d3b35
 def _check_codes(codec, codes: np.ndarray, i: int):
     "Raise `ValueError` unless `codes`, those of clip `i`, are codes `(K, T)` of `codec`."
     levels, size = codec.config.num_quantizers, codec.config.codebook_size
@@ -451,6 +528,22 @@ class Decoding:
                     out[i] = wave[start * self.hop : end * self.hop].copy()
         return out
 
+def _decode_packed(codec, clips: list[np.ndarray], seconds: float) -> Iterator[tuple]:
+    "Decode `clips` in batches of at most `seconds`; yields where they lie (`pack`) and the waves."
+    frames = [codes.shape[1] for codes in clips]
+    for rows, size in _batches(frames, seconds):
+        x = np.zeros((len(rows), codec.config.num_quantizers, size), np.int64)
+        for codes, places in zip(x, rows, strict=True):
+            for i, start in places: codes[:, start : start + frames[i]] = clips[i]
+        places = _Places(rows, frames, size, codec.device)
+        yield rows, _decode_batch(codec, _to_device(torch.from_numpy(x), codec.device), places)
+
+def _decode_clip(codec, codes: np.ndarray) -> torch.Tensor:
+    "Return the wave `(1, T*960)` of the codes `(K, T)` of a clip, from a `StreamDecoder`."
+    stream = StreamDecoder(codec)
+    stream.add(codes)
+    return torch.from_numpy(stream.finish())[None]
+
 @torch.inference_mode()
 def start_decoding(
     codec,
@@ -461,27 +554,23 @@ def start_decoding(
     """Begin to decode `clips`, codes `(K, T)` of any lengths, to audio.
 
     A GPU decodes up to `seconds` of audio at once (with 120 the released codec's activations take
-    1.7 GiB), and the caller does not wait for it. A CPU decodes each clip alone, in `threads` if
-    they are given. A clip's wave equals, up to rounding, that of HF's `codec.decode` of the clip.
+    1.7 GiB), and the caller does not wait for it. A CPU decodes each clip alone (`StreamDecoder`),
+    in `threads` if they are given. A clip's wave equals, up to rounding, that of HF's
+    `codec.decode` of the clip.
 
     Raises `ValueError`, with the clip's index, for a wrong shape, an empty clip, or an id that is
     no code (`undelay` removes the markers).
     """
     clips = [np.asarray(codes) for codes in clips]
     for i, codes in enumerate(clips): _check_codes(codec, codes, i)
-    frames, on_gpu = [codes.shape[1] for codes in clips], codec.device.type == "cuda"
-    decoding = Decoding(frames, codec.config.hop_length)
-    for rows, size in _batches(frames, on_gpu, seconds):
-        x = np.zeros((len(rows), codec.config.num_quantizers, size), np.int64)
-        for codes, places in zip(x, rows, strict=True):
-            for i, start in places: codes[:, start : start + frames[i]] = clips[i]
-        places = _Places(rows, frames, size, codec.device)
-        x = _to_device(torch.from_numpy(x), codec.device)
-        if threads: decoding.add(rows, threads.submit(_decode_batch, codec, x, places))
-        elif on_gpu: decoding.add(rows, _Copy(_decode_batch(codec, x, places)))
-        else:
-            decoding.add(rows, done := Future())
-            done.set_result(_decode_batch(codec, x, places))
+    decoding = Decoding([codes.shape[1] for codes in clips], codec.config.hop_length)
+    if codec.device.type == "cpu":
+        for i, codes in enumerate(clips):
+            if threads: work = threads.submit(_decode_clip, codec, codes)
+            else: (work := Future()).set_result(_decode_clip(codec, codes))
+            decoding.add([[(i, 0)]], work)
+        return decoding
+    for rows, waves in _decode_packed(codec, clips, seconds): decoding.add(rows, _Copy(waves))
     return decoding
 
 def decode_all(codec, clips: list[np.ndarray], seconds: float = 120.0) -> list[np.ndarray]:

@@ -203,6 +203,13 @@ class Engine:
         "Whether requests wait or are in work."
         return bool(self.queue) or any(self.rows)
 
+    def so_far(self) -> Iterator[tuple[int, np.ndarray]]:
+        "Yield number and delayed codes `(L, K)` so far of each request in work; waits for a GPU."
+        if not any(self.rows): return
+        frame, out = self.state["frame"].tolist(), self.state["out"].cpu().numpy()
+        for i, row in enumerate(self.rows):
+            if row and not row.blind: yield row.request.number, out[i, : frame[i]]
+
     def run(self) -> Iterator[tuple[int, np.ndarray]]:
         "Work until all requests have ended; yield number and delayed codes `(L, K)` of each."
         while self.busy:

@@ -10,14 +10,14 @@ __all__ = ['Check', 'syllables_to_say', 'loud_part', 'loud_seconds', 'length_pro
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from .audio import SAMPLE_RATE, frame_levels
-from .codec import start_decoding
+from .codec import StreamDecoder, start_decoding
 from .delay import undelay
 from .engine import Engine
 from .generate import Sampling
@@ -133,31 +133,70 @@ def _take(
     factor, problem = length_problem(text, wave, ended)
     return (off, factor), Speech(wave, codes, ended, problem, word_problem=heard)
 
-class _Queue:
-    """Decodes codes while the engine works: on a CPU in threads, on a GPU in a stream of its own.
+class _Streams:
+    "Decodes on a CPU, in threads: each request's codes while they are generated."
 
-    What is given to it while it is busy is decoded in one go afterwards. A CPU decodes each clip in
-    a thread, as many at a time as there are cores. On a GPU threads would be slower, since they
-    would wait for Python's lock at every launch of a kernel.
-    """
-
-    def __init__(self, engine: Engine):
-        self.codec, self.config = engine.parts.codec, engine.config
-        self.stream = engine.codec_stream
-        self.threads = ThreadPoolExecutor(
-            os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
-        )
-        self.waiting, self.taken, self.work = [], [], None
+    def __init__(self, engine: Engine, threads: Executor):
+        self.engine, self.codec, self.config = engine, engine.parts.codec, engine.config
+        self.threads = threads
+        self.begun: dict[int, tuple[StreamDecoder, int, Future | None]] = {}
+        self.ended = []
 
     def put(self, ended: list[tuple[int, np.ndarray]]):
         "Add requests that have ended: number and delayed codes of each."
-        self.waiting += ended
+        bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
+        for number, x in self.engine.so_far(): self._give(number, undelay(x, bos))
+        for number, x in ended:
+            codes = undelay(x, bos)
+            wave = self._give(number, codes, last=True) if codes.shape[1] else None
+            self.begun.pop(number, None)
+            self.ended.append((number, codes, wave, bool((x == eos).any())))
+
+    def _give(self, number: int, codes: np.ndarray, last: bool = False) -> Future | None:
+        """Let a thread decode what is new in `codes` `(K, T)`, if it fills a chunk or is the last.
+
+        Returns the wave to come if it is the last.
+        """
+        stream, given, work = self.begun.get(number) or (StreamDecoder(self.codec), 0, None)
+        busy, few = work and not work.done(), codes.shape[1] - given < stream.chunk
+        if not last and (busy or few): return None
+        work = self.threads.submit(_go_on, work, stream, codes[:, given:], last)
+        self.begun[number] = stream, codes.shape[1], work
+        return work
 
     def get(self, wait: bool) -> list[tuple[int, np.ndarray, np.ndarray | None, bool]]:
         """Return what is decoded: number, codes, wave (None without a frame), whether it ended.
 
         With `wait`, everything that was put is decoded first.
         """
+        done = [x for x in self.ended if wait or x[2] is None or x[2].done()]
+        self.ended = [x for x in self.ended if not any(x is y for y in done)]
+        return [(n, codes, wave and wave.result(), ended) for n, codes, wave, ended in done]
+
+def _go_on(before: Future | None, stream: StreamDecoder, codes: np.ndarray, last: bool):
+    "Decode `codes` after `before` is done; return the whole wave if they are the last."
+    if before: before.result()
+    stream.add(codes)
+    return stream.finish() if last else None
+
+class _Batches:
+    """Decodes on a GPU, in a stream of its own, while the engine works.
+
+    What is given to it while it is busy is decoded in one go afterwards. Threads would be slower,
+    since they would wait for Python's lock at every launch of a kernel.
+    """
+
+    def __init__(self, engine: Engine):
+        self.codec, self.config = engine.parts.codec, engine.config
+        self.stream = engine.codec_stream
+        self.waiting, self.taken, self.work = [], [], None
+
+    def put(self, ended: list[tuple[int, np.ndarray]]):
+        "Add requests that have ended, as `_Streams.put` does."
+        self.waiting += ended
+
+    def get(self, wait: bool) -> list[tuple[int, np.ndarray, np.ndarray | None, bool]]:
+        "Return what is decoded, as `_Streams.get` does."
         done = []
         while self.work is not None or self.waiting:
             if self.work is not None:
@@ -177,9 +216,6 @@ class _Queue:
         self.taken = [(n, undelay(x, bos), bool((x == eos).any())) for n, x in self.waiting]
         self.waiting = []
         clips = [codes for _, codes, _ in self.taken if codes.shape[1]]
-        if not self.stream:
-            self.work = start_decoding(self.codec, clips, threads=self.threads)
-            return
         with torch.cuda.stream(self.stream):
             try: self.work = start_decoding(self.codec, clips)
             except torch.OutOfMemoryError:  # less at once
@@ -225,8 +261,8 @@ def _finish(
     engine: Engine, waiting: dict[int, tuple[int, _Takes]], check: Check | None
 ) -> Iterator:
     "Work until no request of `waiting` is left; yields index and result as `say_many` does."
-    decoding = _Queue(engine)
-    with decoding.threads:
+    with ThreadPoolExecutor(os.cpu_count(), "", torch.set_num_threads, (1,)) as threads:
+        decoding = _Batches(engine) if engine.codec_stream else _Streams(engine, threads)
         while waiting:
             if engine.busy: decoding.put(engine.advance())
             for number, codes, wave, ended in decoding.get(wait=not engine.busy):

@@ -739,6 +739,14 @@ MUTATIONS = [
         "test_codec",
         "test_packing_keeps_the_waves",
     ),
+    plant(
+        "codec: a chunk begins without the one before",
+        "codec.py",
+        "x = torch.cat([before, x], 2)",
+        "x = torch.cat([before * 0, x], 2)",
+        "test_codec",
+        "test_a_stream_of_codes_gives_the_wave_of_the_whole",
+    ),
     # texts and sounds
     plant(
         "check: an unheard clip ends the run",

@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from higgs_vi import codec as module
 from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.boson import released_codec_config
 from higgs_vi.codec import (
+    StreamDecoder,
     batch_by_length,
     decode,
     decode_all,
@@ -208,13 +209,16 @@ def check_waves(codec, clips, waves, tolerance=1e-5):
     assert worst <= tolerance * max(np.abs(w).max() for w in true)
 
 
-def pack_always(monkeypatch):
-    "Let a CPU decode batches of packed clips, as a GPU does."
-    own = module._batches
-    monkeypatch.setattr(module, "_batches", lambda frames, _, seconds: own(frames, True, seconds))
+def decode_packed(codec, clips, seconds=120.0):
+    "Decode batches of packed clips on a CPU, as a GPU does."
+    decoding = module.Decoding([codes.shape[1] for codes in clips], 960)
+    for rows, waves in module._decode_packed(codec, clips, seconds):
+        (done := Future()).set_result(waves)
+        decoding.add(rows, done)
+    return decoding.result()
 
 
-def test_padding_keeps_the_waves(codec, spoken):
+def test_decoding_keeps_the_waves(codec, spoken):
     "Measured on a CPU: at most 1.3e-6 of the loudest sample."
     check_waves(codec, spoken, decode_all(codec, spoken))
     check_waves(codec, spoken[:3], [decode(codec, c) for c in spoken[:3]])
@@ -222,29 +226,51 @@ def test_padding_keeps_the_waves(codec, spoken):
         check_waves(codec, spoken, start_decoding(codec, spoken, threads=threads).result())
 
 
-def test_packing_keeps_the_waves(codec, spoken, monkeypatch):
-    pack_always(monkeypatch)
-    for seconds in (120, 8, 3, 0.1): check_waves(codec, spoken, decode_all(codec, spoken, seconds))
-    check_waves(codec, spoken[::-1], decode_all(codec, spoken[::-1], 8))
+@pytest.mark.parametrize("cuts", [[1] * 80, [0, 15, 2, 16, 47], [80]])
+def test_a_stream_of_codes_gives_the_wave_of_the_whole(codec, spoken, cuts):
+    "However the codes are divided; the sound of a chunk is there before the next comes."
+    whole, stream, at = spoken[1], StreamDecoder(codec), 0
+    for n in cuts:
+        stream.add(whole[:, at : at + n])
+        at += n
+        assert len(stream.waves) == min(at, 80) // 16
+    wave = stream.finish()
+    check_waves(codec, [whole], [wave])
+    assert np.array_equal(wave, decode(codec, whole))  # not only up to rounding
+    with pytest.raises(ValueError, match="has ended"): stream.add(whole)
+    assert StreamDecoder(codec).finish().shape == (0,)
+
+
+@pytest.mark.parametrize("part", ["_clear", "_keep"])
+def test_what_a_stream_forgets_would_be_heard(codec, spoken, monkeypatch, part):
+    "Without zeros outside the clip, or without the end of the chunk before, the check fails."
+    def forget(self, layer, x, n):
+        return torch.cat([x.new_zeros(*x.shape[:2], n), x], 2)
+
+    monkeypatch.setattr(StreamDecoder, part, forget if part == "_keep" else lambda _, x, *at: x)
+    with pytest.raises(AssertionError): check_waves(codec, spoken, decode_all(codec, spoken))
+
+
+def test_packing_keeps_the_waves(codec, spoken):
+    for n in (120, 8, 3, 0.1): check_waves(codec, spoken, decode_packed(codec, spoken, n))
+    check_waves(codec, spoken[::-1], decode_packed(codec, spoken[::-1], 8))
 
 
 @pytest.mark.parametrize("mend", ["_GAP", "clear"])
 def test_what_is_beside_a_clip_would_be_heard_when_decoded(codec, spoken, monkeypatch, mend):
     "Without the gap, or if it is not cleared, the check above fails."
-    pack_always(monkeypatch)
     if mend == "_GAP": monkeypatch.setattr(module, "_GAP", 2)
     else: monkeypatch.setattr(module._Places, "clear", lambda _, x: x)
-    waves = decode_all(codec, spoken, 8)
+    waves = decode_packed(codec, spoken, 8)
     with pytest.raises(AssertionError): check_waves(codec, spoken, waves)
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_batches_have_few_shapes_and_every_clip_once(on_gpu):
+def test_batches_have_few_shapes_and_every_clip_once():
     draw, shapes = random.Random(0), set()
     for _ in range(200):
         frames = [draw.randint(1, 400) for _ in range(draw.randint(0, 60))]
         found = []
-        for rows, size in module._batches(frames, on_gpu, 120):
+        for rows, size in module._batches(frames, 120):
             shapes.add((len(rows), size))
             for row in rows:
                 row = sorted(row, key=lambda place: place[1])
@@ -253,9 +279,8 @@ def test_batches_have_few_shapes_and_every_clip_once(on_gpu):
                 assert all(b[1] - a >= 4 for a, b in zip(ends[:-1], row[1:], strict=True))
                 found += [i for i, _ in row]
         assert sorted(found) == list(range(len(frames)))
-    assert len(shapes) <= (8 if on_gpu else 13)
-    long = module._batches([4000, 10], on_gpu, 120)
-    assert sorted(size for _, size in long) == ([32, 4000] if not on_gpu else [32, 4500])
+    assert len(shapes) <= 8
+    assert sorted(size for _, size in module._batches([4000, 10], 120)) == [32, 4500]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from higgs_vi import speech as speech_part
 from higgs_vi.adapters import add_lora, lora_config, save_adapter
+from higgs_vi.codec import decode
 from higgs_vi.decoder import Decoder, read_adapter
 from higgs_vi.engine import PAST, Engine
 from higgs_vi.files import Damaged
@@ -63,6 +65,28 @@ def generated(parts, prompts, samplings, adapters=None, **options):
 
 def greedy(seconds, scale=1.0):
     return Sampling(temperature=0, ras_win_len=0, max_seconds=seconds, guidance_scale=scale)
+
+
+def test_a_cpu_decodes_while_it_generates(monkeypatch):
+    "The wave is that of the whole codes, alone and beside others."
+    engine, given = Engine(load_checkpoint(NANO)), []
+    own = speech_part._go_on
+
+    def go_on(before, stream, codes, last):
+        given.append((stream, codes.shape[1], last, engine.busy))
+        return own(before, stream, codes, last)
+
+    monkeypatch.setattr(speech_part, "_go_on", go_on)
+    for n in (1, 3):
+        given.clear()
+        prompts = [Prompt(text) for text in TEXTS[:n]]
+        spoken = dict(say_many(engine, prompts, Sampling(max_seconds=3), max_retries=0))
+        for speech in spoken.values():
+            assert np.array_equal(speech.wave, decode(engine.parts.codec, speech.codes))
+        early = [frames for _, frames, last, busy in given if not last and busy]
+        assert early and min(early) >= 16 and len({id(x) for x, *_ in given}) == n
+        total = sum(frames for _, frames, *_ in given)
+        assert total == sum(s.codes.shape[1] for s in spoken.values())
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -367,6 +391,7 @@ def test_two_rows_are_the_least():
 KERNELS = """
 import torch, higgs_vi
 from higgs_vi.decoder import Decoder, adapter_of
+from higgs_vi import speech as speech_part
 from higgs_vi.adapters import add_lora, lora_config
 from higgs_vi.model import nano
 torch.manual_seed(0)

@@ -88,14 +88,20 @@ class FakeEngine(Engine):
 
     def cancel(self, numbers): pass
 
+    def so_far(self): return []
+
 @pytest.fixture
 def fake(monkeypatch):
     "Class of a fake engine whose codes sound as a tone of their length."
-    def start(codec, clips, threads):
-        waves = [sound(codes.shape[1]/25) for codes in clips]
-        return SimpleNamespace(done=lambda: True, result=lambda: waves)
+    class Tone:
+        "A stream decoder whose sound is a tone."
+        chunk = 16
 
-    monkeypatch.setattr(speech_part, "start_decoding", start)
+        def __init__(self, codec): self.frames = 0
+        def add(self, codes): self.frames += codes.shape[1]
+        def finish(self): return sound(self.frames/25)
+
+    monkeypatch.setattr(speech_part, "StreamDecoder", Tone)
     return FakeEngine
 
 def test_an_odd_take_is_drawn_again_and_the_next_is_taken(fake, capsys):
