@@ -92,7 +92,7 @@ from .adapters import load_adapter, read_base
 from .audio import read_audio
 from .checkpoint import checkpoints, load_trained_weights, lock_run, unlock_run
 from .codec import decode_all, encode
-from .ears import Voices, load_ears
+from .ears import load_ears
 from .engine import Engine
 from .files import Damaged, atomic, make_folder, read_json
 from .generate import Sampling
@@ -112,7 +112,7 @@ from higgs_vi.scoreboard import (
 from .sentences import group_of, read_sentences
 from .turns import speaker_turns
 from .verdict import html_table, write_csv
-from .voiceprint import Voiceprint
+from .voiceprint import Voiceprint, Voices
 from .voices import make_prompt
 
 # %% ../nbs/09_judge.ipynb #406a821d

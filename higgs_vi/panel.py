@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .audio import read_audio, write_wav
-from .ears import Ears, Take, Voices, hearing, hearing_sentence, load_ears
+from .ears import Ears, Take, hearing, hearing_sentence, load_ears
 from .engine import Engine
 from .files import Damaged, atomic_folder, write_text
 from .generate import Sampling
@@ -27,9 +27,9 @@ from .model import Checkpoint, unwrap_peft
 from .plan import clip_ids
 from .prompt import encode_prompt
 from .recipe import TrainSettings
-from .settings import local_or_id
 from .speech import say_many
 from .verdict import falling, paired, summary, verdict
+from .voiceprint import Voices
 
 # %% ../nbs/68_panel.ipynb #d92c86cb
 def choose_sentences(rows: list[Sample], number: int, seed: int) -> list[int]:
@@ -137,7 +137,6 @@ class Panel:
 
         Raises `ImportError` or `ValueError` that names the way out.
         """
-        recogniser, voiceprint = (str(local_or_id(n)) for n in (cfg.recogniser, cfg.voiceprint))
         words, likeness, naturalness = cfg.hearing_weights
         likeness *= bool(cfg.voiceprint)
         naturalness *= bool(cfg.naturalness)
@@ -147,7 +146,9 @@ class Panel:
                 f"hearing_weights is {cfg.hearing_weights}, which makes every score 0: give words "
                 "a weight, or name a voiceprint or naturalness"
             )
-        self.ears: Ears = load_ears([recogniser], voiceprint, cfg.naturalness, str(device))
+        self.ears: Ears = load_ears(
+            [cfg.recogniser], cfg.voiceprint, cfg.naturalness, str(device)
+        )
 
     def open(self, run: Run):
         "Choose sentences and voices, try the judges, and drop what is later than `run.step`."
@@ -188,6 +189,11 @@ class Panel:
             used = {row.audio_path, *row.ref_paths}
             own = [c.id for c in clips if c.audio_path in used or clip_ids(c) & clip_ids(row)]
             found.append(voices.of(row.speaker_id, own))
+        if alone := sum(voice is None for voice in found):
+            print_now(
+                f"{alone} of {len(found)} sentences of the panel have no other clip of their "
+                "speaker among those trained on: their likeness counts 0"
+            )
         return found
 
     def _restore(self, run: Run):

@@ -185,14 +185,15 @@ _MIN_VOICED = 0.3  # s
 def _match(a: np.ndarray, b: np.ndarray) -> PitchMatch:
     "Compare the pitch of two readings in semitones at aligned frames, `(frames,)`; NaN: unvoiced."
     both = np.isfinite(a) & np.isfinite(b)
+    few = f"s are voiced in both readings: {_MIN_VOICED} s are needed"
+    if not both.any(): return PitchMatch(fault=f"only 0 {few}")
     a, b = a[both], b[both]
     from_a, from_b = a - np.median(a), b - np.median(b)
     good = (np.abs(from_a) <= _FAR) & (np.abs(from_b) <= _FAR)
     good &= np.abs(np.abs(from_a - from_b) - 12) > 1  # an octave apart
     a, b, seconds = a[good], b[good], _HOP / SAMPLE_RATE * float(good.sum())
     if seconds < _MIN_VOICED:
-        why = f"only {seconds:.2f} s are voiced in both readings: {_MIN_VOICED} s are needed"
-        return PitchMatch(seconds=seconds, fault=why)
+        return PitchMatch(seconds=seconds, fault=f"only {seconds:.2f} {few}")
     offset = float(np.median(a - b))
     flat = min(np.ptp(np.percentile(x, [10, 90])) for x in (a, b)) < _FLAT
     return PitchMatch(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .audio import SAMPLE_RATE, check_waves, loudest_level, moving_levels, to_16k
+from .settings import local_or_id, resolve_path
 from .weights import no_progress_bars, reading
 
 # %% ../nbs/60_recognise.ipynb #84f4eab0
@@ -194,11 +195,12 @@ def load_recogniser(name: str = PHOWHISPER, device: str = "auto") -> Recogniser:
     """Load a recogniser.
 
     `name` is 'viet-asr' (it uses the CPU, whatever `device` says), 'faster-whisper:FOLDER', or a
-    hub id or folder of a model that transformers' pipeline for speech recognition reads. Raises
-    `ImportError` if a package is missing, and `ValueError` if the model cannot be loaded.
+    hub id or folder of a model that transformers' pipeline for speech recognition reads. Relative
+    folders start at `settings.project_root`. Raises `ImportError` if a package is missing, and
+    `ValueError` if the model cannot be loaded.
     """
     kind, _, folder = name.partition(":")
     if name == "viet-asr": return Recogniser(name, _load_viet_asr())
     if kind == "faster-whisper":
-        return Recogniser(name, _load_faster_whisper(folder, _device(device)))
-    return Recogniser(name, _load_pipeline(name, _device(device)))
+        return Recogniser(name, _load_faster_whisper(resolve_path(folder), _device(device)))
+    return Recogniser(name, _load_pipeline(str(local_or_id(name)), _device(device)))

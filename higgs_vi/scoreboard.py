@@ -18,11 +18,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from .audio import read_audio, write_wav
-from .ears import SCORES, Ears, Take, Voices
+from .ears import SCORES, Ears, Take
 from .files import make_folder, write_text
 from .journal import row_stamp
 from .speech import Speech
 from .verdict import KEYS, RATIOS, paired, summary, verdict
+from .voiceprint import Voices
 
 # %% ../nbs/68_scoreboard.ipynb #a2484b2a
 @dataclass(frozen=True)
@@ -168,13 +169,16 @@ class Scoreboard:
     def _take(self, clip: Clip, voices: Voices | None) -> Take:
         "Return what the ears need to know about a clip."
         line = self._line(clip)
-        voice = voices.of(clip.speaker, clip.without) if voices else None
+        whose = clip.speaker, clip.without
+        voice, no_voice = (voices.of(*whose), voices.why_none(*whose)) if voices else (None, "")
         if not line["file"]: return Take(clip.text, None, voice=voice, why=line["fault"])
         person = read_audio(clip.person) if clip.person and clip.row != "people" else None
         try: wave = read_audio(self.folder / line["file"])
         except ValueError as error:
             raise ValueError(f"{error}; once it is deleted, it is made again") from error
-        return Take(clip.text, wave, bool(line["ended"]), voice, person)
+        return Take(
+            clip.text, wave, bool(line["ended"]), voice, person, no_voice=no_voice
+        )
 
     def write(self):
         "Write `clips.csv`, completely or not at all."

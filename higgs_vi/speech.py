@@ -169,8 +169,9 @@ class _Streams:
 
         With `wait`, everything that was put is decoded first.
         """
-        done = [x for x in self.ended if wait or x[2] is None or x[2].done()]
-        self.ended = [x for x in self.ended if not any(x is y for y in done)]
+        ready = [wait or wave is None or wave.done() for _, _, wave, _ in self.ended]
+        done = [x for x, is_ready in zip(self.ended, ready, strict=True) if is_ready]
+        self.ended = [x for x, is_ready in zip(self.ended, ready, strict=True) if not is_ready]
         return [(n, codes, wave and wave.result(), ended) for n, codes, wave, ended in done]
 
 def _go_on(before: Future | None, stream: StreamDecoder, codes: np.ndarray, last: bool):

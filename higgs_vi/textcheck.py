@@ -13,7 +13,6 @@ import numpy as np
 
 from .cells import printable
 from .recognise import Recogniser, load_recogniser
-from .settings import local_or_id, resolve_path
 from .wer import WordScore, score_words
 
 # %% ../nbs/69_textcheck.ipynb #82b9829f
@@ -58,12 +57,9 @@ def load_text_check(
 ) -> TextCheck:
     """Load a check by the name of its recogniser, as `load_recogniser` takes it.
 
-    Relative folders start where those of other parameters do. Raises `ImportError` if a package
-    is missing, and `ValueError` if the recogniser cannot be loaded.
+    Raises `ImportError` if a package is missing, and `ValueError` if the recogniser cannot be
+    loaded.
     """
-    kind, colon, folder = recogniser.partition(":")
-    if kind == "faster-whisper" and colon: recogniser = f"{kind}:{resolve_path(folder)}"
-    elif recogniser != "viet-asr": recogniser = str(local_or_id(recogniser))
     check = TextCheck(load_recogniser(recogniser, device), max_cer)
     score_words("một", "một")  # needs sea-g2p
     return check

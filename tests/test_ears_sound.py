@@ -16,9 +16,9 @@ from higgs_vi.show import load_librosa, pitch
 from higgs_vi.sound import add_noise
 from higgs_vi.voiceprint import (
     MAX_SECONDS,
+    Voices,
     equal_error_rate,
     load_voiceprint,
-    similarity,
     speech_span,
 )
 from tests.sounds import spoken
@@ -182,49 +182,43 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_similarity_equals_what_is_counted_by_hand():
-    rng = np.random.default_rng(0)
-    names = ["a"] * 4 + ["b"] * 3 + ["c"] * 2
-    rows, takes = unit(rng.normal(size=(9, 5))), unit(rng.normal(size=(3, 5)))
-    result = similarity(takes, ["a", "c", "b"], rows, names, used=[{0, 2}, [8], ()])
-    expected = [takes[0] @ rows[[1, 3]].mean(0), takes[1] @ rows[7], takes[2] @ rows[4:7].mean(0)]
-    assert np.allclose(result.cosine, expected) and result.faults == ["", "", ""]
+def test_floors_equal_what_is_counted_by_hand():
+    rng, names = np.random.default_rng(0), ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d"]
+    rows = unit(rng.normal(size=(10, 5)))
+    voices = Voices(dict(enumerate(names)), dict(enumerate(rows)))
     cosines, same = rows @ rows.T, np.equal.outer(names, names)
-    own = [cosines[i, j] for i in range(4) for j in range(4) if i != j]
-    by_speaker = [
-        [np.mean([cosines[i, j] for i in r for j in r if i != j]), cosines[r][~same[r]].mean()]
-        for r in (range(4), range(4, 7), range(7, 9))
-    ]
-    assert np.isclose(by_speaker[0][0], np.mean(own))
-    assert np.allclose([result.same, result.other], np.mean(by_speaker, axis=0))
-    assert np.allclose(result.share, (result.cosine - result.other) / (result.same - result.other))
+    groups = range(4), range(4, 7), range(7, 9), range(9, 10)
+    one = [np.mean([cosines[i, j] for i in g for j in g if i != j]) for g in groups[:3]]
+    two = [cosines[g][~same[g]].mean() for g in groups]
+    assert np.allclose(voices.floors(), (np.mean(one), np.mean(two)))  # d has no second clip
+    assert np.isclose(rows[0] @ voices.of("a", [0, 2]), np.mean([cosines[0, 1], cosines[0, 3]]))
+    alone = Voices(dict(enumerate("aa")), dict(enumerate(rows[:2])))
+    assert np.isclose(alone.floors()[0], cosines[0, 1]) and np.isnan(alone.floors()[1])
+    assert np.isnan(Voices({}, {}).floors()).all()
 
 
-def test_a_missing_third_clip_is_nan_and_named_never_zero():
-    rng = np.random.default_rng(1)
-    rows = unit(rng.normal(size=(5, 4)))
-    rows[4] = np.nan  # a silent clip of b
-    names = ["a", "a", "a", "b", "b"]
-    takes = np.vstack([unit(rng.normal(size=(3, 4))), np.full(4, np.nan)])
-    result = similarity(takes, ["a", "b", "d", "a"], rows, names, used=[{0, 1}, {3}, (), ()])
-    assert np.isfinite(result.cosine[0]) and np.isnan(result.cosine[1:]).all()
-    assert "'b' has no third clip: of 1" in result.faults[1]
-    assert "no clip of the speaker 'd'" in result.faults[2] and "silent" in result.faults[3]
-    assert np.isnan(result.share[1:]).all() and np.isfinite(result.same)
-    alone = similarity(takes[:1], ["a"], rows[:3], names[:3])
-    assert np.isnan(alone.other) and np.isnan(alone.share).all()
+def test_a_missing_third_clip_is_none_and_named_never_zero():
+    rows = unit(np.random.default_rng(1).normal(size=(6, 4)))
+    rows[4:] = np.nan  # a silent clip of b, and the only one of c
+    voices = Voices(dict(enumerate("aabbbc")), dict(enumerate(rows)))
+    assert np.isfinite(voices.of("a", [0])).all() and voices.why_none("a", [0]) == ""
+    assert voices.of("b", [2, 3]) is None
+    assert "'b' has no third clip" in voices.why_none("b", [2, 3])
+    for name in "cd":
+        assert voices.of(name) is None
+        assert voices.why_none(name) == f"no clip of the speaker {name!r} can be heard"
 
 
-def test_similarity_refuses_a_clip_itself_and_other_vectors():
-    rows = unit(np.random.default_rng(2).normal(size=(3, 4)))
-    with pytest.raises(ValueError, match=r"clip 0 is row 1 of people itself.*used\[0\]"):
-        similarity(rows[1:2], ["a"], rows, ["a"] * 3)
-    with pytest.raises(ValueError, match="length 2 in row 0: unit vectors"):
-        similarity(2 * rows[:1], ["a"], rows, ["a"] * 3)
-    with pytest.raises(ValueError, match="for 2 speakers"):
-        similarity(rows[:1], ["a"], rows, ["a"] * 2)
-    with pytest.raises(ValueError, match="used has 2 entries for 1 clips"):
-        similarity(rows[:1], ["a"], rows, ["a"] * 3, used=[{0}, {1}])
+def test_vectors_that_are_no_voiceprints_are_refused():
+    with pytest.raises(ValueError, match="of 'x' has length 2: unit vectors"):
+        Voices(dict(x="a"), dict(x=np.array([2.0, 0])))
+
+
+@pytest.mark.filterwarnings("error")
+def test_readings_without_voice_have_no_melody_to_compare():
+    hiss = np.random.default_rng(0).normal(0, 0.1, 2 * SAMPLE_RATE).astype(np.float32)
+    found = compare_f0(hiss, VOICE)
+    assert np.isnan(found.correlation) and "are voiced in both readings: 0.3 s" in found.fault
 
 
 def test_the_equal_error_rate_of_known_scores():

@@ -9,16 +9,18 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from higgs_vi import judge as step
 from higgs_vi.audio import DEMO, read_audio, write_wav
 from higgs_vi.data import DataSettings, prepare
-from higgs_vi.ears import Ears, Take, Voices
+from higgs_vi.ears import Ears, Take
 from higgs_vi.judge import JudgeSettings, judge, list_systems, read_lines
 from higgs_vi.model import NANO, load_checkpoint
 from higgs_vi.recognise import Recogniser
 from higgs_vi.scoreboard import Clip, Scoreboard, differences, figures
 from higgs_vi.speech import Speech
+from higgs_vi.voiceprint import Voiceprint, Voices
 
 
 class Mouth:
@@ -324,11 +326,21 @@ def test_the_table_is_written_into_a_page(tmp_path, mouth, ears):
     shutil.rmtree(tmp_path / "out")
 
 
-def test_voices_leave_out_the_sentence_and_the_reference():
-    vectors = {i: np.eye(4)[k] for k, i in enumerate("abcd")}
-    voices = Voices(dict(a="Lan", b="Lan", c="Lan", d="Sơn"), vectors)
-    assert (voices.of("Lan", ["a", "b"]) == vectors["c"]).all()
-    assert voices.of("Sơn", ["d"]) is None and voices.of("nobody") is None
+def test_a_clip_without_a_third_clip_says_so(tmp_path):
+    x = read_audio(DEMO / "clips/minh_000.ogg")
+    north = np.array([1.0, 0.0], np.float32)
+    ears = Ears([Recogniser("polite", lambda pieces: ["xin chào"] * len(pieces))],
+                Voiceprint("north", lambda x: torch.from_numpy(north)))
+    board, voices = Scoreboard(tmp_path), Voices(dict(a="Lan", b="Lan"), dict(a=north, b=north))
+    clips = [
+        Clip("base", str(n), "Xin chào.", speaker="Lan", without=without, stamp="s")
+        for n, without in enumerate([["a"], ["a", "b"]])
+    ]
+    for clip in clips: board.add(clip, x)
+    board.judge(clips, ears, voices)
+    (has, lacks) = board.table(clips).to_dict("records")
+    assert np.isclose(has["likeness"], 1) and not has["fault"]
+    assert np.isnan(lacks["likeness"]) and "'Lan' has no third clip" in lacks["fault"]
 
 
 def test_the_judges_do_not_change_what_each_hears():

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import higgs_vi.settings as settings
 import higgs_vi.textcheck as textcheck
 from higgs_vi.audio import DEMO, read_audio
 from higgs_vi.check import ODD, CheckSettings, check
@@ -22,7 +21,7 @@ from higgs_vi.manifest import read_manifest
 from higgs_vi.recognise import PHOWHISPER, Recogniser
 from higgs_vi.say import SaySettings, describe_speech, load_check, speak, voice_faults
 from higgs_vi.text import words
-from higgs_vi.textcheck import ANOTHER_TEXT, TextCheck, load_text_check, mismatch
+from higgs_vi.textcheck import ANOTHER_TEXT, TextCheck, mismatch
 from higgs_vi.wer import score_words
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/cv_vi"
@@ -108,17 +107,6 @@ def test_a_check_returns_how_far_it_is_off_and_names_what_it_could_not_check():
     assert off == 0.75 and why == "the recogniser heard nothing: CER 1.00 is above 0.25"
     off, why = tell("x1" * 150, wave)
     assert off == 0 and why.startswith("the words were not checked: no words to compare")
-
-
-def test_a_recogniser_s_folder_starts_where_other_paths_do(monkeypatch, tmp_path):
-    monkeypatch.setitem(settings._START, "folder", tmp_path)
-    (tmp_path / "ear").mkdir()
-    asked = []
-    monkeypatch.setattr(textcheck, "load_recogniser", lambda name, device: asked.append(name))
-    names = ["ear", "faster-whisper:ear", "viet-asr", "some/model"]
-    for name in names: load_text_check(name)
-    ear = str(tmp_path / "ear")
-    assert asked == [ear, f"faster-whisper:{ear}", "viet-asr", "some/model"]
 
 
 # 08_check
