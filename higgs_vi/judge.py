@@ -92,7 +92,7 @@ from .adapters import load_adapter, read_base
 from .audio import read_audio
 from .checkpoint import checkpoints, load_trained_weights, lock_run, unlock_run
 from .codec import decode_all, encode
-from .ears import load_ears
+from .ears import heard_html, load_ears
 from .engine import Engine
 from .files import Damaged, atomic, make_folder, read_json
 from .generate import Sampling
@@ -114,6 +114,7 @@ from .turns import speaker_turns
 from .verdict import html_table, write_csv
 from .voiceprint import Voiceprint, Voices
 from .voices import make_prompt
+from .wer import MARKS
 
 # %% ../nbs/09_judge.ipynb #406a821d
 @dataclass(frozen=True)
@@ -398,7 +399,7 @@ def _players(table: pd.DataFrame) -> str:
     def cell(line) -> str:
         "Return a player and what was heard."
         if not isinstance(line, pd.Series): return ""
-        heard = f"<br><small>{html.escape(line['heard'] or line['fault'])}</small>"
+        heard = f"<br>{heard_html(line['text'], line)}"
         if not line["file"]: return heard
         return f'<audio controls preload="none" src="{quote(line["file"])}"></audio>{heard}'
 
@@ -411,7 +412,7 @@ def _players(table: pd.DataFrame) -> str:
         for _, r in found.iterrows()
     )
     return (
-        "<h3>To hear</h3><p>Below each player stands what the recogniser heard.</p>"
+        f"<h3>To hear</h3><p>Below each player stands what the recogniser heard: {MARKS}.</p>"
         f'<div style="overflow-x:auto"><table><tr>{head}</tr>{rows}</table></div>'
     )
 

@@ -169,6 +169,7 @@ class Clip:
     wave: np.ndarray
     title: str = ""         # caption in a table; '' for the name of its column
     lufs: float = -23.0     # loudness of the player
+    note: str = ""          # HTML below the player in a table
 
     @property
     def seconds(self) -> float:
@@ -218,7 +219,7 @@ def _cell(key: str, value: object) -> str:
     "Return a clip or a string as HTML, under its caption: the clip's title or else `key`."
     is_clip = isinstance(value, Clip)
     caption = is_clip and value.title or key
-    shown = value.html() if is_clip else f"<p>{html.escape(str(value))}</p>"
+    shown = value.html() + value.note if is_clip else f"<p>{html.escape(str(value))}</p>"
     return (f'<figure style="flex:1 1 17rem;max-width:28rem;min-width:0;margin:0">'
             f'<figcaption style="opacity:.75">{html.escape(caption)}</figcaption>{shown}</figure>')
 
@@ -246,11 +247,15 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title><style>:root{{color-scheme:light dark}}
 body{{font:15px/1.5 system-ui,sans-serif;margin:1rem auto;padding:0 1rem;max-width:90rem}}</style>
-</head><body><h1>{title}</h1><p>{note}</p>{table}</body></html>"""
+</head><body><h1>{title}</h1>{note}{table}</body></html>"""
 
 def gallery(path: str | Path, rows: list[dict], title: str, note: str = "") -> Path:
-    "Write `rows` (see `table`) as one web page that plays offline, and return its path."
-    page = _PAGE.format(title=html.escape(title), note=html.escape(note), table=table(rows))
+    """Write `rows` (see `table`) as one web page that plays offline, and return its path.
+
+    Each line of `note` is a paragraph above the table.
+    """
+    note = "".join(f"<p>{html.escape(line)}</p>" for line in note.splitlines())
+    page = _PAGE.format(title=html.escape(title), note=note, table=table(rows))
     write_text(path, page)
     return Path(path)
 
