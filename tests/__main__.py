@@ -6,6 +6,7 @@ notebooks and pytest, and stops at the first failure.
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -47,4 +48,8 @@ def main():
     sys.exit(subprocess.run(pytest, cwd=ROOT, env=os.environ | one).returncode)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    # What tests and notebooks leave, some gigabytes, goes with the folder.
+    with tempfile.TemporaryDirectory(prefix="higgs_vi-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder
+        main()
