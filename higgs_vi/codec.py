@@ -11,7 +11,7 @@ __all__ = ['tiny_codec_config', 'without_tf32', 'pad_to_frames', 'fill_codebooks
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -387,33 +387,53 @@ if find_spec("triton"):
         snake[grid](x, m.alpha, places.inside, out, channels, n, places.size, 1024)
         return out
 
+# %% ../nbs/34_codec.ipynb #a1c183ef
+def _check_codes(codec, codes: np.ndarray, of: str = "") -> np.ndarray:
+    "Return `codes` as int64; raise `ValueError` unless they are codes `(K, T)` of `codec`."
+    codes, levels = np.asarray(codes), codec.config.num_quantizers
+    if codes.ndim != 2 or len(codes) != levels or codes.dtype.kind not in "iu":
+        raise ValueError(
+            f"the codes{of} have shape {codes.shape} and type {codes.dtype}: give this codec an "
+            f"array of shape ({levels}, frames) of integers"
+        )
+    size = codec.config.codebook_size
+    if codes.size and (codes.min() < 0 or codes.max() >= size):
+        raise ValueError(
+            f"the ids{of} range from {codes.min()} to {codes.max()}, but the codec takes "
+            f"codes from 0 to {size - 1}: remove the BOS and EOS ids with undelay() before decoding"
+        )
+    return codes.astype(np.int64)
+
 # %% ../nbs/34_codec.ipynb #e4935a3a
 class StreamDecoder:
     """Decodes the codes of one clip as they come, 16 frames at a time.
 
     The wave equals, up to rounding, that of HF's `codec.decode` of the whole clip. It does not
-    depend on how the codes are divided among the calls of `add`.
+    depend on how the codes are divided among the calls of `add`. `frames` is the number of frames
+    that were added.
     """
 
     def __init__(self, codec):
         self.codec, self.chunk = codec, 16
         self.left = np.zeros((codec.config.num_quantizers, 0), np.int64)
-        self.at, self.end = 0, None  # frames decoded; frames of the clip, when they are known
+        self.frames, self.at = 0, 0  # added; decoded, and filled up at the end
+        self.end = None  # frames of the clip, when they are known
         self.held, self.waves, self.late = {}, [], 0  # late: samples that the wave is behind
 
-    @property
-    def frames(self) -> int:
-        "Number of frames that were added."
-        return self.at + self.left.shape[1]
-
     def add(self, codes: np.ndarray):
-        "Add codes `(K, T)`, at least 0 frames, and decode what fills chunks."
-        if self.end is not None: raise ValueError("the clip has ended: begin another")
+        """Add codes `(K, T)`, at least 0 frames, and decode what fills chunks.
+
+        Raises `ValueError` for a wrong shape, an id that is no code, or after `finish`.
+        """
+        if self.end is not None: raise ValueError("the clip has ended: begin another decoder")
+        codes = _check_codes(self.codec, codes)
+        self.frames += codes.shape[1]
         self.left = np.concatenate([self.left, codes], 1)
         while self.left.shape[1] >= self.chunk: self._decode(self.chunk)
 
     def finish(self) -> np.ndarray:
-        "Decode the rest; return the clip's wave, float32 `(T*960,)`."
+        "Decode the rest; return the clip's wave, float32 `(T*960,)`. Can be called once."
+        if self.end is not None: raise ValueError("the clip has ended: begin another decoder")
         self.end, hop = self.frames, self.codec.config.hop_length
         if not self.end: return np.zeros(0, np.float32)
         while (missing := (self.end - self.at) * hop + self.late) > 0:
@@ -466,24 +486,6 @@ class StreamDecoder:
         self.at += n
 
 # %% ../nbs/34_codec.ipynb #ca7d3b35
-def _check_codes(codec, codes: np.ndarray, i: int):
-    "Raise `ValueError` unless `codes`, those of clip `i`, are codes `(K, T)` of `codec`."
-    levels, size = codec.config.num_quantizers, codec.config.codebook_size
-    if codes.ndim != 2 or len(codes) != levels:
-        raise ValueError(
-            f"the codes of clip {i} have shape {codes.shape}: give this codec an array of shape "
-            f"({levels}, frames)"
-        )
-    if not codes.shape[1]:
-        raise ValueError(
-            f"the codes of clip {i} have shape {codes.shape}: give at least one frame"
-        )
-    if codes.min() < 0 or codes.max() >= size:
-        raise ValueError(
-            f"the ids of clip {i} range from {codes.min()} to {codes.max()}, but the codec takes "
-            f"codes from 0 to {size - 1}: remove the BOS and EOS ids with undelay() before decoding"
-        )
-
 class _Copy:
     "Waves `(B, samples)` on their way from a GPU to the host, with the methods of a `Future`."
 
@@ -502,7 +504,7 @@ class _Copy:
         return self.waves
 
 class Decoding:
-    """Clips that are being decoded, by a GPU or by threads, while the caller does something else.
+    """Clips that are being decoded by a GPU while the caller does something else, or are decoded.
 
     `done` tells whether the waves are there, `result` waits for them and returns them.
     """
@@ -549,26 +551,25 @@ def start_decoding(
     codec,
     clips: list[np.ndarray],
     seconds: float = 120.0,
-    threads: Executor | None = None,
 ) -> Decoding:
     """Begin to decode `clips`, codes `(K, T)` of any lengths, to audio.
 
     A GPU decodes up to `seconds` of audio at once (with 120 the released codec's activations take
-    1.7 GiB), and the caller does not wait for it. A CPU decodes each clip alone (`StreamDecoder`),
-    in `threads` if they are given. A clip's wave equals, up to rounding, that of HF's
-    `codec.decode` of the clip.
+    1.7 GiB), and the caller does not wait for it. A CPU decodes each clip alone (`StreamDecoder`)
+    before this returns. A clip's wave equals, up to rounding, that of HF's `codec.decode` of it.
 
     Raises `ValueError`, with the clip's index, for a wrong shape, an empty clip, or an id that is
     no code (`undelay` removes the markers).
     """
-    clips = [np.asarray(codes) for codes in clips]
-    for i, codes in enumerate(clips): _check_codes(codec, codes, i)
+    clips = [_check_codes(codec, codes, f" of clip {i}") for i, codes in enumerate(clips)]
+    for i, codes in enumerate(clips):
+        if not codes.shape[1]:
+            raise ValueError(f"the codes of clip {i} have no frame: give at least one")
     decoding = Decoding([codes.shape[1] for codes in clips], codec.config.hop_length)
     if codec.device.type == "cpu":
         for i, codes in enumerate(clips):
-            if threads: work = threads.submit(_decode_clip, codec, codes)
-            else: (work := Future()).set_result(_decode_clip(codec, codes))
-            decoding.add([[(i, 0)]], work)
+            (wave := Future()).set_result(_decode_clip(codec, codes))
+            decoding.add([[(i, 0)]], wave)
         return decoding
     for rows, waves in _decode_packed(codec, clips, seconds): decoding.add(rows, _Copy(waves))
     return decoding

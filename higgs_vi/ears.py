@@ -135,7 +135,8 @@ def _words(text: str, heard: Sequence[str] | None) -> dict:
 
 def _voice(take: Take, vector: np.ndarray | None) -> dict:
     "Return the likeness of a take; NaN without a voice to compare it with."
-    if vector is None or take.voice is None: return dict(likeness=np.nan)
+    if vector is None or take.voice is None or np.isnan(vector).any():
+        return dict(likeness=np.nan)
     return dict(likeness=float(vector @ take.voice))
 
 def _prosody(p) -> dict:

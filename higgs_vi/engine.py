@@ -203,12 +203,18 @@ class Engine:
         "Whether requests wait or are in work."
         return bool(self.queue) or any(self.rows)
 
-    def so_far(self) -> Iterator[tuple[int, np.ndarray]]:
-        "Yield number and delayed codes `(L, K)` so far of each request in work; waits for a GPU."
-        if not any(self.rows): return
+    def so_far(self) -> list[tuple[int, np.ndarray]]:
+        """Return number and delayed codes `(L, K)` so far of each request in work.
+
+        They begin with the BOS frame. Waits for a GPU.
+        """
+        if not any(self.rows): return []
         frame, out = self.state["frame"].tolist(), self.state["out"].cpu().numpy()
-        for i, row in enumerate(self.rows):
-            if row and not row.blind: yield row.request.number, out[i, : frame[i]]
+        return [
+            (row.request.number, out[i, : frame[i]].copy())
+            for i, row in enumerate(self.rows)
+            if row and not row.blind
+        ]
 
     def run(self) -> Iterator[tuple[int, np.ndarray]]:
         "Work until all requests have ended; yield number and delayed codes `(L, K)` of each."

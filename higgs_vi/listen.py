@@ -31,6 +31,7 @@ class ListenSettings(Settings):
 
 # %% ../nbs/06_listen.ipynb #273aced8
 _TIMES = "real", "before", "after"
+_FAILED = "it could not be heard: "
 
 def _hear(ears, text: str, cell: Clip | str) -> dict:
     "Return the line of `Ears.judge` for a cell of a row; the error as its fault, if there is one."
@@ -40,7 +41,7 @@ def _hear(ears, text: str, cell: Clip | str) -> dict:
     try: return ears.judge([take])[0]
     except Exception as error:  # whatever a recogniser raises is a fault of the clip
         unscored = Ears([]).judge([Take(text, None)])[0]
-        return unscored | dict(fault=f"it could not be heard: {error}")
+        return unscored | dict(fault=f"{_FAILED}{error}")
 
 def hear_rows(rows: list[dict], ears) -> tuple[list[dict], str]:
     """Let `ears`, an `ears.Ears`, hear the clips of `rows` (see `sample_rows`).
@@ -59,7 +60,10 @@ def hear_rows(rows: list[dict], ears) -> tuple[list[dict], str]:
             lines.append(dict(row=when, sentence=str(i)) | line)
             if isinstance(row[when], Clip):
                 noted[-1][when] = replace(row[when], note=heard_html(row["text"], line))
-    return noted, _compared(lines)
+    told, faults = _compared(lines), [line["fault"] for line in lines]
+    failed = [why.removeprefix(_FAILED) for why in faults if why.startswith(_FAILED)]
+    if failed: told += f" {len(failed)} clips could not be heard (the first: {failed[0]})."
+    return noted, told
 
 _COLUMNS = "row", "sentence", "char_errors", "chars", "right_tones", "syllables"
 

@@ -176,9 +176,7 @@ class Scoreboard:
         try: wave = read_audio(self.folder / line["file"])
         except ValueError as error:
             raise ValueError(f"{error}; once it is deleted, it is made again") from error
-        return Take(
-            clip.text, wave, bool(line["ended"]), voice, person, no_voice=no_voice
-        )
+        return Take(clip.text, wave, bool(line["ended"]), voice, person, no_voice=no_voice)
 
     def write(self):
         "Write `clips.csv`, completely or not at all."

@@ -143,7 +143,10 @@ class _Streams:
         self.ended = []
 
     def put(self, ended: list[tuple[int, np.ndarray]]):
-        "Add requests that have ended: number and delayed codes of each."
+        """Add requests that have ended, number and delayed codes of each, and go on with others.
+
+        Raises what a thread raised.
+        """
         bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
         for number, x in self.engine.so_far(): self._give(number, undelay(x, bos))
         for number, x in ended:
@@ -159,6 +162,7 @@ class _Streams:
         """
         stream, given, work = self.begun.get(number) or (StreamDecoder(self.codec), 0, None)
         busy, few = work and not work.done(), codes.shape[1] - given < stream.chunk
+        if work and not busy: work.result()  # raises what it raised
         if not last and (busy or few): return None
         work = self.threads.submit(_go_on, work, stream, codes[:, given:], last)
         self.begun[number] = stream, codes.shape[1], work
@@ -242,7 +246,7 @@ def say_many(
     fits, the one whose words are least off is kept. A prompt for which the model ends before the
     first whole frame in every take yields a `ValueError`. The result for a prompt does not depend
     on the others, up to rounding. A `Checkpoint` gets an engine of its own; an `Engine` that is
-    used again saves its preparation.
+    used again saves its preparation; only one call at a time may use it.
     """
     if not prompts: return  # an engine would be prepared for nothing
     engine = speaker if isinstance(speaker, Engine) else Engine(speaker)

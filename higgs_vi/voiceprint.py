@@ -144,7 +144,7 @@ class Voices:
 
     `vectors` are the unit vectors `(D,)` by the clip's id, of `speakers` (id: name). A clip that
     has no voiceprint, being silent or too short, is left out. Raises `ValueError` for a vector of
-    another length than 1.
+    another length than 1, and `KeyError` for an id without a speaker.
     """
 
     def __init__(self, speakers: Mapping[str, str], vectors: Mapping[str, np.ndarray]):
@@ -173,11 +173,10 @@ class Voices:
     def why_none(self, speaker: str, without: Collection[str] = ()) -> str:
         "Return why there is no clip to compare with (see `of`), or ''."
         if self._third(speaker, without): return ""
-        if not self._third(speaker, ()): return f"no clip of the speaker {speaker!r} can be heard"
-        return (
-            f"the speaker {speaker!r} has no third clip, beside the recording of the sentence and "
-            "the reference"
-        )
+        whose = f"the speaker {speaker!r}" if speaker else "the speaker"
+        if self._third(speaker, ()):
+            return f"{whose} has no third clip, beside those of the sentence and the reference"
+        return f"no recording of {whose} can be used: there is none, or it is silent or too short"
 
     def floors(self) -> tuple[float, float]:
         """Return the mean cosine of two clips of one speaker, and of two; NaN if there are none.

@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -222,8 +222,6 @@ def test_decoding_keeps_the_waves(codec, spoken):
     "Measured on a CPU: at most 1.3e-6 of the loudest sample."
     check_waves(codec, spoken, decode_all(codec, spoken))
     check_waves(codec, spoken[:3], [decode(codec, c) for c in spoken[:3]])
-    with ThreadPoolExecutor(2) as threads:
-        check_waves(codec, spoken, start_decoding(codec, spoken, threads=threads).result())
 
 
 @pytest.mark.parametrize("cuts", [[1] * 80, [0, 15, 2, 16, 47], [80]])
@@ -237,8 +235,18 @@ def test_a_stream_of_codes_gives_the_wave_of_the_whole(codec, spoken, cuts):
     wave = stream.finish()
     check_waves(codec, [whole], [wave])
     assert np.array_equal(wave, decode(codec, whole))  # not only up to rounding
+    assert stream.frames == 80
     with pytest.raises(ValueError, match="has ended"): stream.add(whole)
+    with pytest.raises(ValueError, match="has ended"): stream.finish()
     assert StreamDecoder(codec).finish().shape == (0,)
+
+
+def test_a_stream_refuses_what_is_no_code(codec, spoken):
+    stream, good = StreamDecoder(codec), spoken[1][:, :20]
+    for bad in (good - 1024, good + 1024, good[:7], good[0], good.astype(float), good * np.nan):
+        with pytest.raises(ValueError, match="the (codes have shape|ids range)"): stream.add(bad)
+    stream.add(good.astype(np.uint64))
+    check_waves(codec, [good], [stream.finish()])
 
 
 @pytest.mark.parametrize("part", ["_clear", "_keep"])
@@ -286,9 +294,10 @@ def test_batches_have_few_shapes_and_every_clip_once():
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda c: c[:, :0], "clip 2 have shape (8, 0): give at least one frame"),
-        (lambda c: c[:7], "clip 2 have shape (7, 80): give this codec an array of shape (8, "),
-        (lambda c: c[0], "clip 2 have shape (80,): give this codec an array"),
+        (lambda c: c[:, :0], "clip 2 have no frame: give at least one"),
+        (lambda c: c[:7], "have shape (7, 80) and type int16: give this codec an array of shape"),
+        (lambda c: c[0], "clip 2 have shape (80,) and type int16: give this codec an array"),
+        (lambda c: c / 2, "clip 2 have shape (8, 80) and type float64: give this codec an array"),
         (lambda c: c - 1024, "clip 2 range from -1024 to"),
         (lambda c: np.where(c == c[3, 7], 1024, c), "to 1024, but the codec takes codes from 0 to"),
     ],

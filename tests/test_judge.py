@@ -338,6 +338,10 @@ def test_a_clip_without_a_third_clip_says_so(tmp_path):
     ]
     for clip in clips: board.add(clip, x)
     board.judge(clips, ears, voices)
+    silent = Clip("base", "2", "Xin chào.", speaker="Lan", stamp="s")
+    board.add(silent, 0 * x)
+    board.judge([silent], ears, voices)  # nothing in the batch has a voiceprint
+    assert np.isnan(board.table([silent]).likeness[0])
     (has, lacks) = board.table(clips).to_dict("records")
     assert np.isclose(has["likeness"], 1) and not has["fault"]
     assert np.isnan(lacks["likeness"]) and "'Lan' has no third clip" in lacks["fault"]
