@@ -437,7 +437,9 @@ def test_shards_of_three_ranks(place):
     assert told[-1] == "moved True"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_any_rank_saves(place, number):
     "One rank alone receives the signal; both finish the step, rank 0 saves, and all end."
     out = place / f"signalled{number}"
@@ -540,7 +542,9 @@ notebook_launcher(work, (sys.argv[1:],), num_processes=2, use_port=port)
 """
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "notebook_launcher"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "notebook_launcher"]
+)
 def test_every_launcher_trains_the_same(place, whole, launcher):
     """Two processes by `torchrun` and by `notebook_launcher` equal those of `--gpus 2` to the last
     bit. (`accelerate launch` starts processes as torchrun does, but on GPUs only.)
