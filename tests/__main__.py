@@ -44,7 +44,8 @@ def main():
     subprocess.run(["nbdev_test", "--n_workers", "2"], cwd=ROOT, check=True)
     print("notebooks: they run", flush=True)
     one = dict(OMP_NUM_THREADS="1")  # two processes on two cores
-    pytest = [sys.executable, "-m", "pytest", "-n", "2", "--durations=8"]
+    # worksteal: neighbours stay on one worker, which prepares their shared runs once
+    pytest = [sys.executable, "-m", "pytest", "-n2", "--dist=worksteal", "--durations=8"]
     sys.exit(subprocess.run(pytest, cwd=ROOT, env=os.environ | one).returncode)
 
 
