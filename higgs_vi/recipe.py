@@ -195,14 +195,12 @@ class TrainSettings(Settings):
 # %% ../nbs/41_recipe.ipynb #56b54ab6
 PRESETS = dict(
     demo=(
-        "For the nano on the demo clips: about two minutes on two CPU cores. "
+        "For the nano on the demo clips: about a minute on two CPU cores. "
         "So few clips are soon memorised; random input codes (input_noise) counter that.",
         dict(
-            target_modules=["attention", "audio_ffn"],
-            audio_embeddings=True,
             lora_dropout=0.05,
-            learning_rate=5e-4,
-            num_train_epochs=12,
+            learning_rate=3e-4,
+            num_train_epochs=10,
             input_noise=0.3,
             token_budget=2048,
             gradient_accumulation_steps=1,
