@@ -2,7 +2,8 @@
 
 Whisper-base's encoder with a linear layer, trained with CTC to recognise the onset, rime and tone
 of each syllable. `nano_takes` trains it and learns from it, and `demo_clips` chooses takes by it.
-It judges no results: those are judged by `judges.py`. Frames are the codec's, 25 a second.
+It judges no results: those are judged by `judges.py`. Frames are the codec's, 25 a second; log-mels
+have four columns a frame and log-probabilities two. A clip may last at most 30 s.
 """
 import json
 import math
@@ -141,9 +142,15 @@ def save_ear(ear: Ear, path: Path):
 
 
 def load_ear(path: Path, device: torch.device) -> Ear:
-    "Return the recogniser of a file that `save_ear` wrote."
+    """Return the recogniser of a file that `save_ear` wrote.
+
+    Raises `ValueError` for a file without the list of sounds.
+    """
     with safe_open(path, "pt") as file:
-        ear = Ear(WhisperModel(BASE).encoder, json.loads(file.metadata()["sounds"]))
+        told = file.metadata() or {}
+    if "sounds" not in told:
+        raise ValueError(f"{path} names no sounds: delete it, and let nano_takes train it again")
+    ear = Ear(WhisperModel(BASE).encoder, json.loads(told["sounds"]))
     ear.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return ear.to(device).eval().requires_grad_(False)
 
@@ -155,22 +162,24 @@ def in_batches(order: np.ndarray, lengths: np.ndarray, seconds: float) -> Iterat
     """
     at = 0
     while at < len(order):
-        n = max(1, int(25 * seconds) // int(lengths[order[at]]))
+        n = max(1, int(25 * seconds) // max(1, int(lengths[order[at]])))
         yield order[at : at + n]
         at += n
 
 
 def stacked(mels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    "Return Whisper's of the `mels`, each `(2, T, 80)`, as `(B, T, 80)` padded with -1."
-    T = -(-max(m.shape[1] for m in mels) // 32) * 32
-    x = torch.full((len(mels), T, 80), -1.0, device=device)
+    "Return Whisper's of the `mels`, each `(2, 4T, 80)`, as `(B, most 4T, 80)` padded with -1."
+    most = -(-max(m.shape[1] for m in mels) // 32) * 32
+    x = torch.full((len(mels), most, 80), -1.0, device=device)
     for b, m in enumerate(mels):
         x[b, : m.shape[1]] = m[0]
     return x
 
 
 def hidden(log: torch.Tensor) -> torch.Tensor:
-    "SpecAugment: set two spans of up to 0.3 s and two of up to ten bands to zero."
+    """SpecAugment: set two spans of up to 0.3 s and two of up to ten bands of log-mels
+    `(B, 4T, 80)` to zero.
+    """
     for dim, most in (1, 30), (1, 30), (2, 10), (2, 10):
         place = torch.arange(log.shape[dim], device=log.device)
         at, wide = torch.rand(2, len(log), 1, device=log.device)
@@ -180,20 +189,27 @@ def hidden(log: torch.Tensor) -> torch.Tensor:
     return log
 
 
-def ctc(log_p: torch.Tensor, frames: np.ndarray, wanted: list[list[int]]) -> torch.Tensor:
-    "Return the CTC loss `(B,)` in nats of the labels `wanted`; `frames` are the codec's."
+def ctc(
+    log_p: torch.Tensor, frames: np.ndarray, wanted: list[list[int]], zero_infinity: bool = False
+) -> torch.Tensor:
+    """Return the CTC loss `(B,)` in nats of the labels `wanted`, given log-probabilities `(B, 2T,
+    1 + sounds)` and the number of codec frames of each clip. It is infinite for a clip that is too
+    short for its labels; `zero_infinity` makes that 0, without a gradient.
+    """
     return F.ctc_loss(
         log_p.transpose(0, 1),
-        torch.tensor(sum(wanted, []), device=log_p.device),
+        torch.tensor(sum(wanted, []), dtype=torch.long, device=log_p.device),
         torch.from_numpy(2 * np.asarray(frames)),
         torch.tensor([len(w) for w in wanted]),
         reduction="none",
-        zero_infinity=True,
+        zero_infinity=zero_infinity,
     )
 
 
 def heard(log_p: torch.Tensor, frames: Sequence[int]) -> list[list[int]]:
-    "Decode log-probabilities greedily, without repetitions and blanks; `frames` are the codec's."
+    """Decode log-probabilities `(B, 2T, 1 + sounds)` greedily: the labels of each clip, without
+    repetitions and blanks. `frames` are the clips' codec frames.
+    """
     out = []
     for row, n in zip(log_p.argmax(-1).cpu().numpy(), frames):
         row = row[: 2 * n]
@@ -219,13 +235,16 @@ def train_ear(
     seed: int,
     seconds: float = 200.0,
 ) -> int:
-    """Train for `minutes` on clips of at most 15 s, given by their `mels` and `texts`.
+    """Train for `minutes` on the clips of at most 15 s, given by their `mels`, each `(2, 4T, 80)`,
+    and `texts`.
 
-    A batch has about `seconds` of audio of similar length. Returns the number of steps.
+    A batch has about `seconds` of audio of similar length. Returns the number of steps. Raises
+    `ValueError` if there is no such clip.
     """
     device, rng = ear.out.weight.device, np.random.default_rng(seed)
     lengths = np.array([m.shape[1] // 4 for m in mels])
     labels, usable = [ear.labels(t) for t in texts], np.flatnonzero(lengths <= 375)
+    if not len(usable): raise ValueError("no clip of at most 15 s to train the recogniser on")
 
     def batches():
         while True:
@@ -243,7 +262,8 @@ def train_ear(
         with mixed(device):
             log_p = ear(hidden(stacked([mels[i] for i in part], device)))
         wanted = [labels[i] for i in part]
-        loss = ctc(log_p, lengths[part], wanted).sum() / max(1, sum(map(len, wanted)))
+        loss = ctc(log_p, lengths[part], wanted, zero_infinity=True).sum()
+        loss = loss / max(1, sum(map(len, wanted)))
         loss.backward()
         nn.utils.clip_grad_norm_(ear.parameters(), 1.0)
         optimizer.step()
@@ -253,10 +273,11 @@ def train_ear(
 def misheard(
     ear: Ear, mels: Sequence[torch.Tensor], texts: Sequence[str], seconds: float = 200.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Listen to clips, given by their `mels`, each `(2, T, 80)`.
+    """Listen to clips, given by their `mels`, each `(2, 4T, 80)`.
 
     Returns for each of `texts` how many of its sounds were heard wrongly, left out or put in, their
-    number, and the CTC loss in nats a sound. A batch has at most `seconds` of audio.
+    number, and the CTC loss in nats a sound (infinite for a clip too short for its text). A batch
+    has at most `seconds` of audio.
     """
     device, lengths = ear.out.weight.device, np.array([m.shape[1] // 4 for m in mels])
     labels = [ear.labels(t) for t in texts]

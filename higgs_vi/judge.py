@@ -312,7 +312,7 @@ def speak_clips(
         )
         for clip in clips
     ]
-    for i, speech in say_all(Engine(parts), prompts, samplings):
+    for i, speech in say_all(Engine(parts), prompts, samplings, cut=False):
         board.add(clips[i], speech)
         yield clips[i]
 

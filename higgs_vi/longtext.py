@@ -219,6 +219,7 @@ class _Text:
     sampling: Sampling
     pieces: list[Piece]
     spoken: dict[int, Speech]
+    cut: bool
 
     def first(self, n: int) -> int:
         "Return the number of the first piece of the speaker of piece `n`."
@@ -241,8 +242,10 @@ class _Text:
             told = zip(self.pieces, (getattr(s, field) for s in spoken), strict=True)
             return next((f"{piece.text[:40]!r}: {why}" for piece, why in told if why), "")
 
+        whole = len(spoken) == 1 and not self.cut
         return Speech(
-            join([s.wave for s in spoken], [p.pause for p in self.pieces]),
+            spoken[0].wave if whole
+            else join([s.wave for s in spoken], [p.pause for p in self.pieces]),
             np.concatenate([s.codes for s in spoken], axis=1),
             all(s.ended for s in spoken),
             first("length_problem"),
@@ -258,6 +261,7 @@ def say_all(
     keep_voice: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
     check: Check | None = None,
+    cut: bool = True,
 ) -> Iterator[tuple[int, Speech | ValueError]]:
     """Speak `prompts` of any length; yield (index, speech) for each as soon as it is finished.
 
@@ -266,7 +270,8 @@ def say_all(
     if its length does not fit, or if `check` misses its words (see `say_many`). With `keep_voice`,
     pieces without a reference are cloned from the first piece of their speaker; by default that is
     so except for the nano. `report` is given a line for each piece of a divided text, and for each
-    with a problem.
+    with a problem. Silence is cut from both ends of what is spoken. Without `cut` it stays where a
+    text is one piece (pieces are always cut), for judges: people's recordings have it too.
 
     Of a speech, `ended` is true if every piece ended, each problem is that of the first piece that
     has one, `tries` counts all takes, and `codes` are those of the pieces in order, without the
@@ -276,7 +281,7 @@ def say_all(
     keep = not is_small(engine.parts.model) if keep_voice is None else keep_voice
     most, whole = (piece_words or words_at_once(engine.parts, d) for d in (False, True))
     texts = [
-        _Text(prompt, how, divide_prompt(prompt, most, whole), {})
+        _Text(prompt, how, divide_prompt(prompt, most, whole), {}, cut)
         for prompt, how in zip(prompts, samplings, strict=True)
     ]
     jobs = [(i, n) for i, text in enumerate(texts) for n in range(len(text.pieces))]

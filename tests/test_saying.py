@@ -327,6 +327,21 @@ def test_many_texts_are_spoken_at_once_and_one_that_fails_harms_no_other(parts, 
     assert [how.seed for _, how in pieces_said] == sorted(how.seed for _, how in pieces_said)
 
 
+def test_silence_is_cut_from_speech_unless_a_judge_hears_it(parts, monkeypatch):
+    "Without `cut` a text of one piece stays as it was spoken; longer texts are joined as before."
+    silence = np.zeros(12_000, np.float32)
+    voice = np.concatenate([silence, np.sin(np.arange(24_000) * 0.1).astype(np.float32), silence])
+
+    def takes(engine, prompts, samplings, check=None):
+        for i in range(len(prompts)): yield i, Speech(voice, np.zeros((8, 50)), True)
+
+    monkeypatch.setattr("higgs_vi.longtext.say_many", takes)
+    prompts, hows = [make_prompt("Xin chào."), make_prompt(LONG)], [Sampling()] * 2
+    short, long = (dict(say_all(parts, prompts, hows, 10, cut=c)) for c in (True, False))
+    assert len(short[0].wave) < 28_000 and np.array_equal(long[0].wave, voice)
+    assert np.array_equal(short[1].wave, long[1].wave)
+
+
 def test_each_piece_is_heard_and_what_stays_wrong_is_reported(parts, monkeypatch, capsys):
     "The check reaches the pieces of a long text; the first piece that is off names itself."
     asked = []
