@@ -12,8 +12,18 @@ from higgs_vi.train import execute
 
 
 def short_options(**given) -> TrainSettings:
-    "Settings of a short run on the CPU, each step logged, no samples; preset demo, not applied."
-    common = dict(preset="demo", logging_steps=1, sample_sentences=0, device="cpu")
+    """Settings of a short run on the CPU, each step logged, no samples; preset demo, not applied.
+
+    LoRA on attention and audio FFN, embeddings and head in full: every kind of trained weight.
+    """
+    common = dict(
+        preset="demo",
+        target_modules=["attention", "audio_ffn"],
+        audio_embeddings=True,
+        logging_steps=1,
+        sample_sentences=0,
+        device="cpu",
+    )
     return TrainSettings.of(common | given)
 
 

@@ -210,8 +210,9 @@ def test_headers_that_lie_are_set_aside_with_what_they_say(tmp_path):
     samples, rejected = prepared(tmp_path / "in", tmp_path / "out")
     why = {Path(f).stem: r for f, r in zip(rejected["file"], rejected["reason"], strict=True)}
     assert len(samples) == 1 and len(why) == 9
+    seconds = len(VOICE) / SAMPLE_RATE
     said = dict(
-        longer="states 5.56 s, the file holds 3.71 s",
+        longer=f"states {1.5 * seconds:.2f} s, the file holds {seconds:.2f} s",
         rate2="sample rate of 2 Hz",
         hours="is truncated",
         scaled="times full scale",
@@ -408,12 +409,15 @@ def test_somebody_who_speaks_over_such_a_sound_is_heard(name, share):
     ids=["plain", "quiet", "offset", "short", "noisy"],
 )
 def test_speech_is_speech(change, request):
-    "The nano's voice is weakly voiced: of its clips cut to one second at most one may be refused."
+    """The nano's voice is weakly voiced: of its clips cut to one second, or played 30 dB softer, at
+    most one may be refused.
+    """
     clips = sorted((DEMO / "clips").glob("*_*.ogg"))[::8]
     refused = [
         path.name for path in clips if why_not_speech(change(read_audio(path)).astype(np.float32))
     ]
-    assert len(refused) <= (request.node.callspec.id == "short") and len(clips) > 9, refused
+    allowed = int(request.node.callspec.id in ("short", "quiet"))
+    assert len(refused) <= allowed and len(clips) > 9, refused
 
 
 @real

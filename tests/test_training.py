@@ -84,13 +84,10 @@ def unbroken(place):
 def command(cfg):
     "The command line for `cfg`."
     names = """model data output_dir code_cache preset token_budget max_steps logging_steps
-    eval_steps save_steps sample_sentences device resume_from_checkpoint""".split()
-    return [
-        sys.executable,
-        "-m",
-        "higgs_vi.train",
-        *(x for n in names for x in (f"--{n}", str(getattr(cfg, n)))),
-    ]
+    eval_steps save_steps sample_sentences device resume_from_checkpoint audio_embeddings""".split()
+    layers = f"--target_modules={','.join(cfg.target_modules)}"
+    given = (x for n in names for x in (f"--{n}", str(getattr(cfg, n))))
+    return [sys.executable, "-m", "higgs_vi.train", layers, *given]
 
 
 def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
@@ -901,7 +898,7 @@ def by_heart(place):
             place,
             place / "heart",
             data=str(place / "four"),
-            max_steps=220,
+            max_steps=340,
             num_train_epochs=400,
             learning_rate=4e-3,
             lora_dropout=0.0,
