@@ -294,8 +294,8 @@ def test_pauses_are_found_beside_a_minute_of_silence():
 
 def test_octave_errors_do_not_decide(monkeypatch):
     "A tracker that doubles or halves every tenth voiced frame changes little."
-    x = read_audio(DEMO / "clips/minh_008.ogg")
-    y = read_audio(DEMO / "clips/minh_004.ogg")
+    x = read_audio(DEMO / "clips/minh_004.ogg")
+    y = read_audio(DEMO / "clips/minh_008.ogg")
     before, other = compare_f0(x, x), compare_f0(x, y)
 
     def wrong(wave, *limits, hop):
@@ -309,7 +309,7 @@ def test_octave_errors_do_not_decide(monkeypatch):
     after = compare_f0(x, x)
     naive = np.corrcoef(clean[ok := np.isfinite(clean)], damaged[ok])[0, 1]
     assert before.correlation > 0.9999 and other.correlation < 0.5
-    assert after.correlation > 0.95 > 0.87 > naive and after.error < 0.2 and after.offset == 0
+    assert after.correlation > 0.95 > 0.85 > naive and after.error < 0.2 and after.offset == 0
     assert 0.05 < after.left_out < 0.15
 
 

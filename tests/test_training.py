@@ -47,6 +47,7 @@ from higgs_vi.plan import learning_rate_at, plan_after, plan_epoch, total_steps
 from higgs_vi.recipe import MemorySettings, TrainSettings
 from higgs_vi.say import SaySettings, load_speaker, speak
 from higgs_vi.say import main as say_main
+from higgs_vi.settings import as_options
 from higgs_vi.speech import Speech, say
 from higgs_vi.step import OutOfMemory, audio_loss, build_optimizer, train_step
 from higgs_vi.train import execute, start
@@ -83,11 +84,7 @@ def unbroken(place):
 
 def command(cfg):
     "The command line for `cfg`."
-    names = """model data output_dir code_cache preset token_budget max_steps logging_steps
-    eval_steps save_steps sample_sentences device resume_from_checkpoint audio_embeddings""".split()
-    layers = f"--target_modules={','.join(cfg.target_modules)}"
-    given = (x for n in names for x in (f"--{n}", str(getattr(cfg, n))))
-    return [sys.executable, "-m", "higgs_vi.train", layers, *given]
+    return [sys.executable, "-m", "higgs_vi.train", *as_options(cfg)]
 
 
 def test_a_killed_run_resumes_to_the_last_bit(place, unbroken):
