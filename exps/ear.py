@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchaudio
+from rapidfuzz.distance import Levenshtein
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -217,16 +218,6 @@ def heard(log_p: torch.Tensor, frames: Sequence[int]) -> list[list[int]]:
     return out
 
 
-def apart(a: list, b: list) -> int:
-    "Return the edit distance."
-    d = list(range(len(b) + 1))
-    for i, x in enumerate(a):
-        left, d = d, [i + 1]
-        for j, y in enumerate(b):
-            d.append(min(left[j] + (x != y), left[j + 1] + 1, d[j] + 1))
-    return d[-1]
-
-
 def train_ear(
     ear: Ear,
     mels: Sequence[torch.Tensor],
@@ -290,7 +281,7 @@ def misheard(
             log_p = ear(stacked([mels[i] for i in part], device))
         loss = ctc(log_p, lengths[part], [labels[i] for i in part]).tolist()
         for i, got, x in zip(part, heard(log_p, lengths[part]), loss):
-            wrong[i], nats[i] = apart(got, labels[i]), x / max(1, total[i])
+            wrong[i], nats[i] = Levenshtein.distance(got, labels[i]), x / max(1, total[i])
     ear.train(was)
     return wrong, total, nats
 
